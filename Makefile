@@ -1,0 +1,59 @@
+# `make demo` and `make test` are the only commands a newcomer needs. Both set up what is missing
+# (a Python environment in .venv, the Temporal server in the user's cache) and say what they do.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup python temporal demo test check format lock chaos scale docker bench clean
+
+VENV := .venv/bin
+PYTEST := $(VENV)/python -m pytest
+# Two at a time: the suite is planned for two cores. The loads are real servers and processes, so
+# a test module stays on one worker (loadscope), where it can share a server.
+PARALLEL ?= -n 2 --dist loadscope
+# Extra arguments for pytest: make test ARGS='tests/worker -k engine'
+ARGS ?=
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: python temporal ## put the Python environment and the Temporal server in place
+
+python:
+	@tools/setup
+
+temporal: python
+	@$(VENV)/python -m worker.provision
+
+demo: setup ## watch a real etcd cluster move, fail, go back and go on
+	@$(VENV)/kedge demo
+
+test: setup ## run every test that needs neither containers nor hours
+	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker' $(ARGS)
+
+check: python ## ruff, strict types, import contracts
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy .
+	$(VENV)/lint-imports
+
+format: python ## format the code and mend what ruff can mend
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+lock: python ## write the lock files anew from pyproject.toml, keeping existing pins
+	@tools/lock
+
+chaos: setup ## kill every process at every point, and look whether anything is done twice
+	$(PYTEST) -m chaos $(ARGS)
+
+scale: setup ## a thousand nodes and more
+	$(PYTEST) -m scale $(ARGS)
+
+docker: setup ## tests that need a container engine
+	$(PYTEST) -m docker $(ARGS)
+
+bench: setup ## print the time per node, the largest history and the worker's memory
+	@$(VENV)/python -m bench
+
+clean: ## remove the environment and every cache of this checkout (not running engines, not .kedge)
+	rm -rf .venv .venv.lock build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
