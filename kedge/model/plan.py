@@ -1,0 +1,220 @@
+"""The Plan: what will happen to which node, in which order, behind which gate, and the way back.
+
+A plan is made by ``kedge.plan.compile`` from four documents, stored by digest in the content-addressed
+store, and only read from then on. Workflows carry its digest and node indexes, never nodes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kedge.model.base import Digest, Frozen, Json, Name, Seconds
+
+Effect = Literal["none", "reversible", "restorable", "irreversible"]
+"""What undoing costs: nothing was changed; undone by the opposite step; undone by restoring a snapshot (writes
+since then are lost); cannot be undone."""
+
+ProgramName = Literal["forward", "back", "restore", "finalize"]
+WayBackKind = Literal["none", "switch-back", "restore", "forbidden"]
+Verb = Literal["start", "approve", "reject", "pause", "resume", "abort", "decide", "rollback"]
+Choice = Literal["retry", "skip", "rollback", "abort"]
+
+
+class DocumentRef(Frozen):
+    """A document this plan was made from. ``digest`` is over its parsed canonical form, not its bytes."""
+
+    name: Name
+    digest: Digest
+
+
+class Artifact(Frozen):
+    """One archive: ``digest`` and ``length`` (bytes) of its bytes; ``source`` is where the artifact driver finds it."""
+
+    platform: str
+    digest: Digest
+    length: Annotated[int, Field(ge=1)]
+    source: str
+
+
+class ServiceTemplate(Frozen):
+    """How the daemon is run, with placeholders (see ``kedge.plan.render``)."""
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    env: dict[str, str] = {}
+    cwd: str = "{node.root}"
+
+
+class Configuration(Frozen):
+    """What one release runs with: files and service as templates, ``settings`` after the release's renames."""
+
+    settings: dict[str, str] = {}
+    files: dict[str, str] = {}
+    service: ServiceTemplate
+
+
+class PlannedRelease(Frozen):
+    """A release as far as a plan needs it."""
+
+    component: Name
+    version: str
+    document: Digest
+    artifacts: tuple[Artifact, ...]
+    configuration: Configuration
+
+
+class PlannedNode(Frozen):
+    """One node. Its index in ``Plan.nodes`` is how everything else refers to it."""
+
+    name: Name
+    address: str
+    platform: str
+    root: str
+    transport: str
+    service: str
+    labels: dict[str, str] = {}
+    options: dict[str, Json] = {}
+
+
+class Step(Frozen):
+    """One operation of the host program, with placeholders in ``params``.
+
+    ``name`` is unique in its program and part of the idempotency key. ``timeout`` bounds the step in seconds,
+    ``effect`` says what undoing it costs once it was begun, ``when`` is a probe (false: skipped).
+    """
+
+    name: Name
+    op: str
+    params: dict[str, Json] = {}
+    when: dict[str, Json] | None = None
+    effect: Effect = "none"
+    timeout: Seconds
+    said: str = ""
+
+
+class Leg(Frozen):
+    """Steps between two decisions: one activity, one connection, one call of the host program.
+
+    ``attempts`` is how often it is tried before it parks.
+    """
+
+    steps: tuple[Step, ...] = Field(min_length=1)
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    backoff: Seconds = 1.0
+
+
+class Program(Frozen):
+    """What is done on one node in one direction."""
+
+    name: ProgramName
+    legs: tuple[Leg, ...]
+
+
+class Gate(Frozen):
+    """Approvals: ``threshold`` distinct people with distinct keys, each of one of ``roles``; every role in
+    ``each_of`` must be among them. ``expires`` is how long the gate waits before it parks, in seconds."""
+
+    name: Name
+    threshold: Annotated[int, Field(ge=1, le=20)]
+    roles: tuple[Name, ...] = Field(min_length=1)
+    each_of: tuple[Name, ...] = ()
+    requester_counts: bool = False
+    expires: Seconds
+    reason: str = ""
+
+
+class Bake(Frozen):
+    """After a wave: ``duration`` seconds in which its nodes are looked at every ``interval`` seconds with ``probe``."""
+
+    duration: Seconds
+    interval: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    probe: dict[str, Json] | None = None
+
+
+class OrderRule(Frozen):
+    """Within a wave: nodes for which ``probe`` passes when the wave opens go ``last`` (or first)."""
+
+    probe: dict[str, Json]
+    last: bool = True
+
+
+class Wave(Frozen):
+    """``batches`` run one after the other (one failure domain at a time); within a batch at most
+    ``max_unavailable`` nodes are in flight or down. ``gate`` must be passed before the wave begins."""
+
+    index: int
+    name: Name
+    batches: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    max_unavailable: Annotated[int, Field(ge=1)]
+    gate: Name | None = None
+    bake: Bake | None = None
+    rules: tuple[OrderRule, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """All node indexes in planned order."""
+        return tuple(node for batch in self.batches for node in batch)
+
+
+class PointOfNoReturn(Frozen):
+    """Where the way back ends. ``wave`` is the index of the first wave behind it, or None when it is the finalize
+    step. ``gate`` guards it; ``lost`` says in words what can no longer be had afterwards."""
+
+    wave: int | None
+    gate: Name
+    lost: str
+
+
+class WayBack(Frozen):
+    """The way back from a point: ``from_wave`` is the number of waves begun (0: only preflight)."""
+
+    from_wave: int
+    kind: WayBackKind
+    gate: Name | None = None
+    lost: str = ""
+
+
+class MixedState(Frozen):
+    """A state the plan passes through and whether its releases may live together (``kedge.plan.company``)."""
+
+    said: str
+    ok: bool
+    why: str = ""
+
+
+class Plan(Frozen):
+    """The whole. :func:`kedge.plan.digest.plan_digest` is over its canonical form."""
+
+    format: Literal[1] = 1
+    fleet: DocumentRef
+    environment: Name
+    runbook: DocumentRef
+    policy: DocumentRef
+    before: PlannedRelease
+    after: PlannedRelease
+    nodes: tuple[PlannedNode, ...] = Field(min_length=1)
+    programs: tuple[Program, ...]
+    waves: tuple[Wave, ...] = Field(min_length=1)
+    gates: tuple[Gate, ...]
+    start_gate: Name | None = None
+    commit: PointOfNoReturn | None = None
+    way_back: tuple[WayBack, ...]
+    after_commit: Literal["forbidden", "restore"] = "forbidden"
+    failure_budget: Annotated[int, Field(ge=0)] = 0
+    on_failure: Literal["park", "rollback"] = "park"
+    mixed: tuple[MixedState, ...] = ()
+
+    def program(self, name: ProgramName) -> Program:
+        """The program of that name; raises ``KeyError`` when the plan has none."""
+        for program in self.programs:
+            if program.name == name:
+                return program
+        raise KeyError(name)
+
+    def gate(self, name: str) -> Gate:
+        """The gate of that name; raises ``KeyError``."""
+        for gate in self.gates:
+            if gate.name == name:
+                return gate
+        raise KeyError(name)
