@@ -1,0 +1,1 @@
+"""The world behind ports: transports to hosts, stores, artifacts. Only the worker builds drivers."""
