@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.order import Envelope, Expected, OrderVerdict, Tally
-from kedge.model.plan import Choice, ProgramName
+from kedge.model.plan import Choice, Gate, PointOfNoReturn, ProgramName, WayBack
 
 Phase = Literal[
     "preflight", "gate", "widening", "parked", "paused", "finalizing", "fencing", "going-back", "done", "aborted",
@@ -42,6 +42,9 @@ class LegRequest(Frozen):
     program: ProgramName
     leg: int
     serial: int
+    round: Annotated[int, Field(ge=0)] = 0
+    """Grows when a step is done again on purpose (a person's retry, a daemon that died at its start). Commands,
+    snapshots and restores keep their key over all rounds: done once is done."""
     wave: int | None = None
 
 
@@ -78,8 +81,7 @@ class WaveRequest(Frozen):
     parallel: Annotated[int, Field(ge=1)]
     budget: Annotated[int, Field(ge=0)]
     serial: int
-    restart: dict[int, int] = {}
-    """Leg to begin at, for nodes that already went through earlier legs."""
+    round: Annotated[int, Field(ge=0)] = 0
 
 
 class WaveResult(Frozen):
@@ -93,23 +95,33 @@ class WaveResult(Frozen):
     fenced: bool = False
 
 
+class Again(Frozen):
+    """A wave taken up again: only these ``nodes`` still need their legs (none: only the bake is repeated)."""
+
+    nodes: tuple[int, ...] = ()
+    round: int = 0
+
+
 class WideningRequest(Frozen):
-    """Run waves from ``wave`` on, until a decision is needed. ``only`` restricts the first wave to these nodes
-    (a retry); ``down`` nodes are known to be out and count against ``max_unavailable``."""
+    """Run waves from ``wave`` on, until a decision is needed. ``down`` nodes are out (failed and excused, or skipped):
+    they count against ``max_unavailable`` and are not touched. ``done``, ``steps`` and ``replayed`` carry on over
+    continue-as-new."""
 
     run: Run
     wave: int
     serial: int
     passed: tuple[Name, ...] = ()
-    only: tuple[int, ...] | None = None
-    bake_only: bool = False
+    again: Again | None = None
     down: tuple[int, ...] = ()
-    failures: int = 0
+    done: int = 0
+    steps: int = 0
+    replayed: int = 0
 
 
 class WideningStop(Frozen):
     """Why widening returned: a gate stands before ``wave``, all waves are done, nodes failed, it was held, or a
-    newer token has the hosts."""
+    newer token has the hosts. ``done``, ``steps``, ``replayed`` count since the request; ``down`` is the request's
+    plus the nodes that failed within the budget."""
 
     why: Literal["gate", "done", "failed", "held", "fenced"]
     wave: int
@@ -120,7 +132,9 @@ class WideningStop(Frozen):
     replayed: int = 0
     failures: tuple[Failure, ...] = ()
     remaining: tuple[int, ...] = ()
-    where: Literal["wave", "bake", ""] = ""
+    down: tuple[int, ...] = ()
+    where: Literal["", "wave", "bake"] = ""
+    """Where it failed or was held: among the legs of the wave, or in its bake."""
 
 
 class Showing(Frozen):
@@ -253,25 +267,145 @@ class Observed(Frozen):
     started_after: tuple[int, ...] = ()
     """Nodes on which this plan's new release was ever started: a failed start counts."""
     problems: tuple[Failure, ...] = ()
+    finalized: bool = False
+    """The finalize steps of this plan were begun."""
+    fenced: bool = False
 
 
-class ChunkRequest(Frozen):
-    """Preflight, fencing, baking: one activity for many nodes."""
+class LegFacts(Frozen):
+    """How a leg is scheduled: ``timeout`` and ``backoff`` in seconds, ``attempts`` before it counts as failed."""
 
-    run: Run
-    nodes: tuple[int, ...]
-    serial: int
-    wave: int | None = None
+    timeout: float
+    attempts: int
+    backoff: float
+
+
+class WaveFacts(Frozen):
+    """A wave without its nodes: ``gates`` stand before it; ``bake`` seconds follow, looked at every ``interval``."""
+
+    name: Name
+    size: int
+    parallel: int
+    gates: tuple[Name, ...] = ()
+    bake: float = 0.0
+    interval: float = 5.0
 
 
 class PlanFacts(Frozen):
     """The little a workflow needs of a plan; read once by an activity."""
 
     nodes: int
-    waves: int
     before: str
     after: str
-    release_document: Digest
     before_document: Digest
-    """Digest of the release document the plan starts from."""
+    after_document: Digest
     start_gate: Name | None
+    waves: tuple[WaveFacts, ...]
+    gates: tuple[Gate, ...]
+    legs: dict[ProgramName, tuple[LegFacts, ...]]
+    commit: PointOfNoReturn | None = None
+    finalize_node: int | None = None
+    failure_budget: int = 0
+    on_failure: Literal["park", "rollback"] = "park"
+    way_back: tuple[WayBack, ...] = ()
+
+
+class UpgradeRequest(Frozen):
+    """What the Fleet starts an Upgrade with; ``state`` is carried over continue-as-new."""
+
+    run: Run
+    requester: str
+    state: Json = None
+
+
+class RollbackRequest(Frozen):
+    """What a Rollback starts with. ``of`` is the run it undoes; ``automatic`` when the runbook, not a person, ordered
+    it: it then never crosses the point of no return. ``serial`` is the first serial it may use."""
+
+    run: Run
+    requester: str
+    of: str
+    automatic: bool = False
+    serial: int = 1
+    state: Json = None
+
+
+class RunEnd(Frozen):
+    """What a run returns: how it ended and which release document the fleet is on (None: mixed)."""
+
+    run: str
+    phase: Phase
+    said: str
+    release: str | None = None
+    release_document: Digest | None = None
+    nodes_done: int = 0
+    steps: int = 0
+    replayed: int = 0
+    successor: str | None = None
+
+
+class Preempted(Frozen):
+    """From the Fleet to the run that loses the lease, with the order that took it; the run verifies the order."""
+
+    epoch: int
+    successor: str
+    envelope: Envelope
+
+
+class FleetState(Frozen):
+    """A Fleet's memory over continue-as-new. ``plan`` is the plan of the holder or of the last run."""
+
+    fleet: Name
+    epoch: int = 0
+    count: int = 0
+    holder: str | None = None
+    last: str | None = None
+    plan: Digest | None = None
+    release: str | None = None
+    release_document: Digest | None = None
+    runs: tuple[str, ...] = ()
+    spent: tuple[str, ...] = ()
+    verdicts: tuple[OrderVerdict, ...] = ()
+
+
+class Opened(Frozen):
+    """A wave opened: its nodes in the order that was just observed, in batches that run one after the other."""
+
+    batches: tuple[tuple[int, ...], ...]
+
+
+class CheckRequest(Frozen):
+    """One look at nodes during a bake. ``ensure``: first start what should run and does not (after a person's retry)."""
+
+    run: Run
+    wave: int
+    nodes: tuple[int, ...]
+    serial: int
+    ensure: bool = False
+
+
+class Checked(Frozen):
+    """Nodes that did not pass; empty is a pass."""
+
+    failures: tuple[Failure, ...] = ()
+    fenced: bool = False
+
+
+class ObserveRequest(Frozen):
+    """Raise the fence on these nodes and look at them; ``probes``: also the runbook's preflight probes."""
+
+    run: Run
+    nodes: tuple[int, ...]
+    serial: int
+    probes: bool = False
+
+
+class EnsureResult(Frozen):
+    """What ``kedge up`` did for a fleet: counts of nodes, and a sentence for each that could not be brought up."""
+
+    fleet: Name
+    nodes: int
+    installed: int = 0
+    started: int = 0
+    running: int = 0
+    problems: tuple[str, ...] = ()
