@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, PlannedNode
-
-if TYPE_CHECKING:
-    from kedge.model.documents import Policy
+from kedge.model.policy import Policy
 
 Token: TypeAlias = tuple[int, int, int]
 """The fence token ``(epoch, leg, attempt)``, compared in that order (docs/host-protocol.md)."""

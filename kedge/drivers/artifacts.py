@@ -1,0 +1,156 @@
+"""Archives that releases name: found by scheme, verified before anyone gets a path."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from kedge.model.errors import DriverError
+from kedge.model.plan import Artifact
+
+_CHUNK = 1024 * 1024
+
+Identity: TypeAlias = tuple[int, int, int, int, int]
+"""Device, inode, size, mtime and ctime: whenever the content may have changed, this has."""
+
+
+class ArtifactSource(Protocol):
+    """Finds archives of one scheme. It need not verify: :class:`VerifiedArtifacts` does."""
+
+    async def candidates(self, artifact: Artifact) -> Sequence[Path]:
+        """Local files that may be the artifact, best first; empty where there is none.
+
+        Raises ``DriverError`` kind ``Unreachable`` (retryable) when the source may answer later.
+        """
+        ...
+
+
+class FileSource:
+    """``file:`` addresses and plain paths: absolute, or relative to the ``releases`` directories."""
+
+    def __init__(self, releases: Sequence[Path]) -> None:
+        self._releases = tuple(releases)
+
+    async def candidates(self, artifact: Artifact) -> Sequence[Path]:
+        """See :meth:`ArtifactSource.candidates`; a relative path stays inside its directory."""
+        source = artifact.source
+        if source.startswith("file:"):
+            parts = urlsplit(source)
+            if parts.netloc not in {"", "localhost"}:
+                raise DriverError(
+                    "NotFound", f"{source}: a file address names no other host", retryable=False
+                )
+            source = unquote(parts.path)
+        path = PurePosixPath(source)
+        if "\0" in source or ".." in path.parts:
+            raise DriverError(
+                "NotFound", f"{source!r}: a path with '..' is not followed", retryable=False
+            )
+        if path.is_absolute():
+            return (Path(path),)
+        return tuple(directory / path for directory in self._releases)
+
+
+class VerifiedArtifacts:
+    """:class:`kedge.drivers.ports.Artifacts` over one source per scheme.
+
+    ``cache`` is a directory of archives named by their digest; it is asked before any source.
+    ``sources`` maps a scheme to what finds its archives; plain paths are of the scheme ``file``.
+    """
+
+    def __init__(self, cache: Path, sources: Mapping[str, ArtifactSource]) -> None:
+        self._cache = cache
+        self._sources = dict(sources)
+        self._verified: dict[tuple[str, str], tuple[Path, Identity]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def fetch(self, artifact: Artifact) -> Path:
+        """See :meth:`kedge.drivers.ports.Artifacts.fetch`."""
+        found = self._verified_before(artifact)
+        if found is not None:
+            return found
+        # Many nodes ask for one archive at the same moment: it is read once, the others wait.
+        lock = self._locks.setdefault(artifact.digest, asyncio.Lock())
+        async with lock:
+            return self._verified_before(artifact) or await self._find(artifact)
+
+    def _verified_before(self, artifact: Artifact) -> Path | None:
+        known = self._verified.get((artifact.digest, artifact.source))
+        if known is None or known[1][2] != artifact.length:
+            return None
+        path, identity = known
+        return path if _identity(path) == identity else None
+
+    async def _find(self, artifact: Artifact) -> Path:
+        cached = self._cache / artifact.digest
+        candidates = [cached, *await self._source(artifact).candidates(artifact)]
+        wrong: list[str] = []
+        for path in candidates:
+            identity = _identity(path)
+            if identity is None:
+                continue
+            said = await asyncio.to_thread(_check, path, artifact)
+            if said is None and _identity(path) == identity:
+                self._verified[artifact.digest, artifact.source] = (path, identity)
+                return path
+            wrong.append(said or f"{path} changed while it was read")
+        if wrong:
+            raise DriverError(
+                "DigestMismatch", "; ".join(wrong), retryable=False,
+                next_step="The archive is not the one that the release names: get that one.",
+            )  # fmt: skip
+        looked = ", ".join(str(path) for path in candidates)
+        raise DriverError(
+            "NotFound",
+            f"the archive {artifact.source} for {artifact.platform} is in none of: {looked}",
+            retryable=False,
+            next_step="Put it there, or name the directory that has it as a release directory.",
+        )
+
+    def _source(self, artifact: Artifact) -> ArtifactSource:
+        scheme, colon, _ = artifact.source.partition(":")
+        name = scheme.lower() if colon and "/" not in scheme else "file"
+        source = self._sources.get(name)
+        if source is None:
+            known = ", ".join(sorted(self._sources))
+            raise DriverError(
+                "NotFound",
+                f"{artifact.source}: no artifact driver for {name!r} (there are: {known})",
+                retryable=False,
+            )
+        return source
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _check(path: Path, artifact: Artifact) -> str | None:
+    """None when the file is the artifact, else a sentence that says how it differs."""
+    sha256 = hashlib.sha256()
+    length = 0
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != artifact.length:
+                size = os.fstat(file.fileno()).st_size
+                return f"{path} has {size} bytes, the release says {artifact.length}"
+            while chunk := file.read(_CHUNK):
+                sha256.update(chunk)
+                length += len(chunk)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}"
+    if length != artifact.length or sha256.hexdigest() != artifact.digest:
+        return f"{path} has sha256 {sha256.hexdigest()}, the release says {artifact.digest}"
+    return None

@@ -1,0 +1,70 @@
+"""Files that are either there whole or not there, for the stores of one home directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from kedge.model.errors import DriverError
+
+_MAY_PASS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO})
+
+
+def store_error(act: str, error: OSError) -> DriverError:
+    """The one error of stores; retryable when the cause can pass by itself, a full disk say."""
+    return DriverError(
+        "StoreError",
+        f"cannot {act}: {error.strerror or error}",
+        retryable=error.errno in _MAY_PASS,
+        detail={"errno": error.errno or 0},
+    )
+
+
+def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Puts ``content`` at ``path`` so that every reader, and every crash, finds all of it or none.
+
+    Raises ``OSError``; nothing is left behind then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in ``path`` durable: a rename is only then on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(path: Path, limit: int) -> bytes | None:
+    """The bytes at ``path``, or None where there is no such file.
+
+    Raises ``OSError``, and ``DriverError`` kind ``StoreError`` for more than ``limit`` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    if len(content) > limit:
+        raise DriverError(
+            "StoreError", f"{path.name} is larger than {limit} bytes", retryable=False
+        )
+    return content
