@@ -1,1 +1,49 @@
 """What every test folder shares; fixtures of one folder live in that folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from worker.client import connect
+from worker.engine import Engine
+from worker.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the developer's own Temporal and kedge variables out of every test."""
+    for name in ("ADDRESS", "NAMESPACE", "PROFILE", "CONFIG_FILE", "API_KEY"):
+        monkeypatch.delenv(f"TEMPORAL_{name}", raising=False)
+    for name in Settings.model_fields:
+        if name != "temporal_binary":
+            monkeypatch.delenv(f"KEDGE_{name.upper()}", raising=False)
+
+
+@pytest.fixture(scope="session")
+def engine_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings whose engine the ``engine`` fixture runs: one per test process."""
+    home: Path = tmp_path_factory.mktemp("engine")
+    return Settings.load(home=home, engine_ui=False)
+
+
+@pytest.fixture(scope="session")
+def engine(engine_settings: Settings) -> Iterator[Engine]:
+    """A running Temporal server that the tests of this process share; mark them ``temporal``.
+
+    Keep apart by task queue and workflow id. Who kills an engine starts one of their own.
+    """
+    engine = Engine(engine_settings)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+async def client(engine: Engine, engine_settings: Settings) -> Client:
+    """A client of the shared engine, with kedge's data converter."""
+    engine.start()
+    return await connect(engine_settings, patience=10)
