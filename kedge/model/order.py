@@ -12,7 +12,20 @@ from kedge.model.plan import Choice, Verb
 NAMESPACE = "kedge-order"
 """The SSHSIG namespace; a signature made for anything else is refused."""
 
-Instant = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC, whole seconds, RFC 3339")]
+# [0-9] and not \d: the engine behind pydantic takes \d for any digit of any script.
+Instant = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        description="UTC, whole seconds, RFC 3339",
+    ),
+]
+
+# People read orders in terminals and web pages before they trust them: no escape sequences, and no
+# marks that turn the direction of writing around (Unicode TR 36).
+_HIDDEN = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+Line = Annotated[str, Field(pattern=rf"^[^\x00-\x1f{_HIDDEN}]*$")]
+Text = Annotated[str, Field(pattern=rf"^[^\x00-\x09\x0b-\x1f{_HIDDEN}]*$")]
 
 
 class Order(Frozen):
@@ -20,19 +33,20 @@ class Order(Frozen):
 
     ``target`` is a run id, or ``fleet/<name>`` for start and rollback. ``plan`` is the plan's digest. ``subject`` is the
     gate (approve, reject) or the parked item (decide), else empty. ``shown`` is the digest of what the person was
-    shown (:class:`kedge.model.run.Showing`); for a start it is the plan's digest again. ``nonce`` makes it spendable once.
+    shown (:class:`kedge.model.run.Showing`); where a verb has no subject it is the plan's digest again, unless the
+    run says otherwise. ``nonce`` makes it spendable once.
     """
 
     kind: Literal["KedgeOrder"] = "KedgeOrder"
     format: Literal[1] = 1
     verb: Verb
-    target: Annotated[str, Field(max_length=200)]
+    target: Annotated[Line, Field(max_length=200)]
     plan: Digest
-    subject: Annotated[str, Field(max_length=300)] = ""
+    subject: Annotated[Line, Field(max_length=300)] = ""
     choice: Choice | None = None
     shown: Digest
     person: Name
-    comment: Annotated[str, Field(max_length=2000)] = ""
+    comment: Annotated[Text, Field(max_length=2000)] = ""
     issued: Instant
     expires: Instant
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -49,47 +63,58 @@ Rule = Literal[
     "accepted",
     "unreadable",
     "not-canonical",
+    "unknown-person",
+    "unknown-key",
+    "duplicate-key",
+    "namespace",
+    "algorithm",
+    "signature",
+    "touch",
+    "pin",
     "verb",
     "target",
     "plan",
+    "not-open",
     "subject",
     "choice",
     "shown",
-    "unknown-person",
-    "unknown-key",
-    "signature",
-    "namespace",
-    "role",
-    "requester",
-    "duplicate-person",
-    "duplicate-key",
     "not-yet-valid",
     "expired",
     "too-long-lived",
     "nonce-spent",
-    "not-open",
+    "role",
+    "requester",
+    "duplicate-person",
     "lease",
     "policy",
 ]
+"""In the order in which :func:`kedge.trust.orders.judge` looks; ``lease`` and ``policy`` are for its callers."""
 
 
 class Expected(Frozen):
-    """What an order must say to be about this run, now. ``shown`` None: the verb shows nothing that changes."""
+    """What an order must say to be about this run, now.
+
+    ``requester`` None: nobody asked for this run (it began by itself). ``spent`` are nonces seen before.
+    """
 
     verbs: tuple[Verb, ...]
     target: str
     plan: Digest
     subjects: dict[str, Digest] = {}
-    """Open subjects (gates or parked items) and the digest of what each shows."""
+    """Open subjects (gates or parked items) and the digest of what each shows. Under ``""`` stands what is shown
+    for verbs without a subject; when it is not there, they must name the plan's digest."""
     choices: dict[str, tuple[Choice, ...]] = {}
-    """Per parked item the choices it offers."""
+    """Per parked item the choices it offers. What is not in here is a gate."""
     requester: str | None = None
     spent: tuple[str, ...] = ()
     now: Instant
 
 
 class OrderVerdict(Frozen):
-    """The decision about one order, fit to be evidence: which rule decided, in words, and who."""
+    """The decision about one order, fit to be evidence: which rule decided, in words, and who.
+
+    Of a refused order the fields say what it claims, as far as it was readable; of an accepted one they are so.
+    """
 
     accepted: bool
     rule: Rule
@@ -104,9 +129,16 @@ class OrderVerdict(Frozen):
     roles: tuple[str, ...] = ()
     key: str = ""
     """SHA256 fingerprint of the signing key, as ``ssh-keygen -l`` prints it."""
+    material: str = ""
+    """sha256 over the bare numbers of that key: equal for one key under two names, kinds or comments."""
+    touched: bool = False
+    pin_given: bool = False
+    """What a hardware key said about its person; false for other keys."""
     nonce: str = ""
     comment: str = ""
     plan: str = ""
+    shown: str = ""
+    issued: str = ""
 
 
 class Tally(Frozen):

@@ -1,0 +1,275 @@
+"""The judgement of one order: bytes and policy in, verdict out.
+
+:func:`judge` looks in this order and stops at the first rule that is broken, which names the verdict:
+
+1. ``unreadable``, ``not-canonical``: the envelope holds the one form of an order (:mod:`kedge.trust.envelope`);
+2. ``unknown-person``: the policy knows the person the order names;
+3. ``signature`` (its form), ``unknown-key``, ``duplicate-key``, ``algorithm``: the key that signed is that
+   person's and no one else's, and of a kind that may sign;
+4. ``namespace``, ``algorithm``, ``signature``, ``touch``, ``pin``: the signature holds (:mod:`kedge.trust.sshsig`);
+5. ``verb``, ``target``, ``plan``, ``not-open``, ``subject``, ``choice``, ``shown``: it is about this run, now;
+6. ``not-yet-valid``, ``expired``, ``too-long-lived``: it is of this time;
+7. ``nonce-spent``: it was not seen before;
+8. ``role``: this person may say this verb, and for approve and reject has one of the gate's roles;
+9. ``requester``: who asked for the run does not approve it, unless the policy *and* the gate let him count;
+10. ``duplicate-person``, ``duplicate-key``: neither person nor key has approved at this gate.
+
+From step 5 on the verdict's person, key and content are proven, before that they are claims.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Rule
+from kedge.model.plan import Gate
+from kedge.model.policy import Person, Policy
+from kedge.trust.envelope import (
+    bytes_to_sign,
+    envelope_digest,
+    make,
+    moment,
+    open_envelope,
+    read,
+    seal,
+)
+from kedge.trust.keyring import keyring
+from kedge.trust.keys import PublicKey, fingerprint
+from kedge.trust.refusal import RefusalError, quoted
+from kedge.trust.sshsig import Signature, check, parse
+
+__all__ = ["bytes_to_sign", "judge", "make", "open_envelope", "read", "refused", "seal"]
+
+_GATE_VERBS = ("approve", "reject")
+_ECHOED = {
+    "verb", "target", "subject", "choice", "person", "nonce", "comment", "plan", "shown", "issued",
+}  # fmt: skip
+
+
+def judge(
+    envelope: Envelope,
+    expected: Expected,
+    policy: Policy,
+    *,
+    signed: tuple[OrderVerdict, ...] = (),
+    gate: Gate | None = None,
+) -> OrderVerdict:
+    """The verdict about an order. Pure, and total: whatever the envelope holds, it is a verdict.
+
+    ``gate`` is the gate of the plan that approve and reject are about (without it they are refused);
+    ``signed`` are the accepted verdicts of this gate so far. Raises ``RefusalError`` only when
+    ``expected.now`` is no time, which is the caller's mistake.
+    """
+    moment(expected.now)
+    known = _Known(envelope)
+    try:
+        order = known.order = read(envelope)
+        person = known.person = _person(order, policy)
+        signature = known.signature = parse(envelope.signature)
+        key = known.key = keyring(policy.people).key_of(signature.key_blob, person.name)
+        check(signature, key, envelope.order.encode())
+        _about(order, expected, gate)
+        _in_time(order, expected, policy)
+        _unspent(order, expected)
+        _may(order, person, policy, gate)
+        _requester(order, expected, policy, gate)
+        _distinct(order, key, signed)
+    except RefusalError as refusal:
+        return known.verdict(refusal.rule, refusal.said)
+    words = [order.person, "says", order.verb, order.choice, order.target, order.subject]
+    return known.verdict("accepted", " ".join(word for word in words if word))
+
+
+def refused(envelope: Envelope, rule: Rule, said: str) -> OrderVerdict:
+    """A refusal that the caller decides (``lease``, ``policy``, ``not-open`` ...), with what the order claims."""
+    known = _Known(envelope)
+    with suppress(RefusalError):
+        known.order = read(envelope)
+    return known.verdict(rule, said)
+
+
+@dataclass
+class _Known:
+    """What is known of an envelope so far, to say it in the verdict whenever that falls."""
+
+    envelope: Envelope
+    order: Order | None = None
+    person: Person | None = None
+    signature: Signature | None = None
+    key: PublicKey | None = None
+
+    def verdict(self, rule: Rule, said: str) -> OrderVerdict:
+        """The verdict by this rule, with what is known."""
+        order = self.order
+        signature = self.signature
+        hardware = self.key is not None and self.key.application is not None
+        return OrderVerdict(
+            accepted=rule == "accepted",
+            rule=rule,
+            said=said,
+            digest=envelope_digest(self.envelope),
+            roles=self.person.roles if self.person is not None else (),
+            key=fingerprint(signature.key_blob) if signature is not None else "",
+            material=self.key.material if self.key is not None else "",
+            touched=hardware and signature is not None and signature.touched,
+            pin_given=hardware and signature is not None and signature.pin_given,
+            **(order.model_dump(include=_ECHOED) if order is not None else {}),
+        )
+
+
+def _person(order: Order, policy: Policy) -> Person:
+    person = policy.person(order.person)
+    if person is None:
+        raise RefusalError(
+            "unknown-person",
+            f"the policy {policy.name} knows no {quoted(order.person)}",
+            next_step="use the name under which your key stands in the policy",
+        )
+    return person
+
+
+def _about(order: Order, expected: Expected, gate: Gate | None) -> None:
+    """Step 5: the order is about this run, this plan, something that is open, and what was shown."""
+    if order.verb not in expected.verbs:
+        raise RefusalError(
+            "verb",
+            f"{order.verb} is not possible now; possible: {', '.join(expected.verbs) or 'nothing'}",
+            next_step="kedge status says what is waited for",
+        )
+    if order.target != expected.target:
+        raise RefusalError(
+            "target", f"the order is for {quoted(order.target)}, not for {expected.target}"
+        )
+    if order.plan != expected.plan:
+        raise RefusalError(
+            "plan",
+            f"the order is about the plan {order.plan[:12]}, not about {expected.plan[:12]}",
+            next_step="look at this plan and sign again",
+        )
+    _subject(order, expected, gate)
+    shown = expected.subjects.get(order.subject, expected.plan if order.subject == "" else None)
+    if order.shown != shown:
+        raise RefusalError(
+            "shown",
+            "what was shown when this was signed is not what stands now: something happened since",
+            next_step="look at it again (kedge status) and sign what it says now",
+        )
+
+
+def _subject(order: Order, expected: Expected, gate: Gate | None) -> None:
+    """Gate verbs name an open gate, decide an open parked item and a choice it offers, others nothing."""
+    if order.verb not in {*_GATE_VERBS, "decide"}:
+        if order.subject != "":
+            raise RefusalError(
+                "subject", f"{order.verb} is about the whole run; its subject must be empty"
+            )
+        if order.choice is not None:
+            raise RefusalError("choice", f"{order.verb} has no choice; only decide has")
+        return
+    parked = {subject for subject in expected.subjects if subject in expected.choices}
+    candidates = parked if order.verb == "decide" else set(expected.subjects) - parked - {""}
+    what = "parked item" if order.verb == "decide" else "gate"
+    if not candidates:
+        raise RefusalError(
+            "not-open", f"no {what} is open now", next_step="kedge status says what is waited for"
+        )
+    if order.subject not in candidates:
+        raise RefusalError(
+            "subject",
+            f"{quoted(order.subject)} is not an open {what}; open: {', '.join(sorted(candidates))}",
+        )
+    if order.verb == "decide":
+        offered = expected.choices[order.subject]
+        if order.choice not in offered:
+            raise RefusalError(
+                "choice", f"the choices are {', '.join(offered)}, not {order.choice or 'nothing'}"
+            )
+    elif order.choice is not None:
+        raise RefusalError("choice", f"{order.verb} has no choice; only decide has")
+    elif gate is None or gate.name != order.subject:
+        raise RefusalError("subject", f"the plan has no gate {quoted(order.subject)}")
+
+
+def _in_time(order: Order, expected: Expected, policy: Policy) -> None:
+    """Step 6: issued <= now + skew; now < expires; expires - issued <= the policy's longest life."""
+    now, issued, expires = moment(expected.now), moment(order.issued), moment(order.expires)
+    if issued > now + timedelta(seconds=policy.clock_skew_seconds):
+        raise RefusalError(
+            "not-yet-valid",
+            f"the order was issued at {order.issued}, and here it is {expected.now}",
+            next_step="set the clock of the signing machine right",
+        )
+    if now >= expires or expires <= issued:
+        raise RefusalError(
+            "expired",
+            f"the order was good until {order.expires}, and it is {expected.now}",
+            next_step="make and sign a new one",
+        )
+    longest = policy.lifetime(order.verb)
+    if (expires - issued).total_seconds() > longest:
+        raise RefusalError(
+            "too-long-lived",
+            f"the order is good from {order.issued} to {order.expires}; the policy allows {longest:g} seconds",
+            next_step="make one that expires sooner",
+        )
+
+
+def _unspent(order: Order, expected: Expected) -> None:
+    """Step 7."""
+    if order.nonce in expected.spent:
+        raise RefusalError(
+            "nonce-spent",
+            "this order was sent before, and each is spent once",
+            next_step="make and sign a new one",
+        )
+
+
+def _may(order: Order, person: Person, policy: Policy, gate: Gate | None) -> None:
+    """Step 8: one of the person's roles may say the verb; at a gate, one of them is the gate's."""
+    if not policy.allows(person, order.verb):
+        allowed = ", ".join(policy.may.get(order.verb, ())) or "nobody"
+        raise RefusalError(
+            "role",
+            f"{person.name} ({', '.join(person.roles)}) may not {order.verb}; the policy allows it to {allowed}",
+        )
+    if order.verb in _GATE_VERBS and gate is not None and not set(gate.roles) & set(person.roles):
+        raise RefusalError(
+            "role",
+            f"{person.name} ({', '.join(person.roles)}) has none of the roles of the gate {gate.name}: "
+            + ", ".join(gate.roles),
+        )
+
+
+def _requester(order: Order, expected: Expected, policy: Policy, gate: Gate | None) -> None:
+    """Step 9. A plan is compiled by who asks for the run, so its word alone does not let him count."""
+    counts = policy.requester_may_approve and gate is not None and gate.requester_counts
+    if order.verb == "approve" and order.person == expected.requester and not counts:
+        raise RefusalError(
+            "requester",
+            f"{order.person} asked for this run, and who asks does not approve",
+            next_step="have someone else sign",
+        )
+
+
+def _distinct(order: Order, key: PublicKey, signed: tuple[OrderVerdict, ...]) -> None:
+    """Step 10: a second approval by the same person, or with the same key under another name."""
+    if order.verb != "approve":
+        return
+    before = [
+        one
+        for one in signed
+        if one.accepted and one.verb == "approve" and one.subject == order.subject
+    ]
+    if any(one.person == order.person for one in before):
+        raise RefusalError(
+            "duplicate-person", f"{order.person} has already approved {quoted(order.subject)}"
+        )
+    for one in before:
+        if one.material == key.material or one.key == key.fingerprint:
+            raise RefusalError(
+                "duplicate-key",
+                f"the key {key.fingerprint} has already approved {quoted(order.subject)}, as {one.person}",
+                next_step="give each person a key of their own",
+            )
