@@ -1,7 +1,8 @@
 """The worker as a detached process that outlives the command line.
 
 ``<home>/run/worker.json`` says which process it is; ``<home>/run/worker-ready.json`` is written by
-the worker itself, once it takes work (``announce_ready``).
+the worker itself, once it takes work (``announce_ready``). ``python -m worker.background`` exits
+with 0 while such a worker runs: a health check for containers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,7 +49,17 @@ def announce_ready(settings: Settings) -> None:
     """Called by the worker's own process once it polls: whoever started it stops waiting."""
     identity = processes.identify(os.getpid())
     if identity is not None:
-        processes.write_state(settings.run_dir / "worker-ready.json", _Ready(process=identity))
+        processes.write_state(_ready_file(settings), _Ready(process=identity))
+
+
+def _ready_file(settings: Settings) -> Path:
+    return settings.run_dir / "worker-ready.json"
+
+
+def has_announced(settings: Settings) -> bool:
+    """Whether a worker of this home, started by anyone, runs and has said that it takes work."""
+    ready = processes.read_state(_ready_file(settings), _Ready)
+    return ready is not None and processes.is_alive(ready.process)
 
 
 class BackgroundWorker:
@@ -67,7 +79,7 @@ class BackgroundWorker:
     def is_ready(self) -> bool:
         """Whether the running worker has said that it takes work."""
         state = self.state()
-        ready = processes.read_state(self._settings.run_dir / "worker-ready.json", _Ready)
+        ready = processes.read_state(_ready_file(self._settings), _Ready)
         return state is not None and ready is not None and ready.process == state.process
 
     def start(self, engine_address: str | None, *, wait: float = READY_SECONDS) -> WorkerState:
@@ -140,3 +152,7 @@ class BackgroundWorker:
                     f"end of {self._log}:\n{processes.tail(self._log)}\nnext: `kedge doctor`"
                 )
             time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if has_announced(Settings.load()) else 1)
