@@ -1,0 +1,119 @@
+"""The memory of simulated hosts in a file, so that they outlive a worker and are shared by several.
+
+One JSON line per change, appended under a lock on the file. Whoever takes the lock first reads what
+others appended: a worker that was stopped and goes on sees the fence as it is now, as on a real
+host. The lines survive the death of a process, not of the machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kedge.drivers.sim_host import Counts, Record, SimHost, State
+
+_FACTS = (
+    "token", "run", "state", "counts", "releases", "generations", "snapshots", "runs", "captured",
+    "pids", "begun", "begun_run",
+)  # fmt: skip
+
+
+class SimLog:
+    """The file at ``path``; ``host`` gives the simulated host of a key, made when it is new."""
+
+    def __init__(self, path: Path, host: Callable[[str], SimHost]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._host = host
+        self._read_to = 0
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Holds the lock; at the start everything that others wrote has been taken in.
+
+        Nothing awaits inside: a turn is one act of a host, microseconds long.
+        """
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            self._catch_up()
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def write(self, host: SimHost, before: tuple[Any, ...], key: str = "") -> None:
+        """Appends what changed on ``host`` since ``before`` and, with ``key``, its journal record.
+
+        Called within :meth:`turn`.
+        """
+        line: dict[str, Any] = {
+            name: value
+            for name, value, old in zip(_FACTS, facts(host), before, strict=True)
+            if value is not old
+        }
+        if key:
+            line["journal"] = [key, *host.journal[key]]
+        elif not line:
+            return
+        text = json.dumps({"host": host.key, **line}, separators=(",", ":")).encode() + b"\n"
+        self._read_to += os.write(self._fd, text)
+
+    def _catch_up(self) -> None:
+        size = os.fstat(self._fd).st_size
+        if size == self._read_to:
+            return
+        parts = []
+        while self._read_to < size:
+            part = os.pread(self._fd, size - self._read_to, self._read_to)
+            self._read_to += len(part)
+            parts.append(part)
+        text = b"".join(parts)
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            # Its writer was killed within the write and told nobody: it never happened.
+            self._read_to = size - (len(text) - whole)
+            os.ftruncate(self._fd, self._read_to)
+        for line in text[:whole].splitlines():
+            _apply(json.loads(line), self._host)
+
+
+def facts(host: SimHost) -> tuple[Any, ...]:
+    """The fields of a host that a line may have; compared by identity, see :class:`SimHost`."""
+    return tuple(getattr(host, name) for name in _FACTS)
+
+
+def _apply(line: dict[str, Any], find: Callable[[str], SimHost]) -> None:
+    host = find(line.pop("host"))
+    journal = line.pop("journal", None)
+    for name, value in line.items():
+        setattr(host, name, _READ.get(name, _same)(value))
+    if journal is not None:
+        key, op, before, after, at, result, skipped = journal
+        host.journal[key] = Record(op, _state(before), _state(after), at, result, skipped)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _state(value: list[Any]) -> State:
+    state = State(*value)
+    return state._replace(data=tuple(state.data))
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "state": _state,
+    "token": tuple,
+    "counts": lambda value: Counts(*value),
+    "releases": tuple,
+    "generations": tuple,
+    "snapshots": lambda value: {name: tuple(data) for name, data in value.items()},
+}
