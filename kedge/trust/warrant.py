@@ -1,0 +1,303 @@
+"""The last look before a host is touched: do the signed orders carry what is about to be done?
+
+Activities call :func:`verify_warrant`, so a workflow that is wrong, old or forged can claim what it likes.
+Everything about the orders is judged again but what only their moment knew: their expiry, whether their
+nonce was fresh, and the digest of what was shown. Those were judged when the orders were accepted.
+
+What a run may act on:
+
+- an **upgrade** (``upgrade/<fleet>/<n>``): an order to start exactly this plan on this fleet;
+- a **rollback** (``rollback/<fleet>/<n>``), one of three:
+  an order to roll back this fleet, naming this plan;
+  the order that started the plan, when the plan says that failure goes back by itself;
+  an order to decide a parked item of an upgrade of this fleet and plan, with the choice ``rollback``.
+
+The requester of a run is the person of that order, and does not count at its gates (unless both the policy
+and the gate say so).
+"""
+
+from __future__ import annotations
+
+import re
+
+from kedge.model.base import Digest, Frozen
+from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Tally
+from kedge.model.plan import Gate, Plan, ProgramName, WayBack
+from kedge.model.policy import Minimum, Policy
+from kedge.model.run import Warrant
+from kedge.trust.approvals import tally
+from kedge.trust.envelope import read
+from kedge.trust.orders import judge
+from kedge.trust.refusal import RefusalError, quoted
+
+
+class WarrantVerdict(Frozen):
+    """Whether the signatures carry the act, in words; ``tallies`` are the gates that were asked for."""
+
+    ok: bool
+    said: str
+    requester: str = ""
+    tallies: tuple[Tally, ...] = ()
+
+
+class _NotCarriedError(Exception):
+    """Why the warrant does not carry the act."""
+
+
+def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the words of the run
+    warrant: Warrant,
+    plan: Plan,
+    plan_digest: Digest,
+    policy: Policy,
+    *,
+    fleet: str,
+    wave: int | None,
+    run_id: str,
+    program: ProgramName = "forward",
+    nodes: tuple[int, ...] = (),
+) -> WarrantVerdict:
+    """Whether ``run_id`` may run ``program`` on ``nodes``. Pure and total; ``plan_digest`` is the digest of ``plan``.
+
+    ``wave`` of an upgrade is the wave the act belongs to: the start gate and the gates of all waves up to it are
+    asked for, and every node must be in it. None: before the first wave (preflight), where no node may be named;
+    for the program ``finalize``, all gates are asked for.
+    ``wave`` of a rollback is the number of waves begun as observed, which says which way back it is and which gate
+    stands before it; a node's own wave is the least it can be. None without nodes: observing and fencing only.
+    """
+    tallies: list[Tally] = []
+    requester = ""
+    try:
+        kind = _run_kind(run_id, fleet)
+        _plan_fits(plan, policy, fleet)
+        start = _ground(
+            warrant.start, plan, plan_digest, policy, fleet=fleet, back=kind == "rollback"
+        )
+        requester = start.person
+        if kind == "upgrade":
+            gates = _gates_forward(plan, program, wave, nodes)
+        else:
+            gates = _gates_back(plan, program, wave, nodes, automatic=start.verb == "start")
+        for name in gates:
+            gate = _gate(plan, name)
+            found = warrant.approvals.get(name, ())
+            tallies.append(
+                _approved(gate, found, plan_digest, policy, run_id=run_id, requester=requester)
+            )
+    except _NotCarriedError as why:
+        return WarrantVerdict(ok=False, said=str(why), requester=requester, tallies=tuple(tallies))
+    through = f", through {', '.join(gates)}" if gates else ""
+    said = f"{run_id} acts on the order to {start.verb} by {requester}{through}"
+    return WarrantVerdict(ok=True, said=said, requester=requester, tallies=tuple(tallies))
+
+
+def plan_obeys(plan: Plan, policy: Policy) -> tuple[str, ...]:
+    """What in the plan is less than the policy asks for; empty when nothing is.
+
+    A plan is compiled by who asks for the run, on any machine: the worker looks again with its own policy.
+    """
+    wrong: list[str] = []
+    if plan.environment != policy.environment:
+        wrong.append(f"the plan is for {plan.environment}, the policy for {policy.environment}")
+    if policy.gates.start == "required" and plan.start_gate is None:
+        wrong.append("the policy requires a gate before the first step, and the plan has none")
+    for gate in plan.gates:
+        wrong += _below(gate, policy.gates.every)
+        if gate.requester_counts and not policy.requester_may_approve:
+            wrong.append(f"the gate {gate.name} lets the requester count, the policy does not")
+    if plan.commit is not None:
+        wrong += _below(_named(plan, plan.commit.gate), policy.gates.point_of_no_return)
+    for way in plan.way_back:
+        if way.kind == "restore" and way.gate is not None:
+            wrong += _below(_named(plan, way.gate), policy.gates.data_loss)
+    named = [plan.start_gate, *(wave.gate for wave in plan.waves)]
+    wrong += [
+        f"the plan names a gate {name} and does not have it"
+        for name in named
+        if name is not None and _named(plan, name) is None
+    ]
+    return tuple(dict.fromkeys(wrong))
+
+
+def _named(plan: Plan, name: str) -> Gate | None:
+    return next((gate for gate in plan.gates if gate.name == name), None)
+
+
+def _below(gate: Gate | None, least: Minimum) -> list[str]:
+    """Where a gate asks for less than the policy's minimum; a gate that is not there asks for nothing."""
+    if gate is None:
+        return ["the plan names a gate and does not have it"]
+    wrong = []
+    if gate.threshold < least.threshold:
+        wrong.append(
+            f"the gate {gate.name} asks for {gate.threshold} people, the policy for {least.threshold}"
+        )
+    missing = [role for role in least.each_of if role not in gate.each_of]
+    if missing:
+        wrong.append(f"the gate {gate.name} does not ask for {', '.join(missing)}, the policy does")
+    return wrong
+
+
+def _run_kind(run_id: str, fleet: str) -> str:
+    matched = re.fullmatch(r"(upgrade|rollback)/([a-z0-9._-]+)/[a-z0-9.-]+", run_id)
+    if matched is None or matched[2] != fleet:
+        raise _NotCarriedError(f"{quoted(run_id)} is not a run of the fleet {fleet}")
+    return matched[1]
+
+
+def _plan_fits(plan: Plan, policy: Policy, fleet: str) -> None:
+    if plan.fleet.name != fleet:
+        raise _NotCarriedError(f"the plan is for the fleet {plan.fleet.name}, not for {fleet}")
+    wrong = plan_obeys(plan, policy)
+    if wrong:
+        raise _NotCarriedError("; ".join(wrong))
+
+
+def _ground(
+    envelope: Envelope, plan: Plan, plan_digest: Digest, policy: Policy, *, fleet: str, back: bool
+) -> Order:
+    """The order this run acts on, when it is one of those that carry a run of this kind."""
+    order = _readable(envelope)
+    target = f"fleet/{fleet}"
+    if not back:
+        allowed = order.verb == "start"
+    elif order.verb == "decide":
+        # Which upgrade it was is bound by the signature; that it was one of this fleet and plan is looked at here.
+        allowed = order.choice == "rollback" and order.target.startswith(f"upgrade/{fleet}/")
+        target = order.target
+    else:
+        allowed = order.verb == "rollback" or (
+            order.verb == "start" and plan.on_failure == "rollback"
+        )
+    if not allowed:
+        what = "rolls back" if back else "starts"
+        raise _NotCarriedError(
+            f"an order to {order.verb} {quoted(order.target)} is not one that {what} this plan"
+        )
+    # Judged at its own moment: whether it had expired was judged when it was accepted.
+    expected = Expected(
+        verbs=(order.verb,),
+        target=target,
+        plan=plan_digest,
+        subjects={order.subject: order.shown},
+        choices={order.subject: ("rollback",)} if order.verb == "decide" else {},
+        now=order.issued,
+    )
+    verdict = judge(envelope, expected, policy)
+    if not verdict.accepted:
+        raise _NotCarriedError(
+            f"the order to {order.verb} does not carry this run ({verdict.rule}): {verdict.said}"
+        )
+    return order
+
+
+def _readable(envelope: Envelope) -> Order:
+    try:
+        return read(envelope)
+    except RefusalError as refusal:
+        raise _NotCarriedError(
+            f"the order of the warrant ({refusal.rule}): {refusal.said}"
+        ) from refusal
+
+
+def _gates_forward(
+    plan: Plan, program: ProgramName, wave: int | None, nodes: tuple[int, ...]
+) -> tuple[str, ...]:
+    """The gates before an act of an upgrade, in the order in which they are met."""
+    if program not in {"forward", "finalize"}:
+        raise _NotCarriedError(f"an upgrade does not run the program {program}; a rollback does")
+    if program == "finalize":
+        last = len(plan.waves)
+    elif wave is None:
+        if nodes:
+            raise _NotCarriedError("nodes go forward in a wave, and none was named")
+        return ()
+    elif not 0 <= wave < len(plan.waves):
+        raise _NotCarriedError(f"the plan has no wave {wave}")
+    else:
+        last = wave
+        strangers = set(nodes) - set(plan.waves[wave].nodes)
+        if strangers:
+            raise _NotCarriedError(
+                f"nodes {sorted(strangers)[:5]} are not in wave {wave} of the plan"
+            )
+    gates = [plan.start_gate, *(one.gate for one in plan.waves[: last + 1])]
+    if plan.commit is not None and (
+        program == "finalize" or (plan.commit.wave is not None and plan.commit.wave <= last)
+    ):
+        gates.append(plan.commit.gate)
+    return tuple(dict.fromkeys(name for name in gates if name is not None))
+
+
+def _gates_back(
+    plan: Plan, program: ProgramName, begun: int | None, nodes: tuple[int, ...], *, automatic: bool
+) -> tuple[str, ...]:
+    """The gate before the way back from where the fleet is."""
+    if begun is None and not nodes:
+        return ()
+    if program not in {"back", "restore"}:
+        raise _NotCarriedError(f"a rollback does not run the program {program}; an upgrade does")
+    touched = set(nodes)
+    least = max((wave.index for wave in plan.waves if touched & set(wave.nodes)), default=0)
+    way = _way_back(plan, max(least, begun or 0))
+    if way.kind == "forbidden":
+        raise _NotCarriedError(f"there is no way back from there: {way.lost}")
+    if automatic and way.gate is not None:
+        raise _NotCarriedError(
+            f"the way back asks for the gate {way.gate}, so it is not taken without an order"
+        )
+    return () if way.gate is None else (way.gate,)
+
+
+def _way_back(plan: Plan, begun: int) -> WayBack:
+    """The entry with the most waves begun that is not beyond ``begun``; none at all is no way back."""
+    fitting = [way for way in plan.way_back if way.from_wave <= begun]
+    if not fitting:
+        return WayBack(
+            from_wave=begun, kind="forbidden", lost="the plan names no way back from here"
+        )
+    return max(fitting, key=lambda way: way.from_wave)
+
+
+def _gate(plan: Plan, name: str) -> Gate:
+    gate = _named(plan, name)
+    if gate is None:
+        raise _NotCarriedError(f"the plan names a gate {name} and does not have it")
+    return gate
+
+
+def _approved(
+    gate: Gate,
+    envelopes: tuple[Envelope, ...],
+    plan_digest: Digest,
+    policy: Policy,
+    *,
+    run_id: str,
+    requester: str,
+) -> Tally:
+    """The gate's tally over the approvals in the warrant, when it is met."""
+    signed: tuple[OrderVerdict, ...] = ()
+    refusals: list[str] = []
+    for envelope in envelopes:
+        order = _readable(envelope)
+        expected = Expected(
+            verbs=("approve",),
+            target=run_id,
+            plan=plan_digest,
+            subjects={gate.name: order.shown},
+            requester=requester,
+            spent=tuple(one.nonce for one in signed),
+            now=order.issued,
+        )
+        verdict = judge(envelope, expected, policy, gate=gate, signed=signed)
+        if verdict.accepted:
+            signed = (*signed, verdict)
+        else:
+            refusals.append(f"{verdict.person}: {verdict.rule}: {verdict.said}")
+    result = tally(gate, signed)
+    if not result.met:
+        roles = f" (roles {', '.join(result.missing_roles)})" if result.missing_roles else ""
+        because = f"; refused: {'; '.join(refusals[:3])}" if refusals else ""
+        raise _NotCarriedError(
+            f"the gate {gate.name} lacks {result.missing} signature(s){roles}{because}"
+        )
+    return result
