@@ -2,7 +2,7 @@
 # (a Python environment in .venv, the Temporal server in the user's cache) and say what they do.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup python temporal demo test check format lock chaos scale docker bench clean
+.PHONY: help setup python temporal packages demo test check format lock chaos scale docker bench clean
 
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
@@ -23,10 +23,13 @@ python:
 temporal: python
 	@$(VENV)/python -m worker.provision
 
+packages:
+	@tools/packages
+
 demo: setup ## watch a real etcd cluster move, fail, go back and go on
 	@$(VENV)/kedge demo
 
-test: setup ## run every test that needs neither containers nor hours
+test: setup packages ## run every test that needs neither containers nor hours
 	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker' $(ARGS)
 
 check: python ## ruff, strict types, import contracts
@@ -42,8 +45,8 @@ format: python ## format the code and mend what ruff can mend
 lock: python ## write the lock files anew from pyproject.toml, keeping existing pins
 	@tools/lock
 
-chaos: setup ## kill every process at every point, and look whether anything is done twice
-	$(PYTEST) -m chaos $(ARGS)
+chaos: setup packages ## kill every process at every point, and look whether anything is done twice
+	$(PYTEST) -n 2 --dist worksteal -m chaos $(ARGS)
 
 scale: setup ## a thousand nodes and more
 	$(PYTEST) -m scale $(ARGS)

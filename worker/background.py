@@ -103,6 +103,11 @@ class BackgroundWorker:
                 return state
         except processes.ProcessError as error:
             raise WorkerError(f"{error}\nnext: `kedge doctor`") from error
+        except OSError as error:
+            raise WorkerError(
+                f"{self._settings.home} cannot be used: {error}; next: make room or give the right "
+                "to write there, or name another folder with KEDGE_HOME"
+            ) from error
 
     def stop(self, *, grace: float | None = None) -> processes.Stopped:
         """Stops the worker: SIGTERM, its own graceful shutdown, then SIGKILL.

@@ -127,6 +127,11 @@ class Engine:
                 return running
         except (processes.ProcessError, ProvisionError) as error:
             raise EngineError(str(error)) from error
+        except OSError as error:
+            raise EngineError(
+                f"{self._settings.home} cannot be used: {error}; next: make room or give the right "
+                "to write there, or name another folder with KEDGE_HOME"
+            ) from error
 
     def stop(self, *, grace: float = STOP_SECONDS) -> processes.Stopped:
         """Stops the engine; runs stay in the database and go on after the next start.

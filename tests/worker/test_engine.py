@@ -139,6 +139,12 @@ def test_one_that_ends_at_its_start_shows_the_end_of_its_log(
     assert engine.state() is None
 
 
+def test_a_home_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=r"cannot be used: .*; next: .* KEDGE_HOME"):
+        Engine(Settings.load(tmp_path / "file" / "home")).start()
+
+
 def test_a_state_file_of_an_earlier_boot_is_recognised(own: Engine, settings: Settings) -> None:
     state = own.start()
     old = state.process.model_copy(update={"boot": "an earlier one"})
