@@ -17,6 +17,7 @@ from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.policy import Policy
+from kedge.trust.chain import Link
 
 Token: TypeAlias = tuple[int, int, int]
 """The fence token ``(epoch, leg, attempt)``, compared in that order (docs/host-protocol.md)."""
@@ -172,21 +173,34 @@ class Artifacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvidenceHead:
-    """A place in a fleet's chain: ``seq`` entries (0: none yet) and the ``hash`` of the last."""
+    """A place in a fleet's chain: ``seq`` entries (0: none yet) and the ``hash`` of the last.
+
+    Of an empty chain ``hash`` is ``kedge.trust.chain.genesis`` of the fleet's name.
+    """
 
     seq: int
-    hash: str
+    hash: Digest
+
+
+def linked(key: str, record: Json) -> Json:
+    """What the chain's hash is over: the record together with the key it was appended under."""
+    return {"key": key, "record": record}
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceEntry:
-    """One entry: ``hash`` is over the hash of the entry before it and this entry's canonical form."""
+    """One entry, the ``seq``-th of its fleet's chain (from 1), as :meth:`Evidence.append` got it."""
 
     seq: int
     key: str
     record: Json
-    previous: str
-    hash: str
+    previous: Digest
+    hash: Digest
+
+    def link(self) -> Link:
+        """This entry as ``kedge.trust.chain`` verifies it; the chain's name is the fleet's."""
+        record = linked(self.key, self.record)
+        return Link(previous=self.previous, record=record, hash=self.hash)
 
 
 class Evidence(Protocol):

@@ -163,18 +163,28 @@ def _staged(host: SimHost, digest: str) -> str:
     return digest
 
 
-def _not_running(host: SimHost, now: float, why: str) -> None:
-    if host.state.alive(now):
-        raise Conflict(f"the daemon runs: {why}", {"pid": host.state.pid})
+class Act(NamedTuple):
+    """One operation about to be done: on which host, with which parameters, at which second."""
+
+    host: SimHost
+    params: Params
+    now: float
 
 
-def _observe(host: SimHost, params: Params, now: float) -> Result:
-    return host.observe(now)
+def _not_running(act: Act, why: str) -> None:
+    state = act.host.state
+    if state.alive(act.now):
+        raise Conflict(f"the daemon runs: {why}", {"pid": state.pid})
 
 
-def _stage(host: SimHost, params: Params, now: float) -> Result:
-    digest, length = _text(params, "digest"), params.get("length")
-    _text(params, "source")
+def _observe(act: Act) -> Result:
+    return act.host.observe(act.now)
+
+
+def _stage(act: Act) -> Result:
+    host = act.host
+    digest, length = _text(act.params, "digest"), act.params.get("length")
+    _text(act.params, "source")
     if not isinstance(length, int) or length < 1:
         raise BadRequest("length: a number of bytes is needed")
     if digest not in host.releases:
@@ -182,13 +192,14 @@ def _stage(host: SimHost, params: Params, now: float) -> Result:
     return {"files": 1, "bytes": length}
 
 
-def _verify(host: SimHost, params: Params, now: float) -> Result:
-    _staged(host, _text(params, "digest"))
+def _verify(act: Act) -> Result:
+    _staged(act.host, _text(act.params, "digest"))
     return {"files": 1}
 
 
-def _stop(host: SimHost, params: Params, now: float) -> Result:
-    was_running = host.state.alive(now)
+def _stop(act: Act) -> Result:
+    host = act.host
+    was_running = host.state.alive(act.now)
     host.become(
         pid=None, running_release=None, running_generation=None, should_run=False, dies_at=None
     )
@@ -197,11 +208,12 @@ def _stop(host: SimHost, params: Params, now: float) -> Result:
     return {"waited": 0.0, "was_running": was_running}
 
 
-def _start(host: SimHost, params: Params, now: float) -> Result:
+def _start(act: Act) -> Result:
+    host = act.host
     state = host.state
     if state.release is None or state.release not in host.releases:
         raise NoRelease("no release is current on this node")
-    if state.alive(now):
+    if state.alive(act.now):
         if (state.running_release, state.running_generation) == (state.release, state.generation):
             host.become(should_run=True)
             return {"pid": state.pid}
@@ -221,24 +233,27 @@ def _start(host: SimHost, params: Params, now: float) -> Result:
     return {"pid": 1000 + host.pids}
 
 
-def _ensure(host: SimHost, params: Params, now: float) -> Result:
-    if host.state.should_run and not host.state.alive(now):
-        return _start(host, params, now)
-    return {"pid": host.state.pid if host.state.alive(now) else None}
+def _ensure(act: Act) -> Result:
+    host = act.host
+    if host.state.should_run and not host.state.alive(act.now):
+        return _start(act)
+    return {"pid": host.state.pid if host.state.alive(act.now) else None}
 
 
-def _switch(host: SimHost, params: Params, now: float) -> Result:
-    digest = _staged(host, _text(params, "digest"))
+def _switch(act: Act) -> Result:
+    host = act.host
+    digest = _staged(host, _text(act.params, "digest"))
     before = host.state.release
     if before != digest:
-        _not_running(host, now, "stop it before its release is switched")
+        _not_running(act, "stop it before its release is switched")
         host.become(release=digest)
         host.count("switches")
     return {"from": before, "to": digest}
 
 
-def _configure(host: SimHost, params: Params, now: float) -> Result:
-    generation = _text(params, "generation")
+def _configure(act: Act) -> Result:
+    host = act.host
+    generation = _text(act.params, "generation")
     before = host.state.generation
     if generation not in host.generations:
         host.generations = (*host.generations, generation)
@@ -247,10 +262,11 @@ def _configure(host: SimHost, params: Params, now: float) -> Result:
     return {"from": before, "to": generation}
 
 
-def _snapshot(host: SimHost, params: Params, now: float) -> Result:
-    name = _text(params, "id")
+def _snapshot(act: Act) -> Result:
+    host = act.host
+    name = _text(act.params, "id")
     if name not in host.snapshots:
-        _not_running(host, now, "a copy of data in use is no snapshot")
+        _not_running(act, "a copy of data in use is no snapshot")
         host.snapshots = {**host.snapshots, name: host.state.data}
     data = json.dumps(host.snapshots[name]).encode()
     return {
@@ -260,20 +276,22 @@ def _snapshot(host: SimHost, params: Params, now: float) -> Result:
     }
 
 
-def _restore(host: SimHost, params: Params, now: float) -> Result:
-    name = _text(params, "id")
+def _restore(act: Act) -> Result:
+    host = act.host
+    name = _text(act.params, "id")
     if name not in host.snapshots:
         raise NoSnapshot(f"there is no complete snapshot {name!r}")
-    _not_running(host, now, "stop it before its data is replaced")
+    _not_running(act, "stop it before its data is replaced")
     replaced = host.state.data != host.snapshots[name]
     if replaced:
         host.become(data=host.snapshots[name])
     return {"files": len(host.snapshots[name]), "replaced": None}
 
 
-def _prune(host: SimHost, params: Params, now: float) -> Result:
-    keep = {*params.get("releases", ()), host.state.release, host.state.running_release}
-    snapshots = set(params.get("snapshots", host.snapshots))
+def _prune(act: Act) -> Result:
+    host = act.host
+    keep = {*act.params.get("releases", ()), host.state.release, host.state.running_release}
+    snapshots = set(act.params.get("snapshots", host.snapshots))
     removed: list[Json] = [name for name in host.releases if name not in keep]
     removed += [name for name in sorted(host.snapshots) if name not in snapshots]
     host.releases = tuple(name for name in host.releases if name in keep)
@@ -281,11 +299,11 @@ def _prune(host: SimHost, params: Params, now: float) -> Result:
     return {"removed": removed}
 
 
-def _fence(host: SimHost, params: Params, now: float) -> Result:
-    return NOTHING
+def _fence(act: Act) -> Result:
+    return {"token": list(act.host.token or ())}
 
 
-ACTS: dict[str, Callable[[SimHost, Params, float], Result]] = {
+ACTS: dict[str, Callable[[Act], Result]] = {
     "fence": _fence,
     "observe": _observe,
     "stage": _stage,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
 from kedge.drivers.sim_faults import Fault, NodeOptions, Occasion
-from kedge.drivers.sim_host import ACTS, Record, Result, SimHost, died
+from kedge.drivers.sim_host import ACTS, Act, Record, Result, SimHost, died
 from kedge.drivers.sim_probes import Look, capture, looks
 from kedge.host import errors as host_errors
 from kedge.model.base import Json
@@ -186,7 +186,7 @@ class SimSession:
             if name == "run":
                 return self._command(key, op)
             now = time.time()
-            result = ACTS[name](self._host, op, now)
+            result = ACTS[name](Act(self._host, op, now))
             if name in {"start", "ensure"}:
                 if fault is not None and fault.do == "crash":
                     self._host.become(dies_at=now + (fault.seconds or 0.0))
