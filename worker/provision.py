@@ -44,6 +44,8 @@ Say = Callable[[str], None]
 Source = Literal["setting", "PATH", "cache", "download", "build"]
 
 _GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal"
+# How many packages that is, for the progress: those of the standard library with it.
+_GO_PACKAGES = 1700
 # Where Go's own installer puts it, which not every PATH knows.
 _GO_PLACES = ("/usr/local/go/bin",)
 _GO_VERSION_VARIABLE = "github.com/temporalio/cli/internal/temporalcli.Version"
@@ -225,7 +227,10 @@ def _build(target: Path, say: Say, environment: Mapping[str, str]) -> None:
     def progress(lines: Sequence[str], elapsed: float) -> None:
         for line in lines:
             (fetched if line.startswith("go: downloading") else compiled).add(line)
-        say(f"building: {len(fetched)} modules, {len(compiled)} packages so far ({elapsed:.0f} s)")
+        say(
+            f"building: {len(fetched)} modules fetched, {len(compiled)} of about "
+            f"{_GO_PACKAGES} packages compiled ({elapsed:.0f} s)"
+        )
 
     # Built aside and moved: a build that was interrupted never looks like a finished one.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
