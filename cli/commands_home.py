@@ -1,0 +1,63 @@
+"""``up``, ``down``, ``doctor``, ``demo``: the home, its engine and its worker."""
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help answers at once
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.session import begin
+
+
+def up(
+    ctx: typer.Context,
+    *,
+    fleet: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A Fleet document to make known and bring up. May be repeated."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The Policy to pin for these fleets on this machine."),
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Start the engine and a worker, and bring up the nodes of every known fleet.
+
+    Both outlive this command. Called again it does what is missing: after a reboot it starts what should run.
+    """
+    from cli.home import bring_up
+
+    bring_up(begin(ctx, json=json), tuple(fleet or ()), policy)
+
+
+def down(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
+    """Stop the worker and the engine. Nodes go on, and runs continue at the next `kedge up`."""
+    from cli.home import bring_down
+
+    bring_down(begin(ctx, json=json))
+
+
+def doctor(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
+    """Check everything kedge needs here, and say what to do about what is not right."""
+    from cli.home import examine
+
+    examine(begin(ctx, json=json))
+
+
+def demo(ctx: typer.Context) -> None:
+    """Watch a real etcd cluster move, fail, go back and go on."""
+    from cli.home import run_demo
+
+    run_demo(begin(ctx))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for command in (up, down, doctor, demo):
+        app.command()(command)

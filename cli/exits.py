@@ -1,0 +1,32 @@
+"""Exit codes: a stable part of the contract with scripts."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What the command's exit code means; ``docs/cli.md`` lists them from ``MEANINGS``."""
+
+    DONE = 0
+    UNEXPECTED = 1
+    BAD_INPUT = 2
+    REFUSED = 3
+    NOT_FOUND = 4
+    UNREACHABLE = 5
+    ENDED_BADLY = 6
+    WAITING = 7
+    INTERRUPTED = 130
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.DONE: "done",
+    Exit.UNEXPECTED: "something unexpected failed; the message says where its details are",
+    Exit.BAD_INPUT: "bad input: an option, a document, a key or an order that cannot be used",
+    Exit.REFUSED: "refused: the order broke the rule that is named; the run is unchanged",
+    Exit.NOT_FOUND: "there is no such run, fleet, gate, item or file",
+    Exit.UNREACHABLE: "the engine, or a worker behind it, cannot be had or does not answer",
+    Exit.ENDED_BADLY: "the run ended otherwise than wanted: rolled back, aborted, rejected, pre-empted",
+    Exit.WAITING: "a result was asked for, but the run still goes on or waits for a person",
+    Exit.INTERRUPTED: "interrupted with Ctrl-C; what was begun on the engine goes on",
+}

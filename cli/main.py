@@ -1,0 +1,121 @@
+"""The command line's entry point: the app, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli import (
+    commands_home,
+    commands_order,
+    commands_order_files,
+    commands_plan,
+    commands_run,
+    commands_runbook,
+)
+from cli.exits import Exit
+from cli.session import Session, report
+
+ORDER = (
+    "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
+    "abort", "decide", "rollback", "order", "runbook", "doctor", "demo",
+)  # fmt: skip
+"""How the commands are listed: in the order in which people meet them."""
+
+
+class KedgeGroup(TyperGroup):
+    """The root group: it lists commands in ``ORDER`` and lets no stack trace out."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands, in the order of the house."""
+        names = list(super().list_commands(ctx))
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; an error is told in words and becomes an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            session = _session(ctx)
+            session.note("\ninterrupted; what was begun on the engine goes on (`kedge list`)")
+            raise typer.Exit(Exit.INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # a usage error: typer shows it, with code 2
+                raise
+            raise typer.Exit(report(error, _session(ctx))) from None
+
+
+def _session(ctx: Any) -> Session:
+    session = ctx.find_root().obj
+    return session if isinstance(session, Session) else Session()
+
+
+app = typer.Typer(
+    cls=KedgeGroup,
+    name="kedge",
+    help="Moves a fleet of nodes from one release to the next, and back.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - only when asked
+
+        typer.echo(f"kedge {version('kedge')}")
+        raise typer.Exit(Exit.DONE)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of an option's callback
+    _version(wanted=wanted)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    *,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where kedge keeps its things. [default: KEDGE_HOME, else .kedge here]",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="KEDGE_DEBUG", help="Show the stack of an error.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 - its callback answers
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Say which kedge this is."
+        ),
+    ] = False,
+) -> None:
+    """Moves a fleet of nodes from one release to the next, and back."""
+    ctx.obj = Session(home=home, debug=debug)
+
+
+commands_home.register(app)
+commands_plan.register(app)
+commands_run.register(app)
+commands_order.register(app)
+app.add_typer(commands_order_files.app, name="order")
+app.add_typer(commands_runbook.app, name="runbook")
+
+
+def main() -> None:
+    """Runs ``kedge``; ends the process with one of the exit codes in :mod:`cli.exits`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

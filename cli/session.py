@@ -1,0 +1,166 @@
+"""What one call of the command line carries: where home is, how to speak, how errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json as json_format
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+from cli.exits import Exit
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console, RenderableType
+
+    from worker.desk import Desk
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Session:
+    """One call of ``kedge``.
+
+    Without ``json`` people's words go to standard output. With it, standard output carries one JSON
+    document and nothing else; people's words go to standard error.
+    """
+
+    home: Path | None = None
+    debug: bool = False
+    json: bool = False
+    spoken: list[str] = field(default_factory=list)
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """How this kedge is called, for commands that people copy."""
+        return ("kedge",) if self.home is None else ("kedge", "--home", str(self.home))
+
+    def desk(self) -> Desk:
+        """The desk of this home. Raises ``SettingsError``."""
+        from worker.desk import Desk  # noqa: PLC0415 - heavy, and --help must be quick
+
+        return Desk.open(self.home)
+
+    def say(self, *what: RenderableType) -> None:
+        """Words for people."""
+        console = _console(stderr=self.json)
+        for one in what:
+            console.print(one, highlight=False, soft_wrap=isinstance(one, str), markup=False)
+
+    def note(self, text: str) -> None:
+        """A remark beside the result: always on standard error."""
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def document(self, value: BaseModel | dict[str, Any] | list[Any]) -> None:
+        """The one JSON document of this call. Only with ``json``; otherwise nothing."""
+        if self.json:
+            plain = value if isinstance(value, (dict, list)) else value.model_dump(mode="json")
+            sys.stdout.write(json_format.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs asynchronous work to its end."""
+        import asyncio  # noqa: PLC0415 - not for --help
+
+        return asyncio.run(work)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console  # noqa: PLC0415 - heavy, and --help must be quick
+
+    # Not a terminal: sentences stay on one line, so that they can be searched and cut.
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(file=stream, width=width)
+
+
+def begin(ctx: typer.Context, *, json: bool = False) -> Session:
+    """The session of the running command."""
+    session = ctx.find_root().obj
+    if not isinstance(session, Session):  # the app was called without its callback
+        session = Session()
+        ctx.find_root().obj = session
+    session.json = json
+    return session
+
+
+def report(error: BaseException, session: Session) -> Exit:
+    """Tells an error in words (and, with ``json``, as a document) and gives its exit code.
+
+    A ``KedgeError`` is told as it is. Everything else is unexpected: one sentence, and the stack in a
+    log file, or on standard error with ``--debug``.
+    """
+    from cli.failures import explain  # noqa: PLC0415 - errors only
+
+    told = explain(error)
+    if told is None:
+        return _unexpected(error, session)
+    _tell(session, told.type, told.message, told.next_step, told.code, told.problems)
+    if session.debug:
+        traceback.print_exception(error)
+    return told.code
+
+
+def refuse(session: Session, code: Exit, kind: str, message: str, next_step: str) -> typer.Exit:
+    """Tells why the command cannot do what was asked; raise what it returns."""
+    _tell(session, kind, message, next_step, code, ())
+    return typer.Exit(code)
+
+
+def _tell(
+    session: Session,
+    kind: str,
+    message: str,
+    next_step: str,
+    code: Exit,
+    problems: tuple[str, ...],
+) -> None:
+    session.note(message if problems else f"kedge: {message}")
+    if next_step:
+        session.note(f"next: {next_step}")
+    error: dict[str, Any] = {"type": kind, "message": message, "next": next_step, "exit": int(code)}
+    if problems:
+        error["problems"] = list(problems)
+    session.document({"error": error})
+
+
+def _unexpected(error: BaseException, session: Session) -> Exit:
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        raise error  # the reader of our output is gone; typer ends quietly
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    if session.debug:
+        traceback.print_exception(error)
+        step = "report this, with what is above"
+    else:
+        log = _write_log(error, session)
+        step = f"the details are in {log}; call it again with --debug to see them here"
+    _tell(session, "Unexpected", f"this should not happen: {what}", step, Exit.UNEXPECTED, ())
+    return Exit.UNEXPECTED
+
+
+def _write_log(error: BaseException, session: Session) -> str:
+    stack = "".join(traceback.format_exception(error))
+    text = f"{datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{stack}\n"
+    home = session.home or Path(os.environ.get("KEDGE_HOME", ".kedge"))
+    for folder in (home / "logs", Path(tempfile.gettempdir())):
+        # Both may be read-only or full; then there is no log, and --debug is what is left.
+        with contextlib.suppress(OSError):
+            if folder == home / "logs" and home.is_dir():
+                folder.mkdir(exist_ok=True)
+            path = folder / "kedge-cli.log"
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return str(path.absolute())
+    return "no file (none could be written)"

@@ -1,0 +1,173 @@
+"""The desk: everything a face may ask for, as typed asynchronous functions.
+
+It is the composition for people's faces: it loads the settings, opens the stores of the home, and connects
+to Temporal when a question needs it. It decides nothing; faces format what it answers. Every error that
+leaves it is of the ``KedgeError`` tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kedge.drivers.ports import Blobs, Fleets, PolicyPins
+from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
+from kedge.model.base import canonical
+from kedge.model.errors import DriverError, EngineError, SettingsError
+from kedge.model.order import Envelope
+from kedge.model.plan import Plan
+from kedge.model.policy import Policy
+from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
+from worker import desk_orders, desk_up
+from worker.client import EngineUnreachableError, connect
+from worker.desk_orders import Asked, Draft
+from worker.desk_runs import Runs, RunSummary
+from worker.desk_views import RunView
+from worker.desk_watch import watch
+from worker.settings import Settings
+from worker.settings import SettingsError as SettingsMistake
+
+
+class Desk:
+    """One home, seen from a face. Functions may be called in any order; a connection is made when needed."""
+
+    def __init__(self, settings: Settings, blobs: Blobs, pins: PolicyPins, fleets: Fleets) -> None:
+        """Built by :meth:`open`; tests may hand in other stores."""
+        self.settings = settings
+        self.blobs = blobs
+        self.pins = pins
+        self.fleets = fleets
+        self._runs: Runs | None = None
+
+    @classmethod
+    def open(cls, home: Path | None = None) -> Desk:
+        """The desk of a home; ``None``: the one that the settings name. Raises ``SettingsError``."""
+        try:
+            settings = Settings.load(home)
+        except SettingsMistake as error:
+            raise SettingsError(str(error)) from error
+        blobs = FileBlobs(settings.home / "blobs")
+        pins = FilePolicyPins(settings.policy_dir)
+        return cls(settings, blobs, pins, FileFleets(settings.home / "fleets", blobs))
+
+    # -- the connection ---------------------------------------------------------------------------
+
+    async def runs(self) -> Runs:
+        """Questions and orders over a connection, which is made when there is none. Raises ``EngineError``."""
+        if self._runs is None:
+            try:
+                client = await connect(self.settings)
+            except EngineUnreachableError as error:
+                raise EngineError(str(error)) from error
+            self._runs = Runs(client, self.settings.task_queue)
+        return self._runs
+
+    def hang_up(self) -> None:
+        """Forgets the connection; the next question makes a new one."""
+        self._runs = None
+
+    # -- questions --------------------------------------------------------------------------------
+
+    async def status_of(self, run: str) -> RunStatus:
+        """What a run says of itself. Raises ``NotFound``, or ``EngineError``."""
+        return await (await self.runs()).status(run)
+
+    async def fleet_status(self, fleet: str) -> FleetStatus:
+        """What a fleet's workflow says. Raises ``NotFound`` before its first order, or ``EngineError``."""
+        return await (await self.runs()).fleet(fleet)
+
+    async def every_run(self, fleet: str | None = None) -> tuple[RunSummary, ...]:
+        """All runs, or those of one fleet, newest first. Raises ``EngineError``."""
+        return await (await self.runs()).every(fleet)
+
+    def watch(self, run: str) -> AsyncIterator[RunView]:
+        """Views of a run until it is over, through restarts of the engine (:func:`worker.desk_watch.watch`)."""
+        return watch(self, run)
+
+    async def plan(self, digest: str) -> Plan:
+        """The plan under a digest in this home's store. Raises ``DriverError`` kind ``NotFound``."""
+        try:
+            return Plan.model_validate_json(await self.blobs.get(digest))
+        except ValidationError as error:
+            raise DriverError(
+                "NotFound", f"what is stored under {digest[:12]} is not a plan", retryable=False
+            ) from error
+
+    async def keep_plan(self, plan: Plan) -> str:
+        """Stores a plan; its digest is what orders and runs name."""
+        return await self.blobs.put(canonical(plan))
+
+    async def policy(self, fleet: str) -> Policy | None:
+        """The policy pinned for a fleet on this machine, if one is."""
+        try:
+            return await self.pins.policy(fleet)
+        except DriverError as error:
+            if error.kind == "NotFound":
+                return None
+            raise
+
+    # -- orders -----------------------------------------------------------------------------------
+
+    async def draft_start(
+        self, asked: Asked, plan: str, *, policy: Policy | None = None, carried: bool = False
+    ) -> Draft:
+        """An order to start a stored plan; what is shown is the plan. Raises ``NotFound`` when it is not stored."""
+        if not await self.blobs.has(plan):
+            raise DriverError(
+                "NotFound",
+                f"no plan {plan[:12]} is stored in {self.settings.home}",
+                retryable=False,
+                next_step="give the four documents instead of --plan",
+            )
+        life = desk_orders.life_of(
+            asked, policy or await self.policy(_fleet_of(asked.target)), carried=carried
+        )
+        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", showing=None, life=life)
+
+    async def draft_rollback(self, asked: Asked, *, carried: bool = False) -> Draft:
+        """An order to take a fleet back: it names the plan of the run that holds the fleet, or of the last one."""
+        fleet = await self.fleet_status(_fleet_of(asked.target))
+        status = await self.status_of(desk_orders.run_to_undo(fleet))
+        life = desk_orders.life_of(asked, await self.policy(status.fleet), carried=carried)
+        plan = status.plan
+        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", showing=None, life=life)
+
+    async def draft_for_run(self, asked: Asked, *, carried: bool = False) -> Draft:
+        """An order to a run, over what that run shows now. Raises as :func:`worker.desk_orders.about_run`."""
+        status = await self.status_of(asked.target)
+        subject, shown, showing = desk_orders.about_run(asked, status)
+        life = desk_orders.life_of(asked, await self.policy(status.fleet), carried=carried)
+        return desk_orders.draft(
+            asked, plan=status.plan, shown=shown, subject=subject, showing=showing, life=life
+        )
+
+    async def submit(self, target: str, envelope: Envelope, nonce: str) -> Submitted:
+        """Sends an order as an update and waits for the verdict. Raises ``NotFound`` or ``EngineError``."""
+        return await (await self.runs()).submit(target, envelope, nonce)
+
+    async def signal(self, target: str, envelope: Envelope) -> None:
+        """Sends an order as a plain signal; nobody waits for the verdict."""
+        await (await self.runs()).signal(target, envelope)
+
+    # -- the home ---------------------------------------------------------------------------------
+
+    async def start_up(self, say: desk_up.Say) -> desk_up.Place:
+        """Starts engine and worker where they do not run. Raises ``EngineError``."""
+        place = await desk_up.start(self.settings, say)
+        self.hang_up()
+        return place
+
+    async def shut_down(self) -> desk_up.Stopped:
+        """Stops worker and engine; nodes go on. Raises ``EngineError``."""
+        self.hang_up()
+        return await desk_up.stop(self.settings)
+
+    async def ensure(self, fleet: str) -> EnsureResult:
+        """Brings up what should run on a fleet's nodes."""
+        return await (await self.runs()).ensure(fleet)
+
+
+def _fleet_of(target: str) -> str:
+    return target.removeprefix("fleet/")

@@ -1,0 +1,364 @@
+"""Questions to workflows and orders for them: the only place where faces meet Temporal's client.
+
+Every error that leaves here is a ``KedgeError``: ``DriverError`` kind ``NotFound`` for what does not
+exist, ``EngineError`` for an engine or a worker that does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from pydantic import BaseModel
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from kedge.model.base import Frozen
+from kedge.model.errors import DriverError, EngineError, KedgeError
+from kedge.model.order import Envelope
+from kedge.model.run import (
+    EnsureResult,
+    FleetStatus,
+    RunStatus,
+    Submitted,
+    WaveProgress,
+    WideningProgress,
+)
+from kedge.trust import orders
+from worker.desk_views import Pieces, StepNow
+
+ANSWER_SECONDS = 15.0
+"""How long one answer of a workflow may take before it counts as not answering."""
+ORDER_SECONDS = 60.0
+"""How long a verdict may take. An update is found again by its id, so an engine that restarts meanwhile
+costs nothing but time."""
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
+# How a question ends that the server took and no worker answered; without any poller it is refused.
+_UNANSWERED = {
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.FAILED_PRECONDITION,
+}
+_PASSING = _UNANSWERED | {
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.ABORTED,
+}
+
+
+class PassingError(EngineError):
+    """The engine does not answer now; it may in a moment."""
+
+
+class NoWorkerError(EngineError):
+    """The engine answers, but no worker takes work from the task queue."""
+
+
+class RunSummary(Frozen):
+    """A run as a list shows it, from Temporal's visibility store (which may be a second behind)."""
+
+    run: str
+    kind: str
+    fleet: str
+    phase: str
+    release: str
+    waiting_for: str
+    started: str
+    ended: str | None = None
+
+
+class Runs:
+    """Asks and orders through one client."""
+
+    def __init__(self, client: Client, task_queue: str) -> None:
+        """``task_queue`` is where workflows that are started here get their work done."""
+        self._client = client
+        self._task_queue = task_queue
+
+    async def status(self, run: str, *, seconds: float = ANSWER_SECONDS) -> RunStatus:
+        """What a run says of itself. Raises ``NotFound``, or ``EngineError`` when nobody answers."""
+        return await self._ask(run, "status", RunStatus, seconds)
+
+    async def fleet(self, fleet: str, *, seconds: float = ANSWER_SECONDS) -> FleetStatus:
+        """What a fleet's workflow says. Raises as :meth:`status`.
+
+        A fleet that nobody ordered anything for yet is ``NotFound``.
+        """
+        return await self._ask(f"fleet/{fleet}", "status", FleetStatus, seconds)
+
+    async def every(self, fleet: str | None = None) -> tuple[RunSummary, ...]:
+        """All runs, newest first; each once, however often its workflow continued as new."""
+        query = "WorkflowType IN ('Upgrade', 'Rollback')"
+        if fleet is not None:
+            query += f" AND KedgeFleet = '{fleet}'"
+        found: dict[str, RunSummary] = {}
+        with self._faults("the list of runs"):
+            async for execution in self._client.list_workflows(query):
+                if execution.status != WorkflowExecutionStatus.CONTINUED_AS_NEW:
+                    found.setdefault(execution.id, _summary(execution))
+        return tuple(sorted(found.values(), key=lambda one: one.started, reverse=True))
+
+    async def submit(self, target: str, envelope: Envelope, nonce: str) -> Submitted:
+        """Sends an order and waits for the verdict.
+
+        A fleet's workflow is started when it is not there yet. A run that is over answers with a
+        refusal of rule ``not-open``. Raises ``NotFound``, or ``EngineError`` when no verdict came.
+        """
+        deadline = asyncio.get_running_loop().time() + ORDER_SECONDS
+        while True:
+            try:
+                return await self._submit_once(target, envelope, nonce, deadline)
+            except PassingError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(0.5)
+
+    async def _submit_once(
+        self, target: str, envelope: Envelope, nonce: str, deadline: float
+    ) -> Submitted:
+        left = max(1.0, deadline - asyncio.get_running_loop().time())
+        with self._faults(target):
+            if await self._is_over(target):
+                said = f"{target} is over: no order can change it any more"
+                return Submitted(verdict=orders.refused(envelope, "not-open", said))
+            handle = await self._handle(target)
+            try:
+                async with asyncio.timeout(left):
+                    answer: Submitted = await handle.execute_update(
+                        "submit_order", envelope, id=nonce, result_type=Submitted
+                    )
+                    return answer
+            except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                raise await self._silence(target) from error
+
+    async def signal(self, target: str, envelope: Envelope) -> None:
+        """Sends an order as a plain signal: it is judged all the same, but nobody waits for the verdict."""
+        with self._faults(target):
+            handle = await self._handle(target)
+            await handle.signal("order", envelope, rpc_timeout=timedelta(seconds=ANSWER_SECONDS))
+
+    async def ensure(self, fleet: str, *, seconds: float = 600.0) -> EnsureResult:
+        """Brings up what should run on a fleet's nodes. Raises ``EngineError`` when it does not come to an end."""
+        with self._faults(f"ensure/{fleet}"):
+            handle = await self._client.start_workflow(
+                "Ensure",
+                fleet,
+                id=f"ensure/{fleet}",
+                task_queue=self._task_queue,
+                result_type=EnsureResult,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            )
+            try:
+                async with asyncio.timeout(seconds):
+                    result: EnsureResult = await handle.result()
+                    return result
+            except TimeoutError as error:
+                raise await self._silence(f"ensure/{fleet}") from error
+
+    async def pieces(self, run: str, *, seconds: float) -> Pieces:
+        """One round of questions about a run: itself, its widening, its wave, the steps its legs are at.
+
+        A child that ends between two questions is left out; the next round sees what came of it.
+        """
+        status = await self.status(run, seconds=seconds)
+        child = status.child
+        if child is None:
+            return Pieces(status=status)
+        with contextlib.suppress(DriverError):
+            if child.startswith("rollback/"):
+                return Pieces(status=status, back=await self._way_back(child, seconds))
+            if "/widening/" in child:
+                widening = await self._ask(child, "progress", WideningProgress, seconds)
+                if widening.child is None:
+                    return Pieces(status=status, widening=widening)
+                wave, steps = await self._legs(widening.child, seconds)
+                return Pieces(status=status, widening=widening, wave=wave, steps=steps)
+            wave, steps = await self._legs(child, seconds)
+            return Pieces(status=status, wave=wave, steps=steps)
+        return Pieces(status=status)
+
+    async def _way_back(self, run: str, seconds: float) -> Pieces:
+        """The pieces of the way back that a run takes by itself."""
+        status = await self.status(run, seconds=seconds)
+        if status.child is None:
+            return Pieces(status=status)
+        wave, steps = await self._legs(status.child, seconds)
+        return Pieces(status=status, wave=wave, steps=steps)
+
+    async def _legs(self, wave: str, seconds: float) -> tuple[WaveProgress, dict[int, StepNow]]:
+        progress = await self._ask(wave, "progress", WaveProgress, seconds)
+        return progress, await self._steps(wave, seconds)
+
+    async def pollers(self) -> tuple[str, ...]:
+        """Identities of the workers that take work from the task queue now."""
+        with self._faults(f"the task queue {self._task_queue}"):
+            answer = await self._client.workflow_service.describe_task_queue(
+                DescribeTaskQueueRequest(
+                    namespace=self._client.namespace,
+                    task_queue=TaskQueue(name=self._task_queue),
+                    task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+                ),
+                timeout=timedelta(seconds=5),
+            )
+        recent = datetime.now(UTC) - timedelta(seconds=90)
+        return tuple(
+            poller.identity
+            for poller in answer.pollers
+            if poller.last_access_time.ToDatetime(tzinfo=UTC) > recent
+        )
+
+    async def _ask(self, workflow: str, query: str, kind: type[_Answer], seconds: float) -> _Answer:
+        with self._faults(workflow):
+            handle = self._client.get_workflow_handle(workflow)
+            try:
+                answer: _Answer = await handle.query(
+                    query, result_type=kind, rpc_timeout=timedelta(seconds=seconds)
+                )
+            except RPCError as error:
+                if error.status in _UNANSWERED:
+                    raise await self._silence(workflow) from error
+                raise
+            return answer
+
+    async def _handle(self, target: str) -> WorkflowHandle[object, object]:
+        """A handle to an order's target; a fleet's workflow is started when it is not there."""
+        if not target.startswith("fleet/"):
+            return self._client.get_workflow_handle(target)
+        return await self._client.start_workflow(
+            "Fleet",
+            target.removeprefix("fleet/"),
+            id=target,
+            task_queue=self._task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            rpc_timeout=timedelta(seconds=ANSWER_SECONDS),
+        )
+
+    async def _is_over(self, target: str) -> bool:
+        if target.startswith("fleet/"):
+            return False
+        description = await self._client.get_workflow_handle(target).describe(
+            rpc_timeout=timedelta(seconds=ANSWER_SECONDS)
+        )
+        return description.status != WorkflowExecutionStatus.RUNNING
+
+    async def _steps(self, wave: str, seconds: float) -> dict[int, StepNow]:
+        """The step each pending leg said last: heartbeat details ``[node index, step, words]``."""
+        with self._faults(wave):
+            described = await self._client.get_workflow_handle(wave).describe(
+                rpc_timeout=timedelta(seconds=seconds)
+            )
+        steps: dict[int, StepNow] = {}
+        for pending in described.raw_description.pending_activities:
+            payloads = pending.heartbeat_details.payloads
+            if not payloads:
+                continue
+            details = await self._client.data_converter.decode(list(payloads))
+            told = _told(details)
+            if told is not None:
+                node, step, said = told
+                steps[node] = StepNow(step=step, said=said, attempt=max(1, pending.attempt))
+        return steps
+
+    async def _silence(self, what: str) -> EngineError:
+        """Why nobody answered: no worker, or one that is too slow."""
+        try:
+            pollers = await self.pollers()
+        except PassingError as error:
+            return error
+        if not pollers:
+            return NoWorkerError(
+                f"the engine answers, but no worker takes work from {self._task_queue!r}",
+                next_step="`kedge up` starts one; `kedge doctor` shows whether it runs",
+            )
+        return EngineError(
+            f"{what} did not answer in time",
+            next_step="try again; `kedge doctor` looks closer, and the worker's log says what it does",
+        )
+
+    @contextlib.contextmanager
+    def _faults(self, what: str) -> Iterator[None]:
+        """Turns what Temporal's client raises into errors of ours; ``what`` names what was asked for."""
+        try:
+            yield
+        except RPCError as error:
+            raise _of_rpc(error, what) from error
+        except WorkflowQueryFailedError as error:
+            raise EngineError(f"{what} could not answer: {error}") from error
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            said = cause.message if isinstance(cause, ApplicationError) else str(cause)
+            raise EngineError(
+                f"{what} could not judge the order: {said}",
+                next_step="the worker's log has the details; the order was not spent, send it again",
+            ) from error
+        except WorkflowFailureError as error:
+            raise EngineError(f"{what} failed: {error.cause}") from error
+
+
+def _of_rpc(error: RPCError, what: str) -> KedgeError:
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return DriverError(
+            "NotFound",
+            f"there is no {what}",
+            retryable=False,
+            next_step="`kedge list` shows the runs there are",
+        )
+    if error.status in _PASSING:
+        return PassingError(
+            f"the engine does not answer ({error.status.name.lower().replace('_', ' ')})",
+            next_step="`kedge up` starts the engine and a worker, `kedge doctor` looks closer",
+        )
+    return EngineError(f"the engine refused a question about {what}: {error.message}")
+
+
+def _told(details: list[object]) -> tuple[int, str, str] | None:
+    """A heartbeat ``[node index, step, words]``, whether sent as three details or as one list."""
+    parts = details[0] if len(details) == 1 and isinstance(details[0], list) else details
+    if len(parts) < 2 or not isinstance(parts[0], int) or not isinstance(parts[1], str):
+        return None
+    said = parts[2] if len(parts) > 2 and isinstance(parts[2], str) else ""
+    return parts[0], parts[1], said
+
+
+def _summary(execution: WorkflowExecution) -> RunSummary:
+    attributes: Mapping[str, object] = {
+        pair.key.name: pair.value for pair in execution.typed_search_attributes
+    }
+
+    def said(name: str) -> str:
+        value = attributes.get(name)
+        return value if isinstance(value, str) else ""
+
+    kind, _, rest = execution.id.partition("/")
+    return RunSummary(
+        run=execution.id,
+        kind=kind,
+        fleet=said("KedgeFleet") or rest.rpartition("/")[0],
+        phase=said("KedgePhase"),
+        release=said("KedgeRelease"),
+        waiting_for=said("KedgeWaitingFor"),
+        started=_stamp(execution.start_time),
+        ended=None if execution.close_time is None else _stamp(execution.close_time),
+    )
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,87 @@
+"""Whose key it is, and a signature by it: a key file or an agent.
+
+Loaded only when something is signed; the libraries for it are heavy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncssh
+
+from kedge.drivers.signers import sign_with_agent, sign_with_key
+from kedge.model.base import Frozen
+from kedge.model.errors import OrderError
+from kedge.model.order import Envelope
+from kedge.model.policy import Policy
+from kedge.trust import envelope as envelopes
+from kedge.trust.keys import parse_public_key
+from worker.desk_orders import Draft, owner_of
+
+
+class Signer(Frozen):
+    """With what an order is signed. Exactly one of both is set.
+
+    ``key`` is a private key file; ``agent`` names a key that an agent holds: its fingerprint, its public key
+    line, or the path of its ``.pub`` file.
+    """
+
+    key: Path | None = None
+    agent: str | None = None
+
+
+def person_of(policy: Policy | None, signer: Signer) -> str:
+    """The person to whom the policy gives the signer's key; empty when that cannot be said."""
+    if policy is None:
+        return ""
+    if signer.key is not None:
+        return owner_of(policy, _public_line(signer.key))
+    wanted = _agent_key(signer)
+    if not wanted.startswith("SHA256:"):
+        return owner_of(policy, wanted)
+    for person in policy.people:
+        for line in person.keys:
+            with contextlib.suppress(OrderError):
+                if parse_public_key(line).fingerprint == wanted:
+                    return person.name
+    return ""
+
+
+async def sign(draft: Draft, signer: Signer, passphrase: Callable[[], str] | None) -> Envelope:
+    """The draft with its signature. Raises ``DriverError`` as :mod:`kedge.drivers.signers` says."""
+    if signer.key is not None:
+        signature = await asyncio.to_thread(
+            sign_with_key, signer.key, draft.bytes_to_sign, passphrase
+        )
+    else:
+        signature = await sign_with_agent(_agent_key(signer), draft.bytes_to_sign)
+    return envelopes.seal(draft.bytes_to_sign, signature)
+
+
+def _agent_key(signer: Signer) -> str:
+    """The key to look for in the agent; a file's name stands for the public key in it."""
+    wanted = signer.agent or ""
+    if wanted.startswith("SHA256:") or " " in wanted.strip():
+        return wanted
+    path = Path(wanted)
+    public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
+    try:
+        return public.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OrderError(
+            f"{wanted} is neither a fingerprint (SHA256:…), nor a public key, nor the file of one",
+            next_step="`ssh-add -l` lists the fingerprints of the keys that the agent holds",
+        ) from error
+
+
+def _public_line(key: Path) -> str | None:
+    """The public key beside a private one, or inside it where that needs no passphrase."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return key.with_name(key.name + ".pub").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, ValueError, asyncssh.Error):
+        exported: str = asyncssh.read_private_key(str(key)).export_public_key().decode()
+        return exported.strip()
+    return None

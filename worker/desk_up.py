@@ -1,0 +1,103 @@
+"""Bringing a home up and down: engine, worker, policies, fleets, nodes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kedge.model.base import Frozen
+from kedge.model.errors import EngineError
+from worker.background import BackgroundWorker, WorkerError
+from worker.client import EngineUnreachableError, connect_config
+from worker.engine import Engine
+from worker.engine import EngineError as EngineFault
+from worker.processes import ProcessError
+from worker.provision import ProvisionError
+from worker.settings import Settings
+
+Say = Callable[[str], None]
+
+
+class Place(Frozen):
+    """Where everything is, once it is up. ``started`` names what this call had to start."""
+
+    home: Path
+    address: str
+    ui: str | None
+    engine_pid: int | None
+    worker_pid: int
+    logs: Path
+    started: tuple[str, ...] = ()
+
+
+class Stopped(Frozen):
+    """How the two processes ended, in a word or two each."""
+
+    worker: str
+    engine: str
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turns what the engine's and the worker's code raises into ``EngineError``."""
+    try:
+        yield
+    except (
+        EngineFault,
+        WorkerError,
+        ProcessError,
+        ProvisionError,
+        EngineUnreachableError,
+    ) as error:
+        raise EngineError(str(error)) from error
+
+
+async def start(settings: Settings, say: Say) -> Place:
+    """Starts the engine and the worker where they do not run, and waits until both answer.
+
+    They are detached: they outlive this process. Raises ``EngineError``.
+    """
+    with faults():
+        return await asyncio.to_thread(_start, settings, say)
+
+
+def _start(settings: Settings, say: Say) -> Place:
+    started: list[str] = []
+    engine = None
+    if settings.embedded:
+        watcher = Engine(settings, say)
+        if watcher.state() is None:
+            say("starts the Temporal server")
+            started.append("engine")
+        engine = watcher.start()
+        address = engine.address
+    else:
+        address = connect_config(settings).get("target_host", "")
+    background = BackgroundWorker(settings)
+    if background.state() is None:
+        say("starts the worker")
+        started.append("worker")
+    worker = background.start(engine.address if engine is not None else None)
+    return Place(
+        home=settings.home,
+        address=address,
+        ui=engine.ui_url if engine is not None else None,
+        engine_pid=engine.process.pid if engine is not None else None,
+        worker_pid=worker.process.pid,
+        logs=settings.log_dir,
+        started=tuple(started),
+    )
+
+
+async def stop(settings: Settings) -> Stopped:
+    """Stops the worker, then the engine; nodes go on. Raises ``EngineError``."""
+    with faults():
+        return await asyncio.to_thread(_stop, settings)
+
+
+def _stop(settings: Settings) -> Stopped:
+    worker = BackgroundWorker(settings).stop()
+    engine = Engine(settings).stop() if settings.embedded else "not kedge's own"
+    return Stopped(worker=worker, engine=engine)
