@@ -35,7 +35,7 @@ class FileSource:
     """``file:`` addresses and plain paths: absolute, or relative to the ``releases`` directories."""
 
     def __init__(self, releases: Sequence[Path]) -> None:
-        self._releases = tuple(releases)
+        self._releases = tuple(directory.absolute() for directory in releases)
 
     async def candidates(self, artifact: Artifact) -> Sequence[Path]:
         """See :meth:`ArtifactSource.candidates`; a relative path stays inside its directory."""
@@ -65,7 +65,7 @@ class VerifiedArtifacts:
     """
 
     def __init__(self, cache: Path, sources: Mapping[str, ArtifactSource]) -> None:
-        self._cache = cache
+        self._cache = cache.absolute()
         self._sources = dict(sources)
         self._verified: dict[tuple[str, str], tuple[Path, Identity]] = {}
         self._locks: dict[str, asyncio.Lock] = {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from kedge.drivers.ports import Token
-from kedge.host.errors import BadRequest, Conflict, NoRelease, NoSnapshot, ServiceDied
+from kedge.host.errors import Conflict, NoRelease, NoSnapshot, ServiceDied
 from kedge.model.base import Json
 
 Params: TypeAlias = Mapping[str, Any]
@@ -91,6 +91,7 @@ class SimHost:
         "busy",
         "captured",
         "counts",
+        "first",
         "generations",
         "journal",
         "key",
@@ -116,6 +117,8 @@ class SimHost:
         self.runs: dict[str, int | None] = {}
         """Commands begun, by key: the exit code, or None while nobody knows how they ended."""
         self.captured: dict[str, dict[str, Json]] = {}
+        self.first: tuple[str, State] = ("", EMPTY)
+        """The key begun last, and the state before it was first begun."""
         self.pids = 0
         self.begun: dict[str, int] = {}
         self.begun_run = ""
@@ -150,13 +153,6 @@ class SimHost:
         return nth
 
 
-def _text(params: Params, name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str) or not value:
-        raise BadRequest(f"{name}: a text is needed")
-    return value
-
-
 def _staged(host: SimHost, digest: str) -> str:
     if digest not in host.releases:
         raise NoRelease(f"release {digest[:12]} is not on this host", {"digest": digest})
@@ -164,7 +160,7 @@ def _staged(host: SimHost, digest: str) -> str:
 
 
 class Act(NamedTuple):
-    """One operation about to be done: on which host, with which parameters, at which second."""
+    """One operation to do: on which host, with which checked parameters, at which second."""
 
     host: SimHost
     params: Params
@@ -183,17 +179,14 @@ def _observe(act: Act) -> Result:
 
 def _stage(act: Act) -> Result:
     host = act.host
-    digest, length = _text(act.params, "digest"), act.params.get("length")
-    _text(act.params, "source")
-    if not isinstance(length, int) or length < 1:
-        raise BadRequest("length: a number of bytes is needed")
+    digest = act.params["digest"]
     if digest not in host.releases:
         host.releases = (*host.releases, digest)
-    return {"files": 1, "bytes": length}
+    return {"files": 1, "bytes": act.params["length"]}
 
 
 def _verify(act: Act) -> Result:
-    _staged(act.host, _text(act.params, "digest"))
+    _staged(act.host, act.params["digest"])
     return {"files": 1}
 
 
@@ -242,7 +235,7 @@ def _ensure(act: Act) -> Result:
 
 def _switch(act: Act) -> Result:
     host = act.host
-    digest = _staged(host, _text(act.params, "digest"))
+    digest = _staged(host, act.params["digest"])
     before = host.state.release
     if before != digest:
         _not_running(act, "stop it before its release is switched")
@@ -253,7 +246,7 @@ def _switch(act: Act) -> Result:
 
 def _configure(act: Act) -> Result:
     host = act.host
-    generation = _text(act.params, "generation")
+    generation = act.params["generation"]
     before = host.state.generation
     if generation not in host.generations:
         host.generations = (*host.generations, generation)
@@ -264,7 +257,7 @@ def _configure(act: Act) -> Result:
 
 def _snapshot(act: Act) -> Result:
     host = act.host
-    name = _text(act.params, "id")
+    name = act.params["id"]
     if name not in host.snapshots:
         _not_running(act, "a copy of data in use is no snapshot")
         host.snapshots = {**host.snapshots, name: host.state.data}
@@ -278,7 +271,7 @@ def _snapshot(act: Act) -> Result:
 
 def _restore(act: Act) -> Result:
     host = act.host
-    name = _text(act.params, "id")
+    name = act.params["id"]
     if name not in host.snapshots:
         raise NoSnapshot(f"there is no complete snapshot {name!r}")
     _not_running(act, "stop it before its data is replaced")
@@ -290,8 +283,8 @@ def _restore(act: Act) -> Result:
 
 def _prune(act: Act) -> Result:
     host = act.host
-    keep = {*act.params.get("releases", ()), host.state.release, host.state.running_release}
-    snapshots = set(act.params.get("snapshots", host.snapshots))
+    keep = {*act.params["releases"], host.state.release, host.state.running_release}
+    snapshots = set(act.params["snapshots"])
     removed: list[Json] = [name for name in host.releases if name not in keep]
     removed += [name for name in sorted(host.snapshots) if name not in snapshots]
     host.releases = tuple(name for name in host.releases if name in keep)

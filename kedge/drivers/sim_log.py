@@ -19,7 +19,7 @@ from kedge.drivers.sim_host import Counts, Record, SimHost, State
 
 _FACTS = (
     "token", "run", "state", "counts", "releases", "generations", "snapshots", "runs", "captured",
-    "pids", "begun", "begun_run",
+    "pids", "begun", "begun_run", "first",
 )  # fmt: skip
 
 
@@ -111,6 +111,7 @@ def _state(value: list[Any]) -> State:
 
 _READ: dict[str, Callable[[Any], Any]] = {
     "state": _state,
+    "first": lambda value: (value[0], _state(value[1])),
     "token": tuple,
     "counts": lambda value: Counts(*value),
     "releases": tuple,

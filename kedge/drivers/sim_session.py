@@ -11,17 +11,19 @@ from typing import Any, NoReturn, Protocol
 from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
 from kedge.drivers.sim_faults import Fault, NodeOptions, Occasion
 from kedge.drivers.sim_host import ACTS, Act, Record, Result, SimHost, died
-from kedge.drivers.sim_probes import Look, capture, looks
+from kedge.drivers.sim_probes import View, holds, keep_captured, look
 from kedge.host import errors as host_errors
-from kedge.model.base import Json
+from kedge.host import request as host_request
+from kedge.host.request import Operation
+from kedge.host.verdicts import PASS
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
 
 _SLICE = 0.2
 """Longest real seconds between two looks at the fence while an operation waits."""
 
-_WAITING = frozenset({"probe", "healthy", "run"})
-_NEVER_RECORDED = frozenset({"fence", "observe"})
+FRESH = frozenset({"fence", "observe", "ensure"})
+"""These look anew each time: a record of them must never stand for a look."""
 
 
 class World(Protocol):
@@ -78,22 +80,33 @@ class SimSession:
     async def run(self) -> SessionEnd:
         """Runs the session. Raises ``DriverError`` where a fault makes the transport fail."""
         done: list[HostEvent] = []
-        op: Mapping[str, Json] = {}
+        op: Operation | None = None
         try:
             opening = self._fault("session", "")
             if opening is not None:
                 await self._happen(opening)
+            ops = self._parsed()
             with self._turn():
                 self._host.token, self._host.run = self._request.token, self._request.run
-            for op in self._request.ops:
+            for op in ops:
                 done.append(await self._one(op))
         except host_errors.Fault as refused:
             error = HostFault(refused.kind, refused.message, refused.retryable, refused.detail)
-            failed = HostEvent("failed", str(op.get("key", "")), str(op.get("op", "")), error=error)
+            failed = HostEvent("failed", op.key if op else "", op.name if op else "", error=error)
             self._say(failed)
             seen = self._host.observe(time.time())
             return SessionEnd(ok=False, done=tuple(done), failed=failed, observed=seen)
         return SessionEnd(ok=True, done=tuple(done), observed=self._host.observe(time.time()))
+
+    def _parsed(self) -> list[Operation]:
+        """The operations, checked by the host program's own table."""
+        asked = self._request.ops
+        ops = [host_request.operation(op, f"input.ops[{at}]") for at, op in enumerate(asked)]
+        if len({op.key for op in ops}) != len(ops):
+            raise host_errors.BadRequest("input.ops: two operations have one key")
+        if len(ops) > host_request.MAX_OPS:
+            raise host_errors.BadRequest(f"input.ops: at most {host_request.MAX_OPS} are taken")
+        return ops
 
     @contextmanager
     def _turn(self, key: str = "") -> Iterator[None]:
@@ -118,16 +131,12 @@ class SimSession:
                 {"token": list(mine), "fence": list(standing), "run": self._host.run},
             )
 
-    async def _one(self, op: Mapping[str, Json]) -> HostEvent:
-        key, name = op.get("key"), op.get("op")
-        if not isinstance(key, str) or not key or not isinstance(name, str):
-            raise host_errors.BadRequest("an operation needs a key and an op")
-        if name not in ACTS and name not in _WAITING:
-            raise host_errors.BadRequest(f"there is no operation {name[:80]!r}")
+    async def _one(self, op: Operation) -> HostEvent:
+        self._say(HostEvent("begin", op.key, op.name))
         await self._alone()
         self._host.busy = True
         try:
-            return await self._once(key, name, op)
+            return await self._once(op)
         finally:
             self._host.busy = False
 
@@ -143,26 +152,28 @@ class SimSession:
                 )
             await asyncio.sleep(0.01)
 
-    async def _once(self, key: str, name: str, op: Mapping[str, Json]) -> HostEvent:
+    async def _once(self, op: Operation) -> HostEvent:
+        """One operation: from the journal, skipped, or done and recorded."""
+        key, name = op.key, op.name
+        fresh = name in FRESH
         with self._turn():
-            record = self._host.journal.get(key)
+            record = None if fresh else self._host.journal.get(key)
+            if record is None and not fresh:
+                self._begin(key)
         if record is not None:
-            event = _told(key, record, replayed=True)
-            self._say(event)
-            return event
-        self._say(HostEvent("begin", key, name))
-        before = self._host.state
-        when = op.get("when")
+            return self._replayed(op, record)
+        before = self._host.state if fresh else self._host.first[1]
         fault = self._fault(name, key)
-        if when is not None and not self._look(when).ok:
-            skipped = Record(name, before=before, after=before, at=time.time(), skipped=True)
+        if op.when is not None and not holds(self._view(), op.when):
+            after = self._host.state
+            skipped = Record(name, before=before, after=after, at=time.time(), skipped=True)
             return self._recorded(key, skipped)
         if fault is not None and fault.at == "before":
             await self._happen(fault)
         seconds = self._options.duration(name) * self._pace
         if seconds > 0:
             await self._rest(seconds, f"{name} takes its time")
-        result = await self._act(key, name, op, fault)
+        result = await self._act(op, fault)
         if fault is not None and fault.at == "acted":
             await self._happen(fault)
         record = Record(name, result=result, before=before, after=self._host.state, at=time.time())
@@ -171,69 +182,88 @@ class SimSession:
             await self._happen(fault)
         return event
 
-    async def _act(
-        self, key: str, name: str, op: Mapping[str, Json], fault: Fault | None
-    ) -> Result:
-        if name == "healthy":
-            return await self._healthy(op)
-        with self._turn():
-            if name == "probe":
-                look = self._look(op.get("probe"))
-                if not look.ok:
-                    raise host_errors.ProbeFailed(look.said, {"saw": look.saw})
-                captured = capture(op.get("probe"), look, self._request.run, self._host)
-                return {"saw": look.saw, "captured": captured}
-            if name == "run":
-                return self._command(key, op)
-            now = time.time()
-            result = ACTS[name](Act(self._host, op, now))
-            if name in {"start", "ensure"}:
-                if fault is not None and fault.do == "crash":
-                    self._host.become(dies_at=now + (fault.seconds or 0.0))
-                settled = now + _seconds(op, "settle", 0.0) * self._pace
-                if self._host.state.pid is not None and not self._host.state.alive(settled):
-                    raise died(self._host)
-            return result
+    def _begin(self, key: str) -> None:
+        """Keeps the first observation for a key: also of an attempt that died in the middle."""
+        if self._host.first[0] != key:
+            self._host.first = (key, self._host.state)
 
-    def _command(self, key: str, op: Mapping[str, Json]) -> Result:
+    def _replayed(self, op: Operation, record: Record) -> HostEvent:
+        if record.op != op.name:
+            raise host_errors.BadRequest(
+                f"the key {op.key!r} was used for {record.op!r}, not {op.name!r}"
+            )
+        event = _told(op.key, record, replayed=True)
+        self._say(event)
+        return event
+
+    async def _act(self, op: Operation, fault: Fault | None) -> Result:
+        if op.name == "healthy":
+            return await self._healthy(op.params)
+        with self._turn():
+            if op.name == "probe":
+                view = self._view()
+                found = look(view, op.params["probe"])
+                if found.verdict != PASS:
+                    raise host_errors.ProbeFailed(
+                        found.why, {"saw": found.saw, "verdict": found.verdict}
+                    )
+                keep_captured(view, found.captured)
+                return {"saw": found.saw, "captured": found.captured}
+            if op.name == "run":
+                return self._command(op)
+            return self._at_once(op, fault)
+
+    def _at_once(self, op: Operation, fault: Fault | None) -> Result:
+        host, now = self._host, time.time()
+        result = ACTS[op.name](Act(host, op.params, now))
+        if op.name in {"start", "ensure"} and host.state.pid is not None:
+            if fault is not None and fault.do == "crash":
+                host.become(dies_at=now + (fault.seconds or 0.0))
+            if not host.state.alive(now + op.params["settle"] * self._pace):
+                raise died(host)
+        return result
+
+    def _command(self, op: Operation) -> Result:
         """The intent of a command is kept before it runs; an intent without outcome is resolved."""
-        argv, check, host = op.get("argv"), op.get("check"), self._host
-        if not isinstance(argv, list) or not argv:
-            raise host_errors.BadRequest("argv: a list of texts is needed")
-        if key not in host.runs:
-            host.runs = {**host.runs, key: None}
+        host, check = self._host, op.params["check"]
+        if op.key not in host.runs:
+            host.runs = {**host.runs, op.key: None}
             host.count("runs")
-        elif check is None or not self._look(check).ok:
+        elif check is None or look(self._view(), check).verdict != PASS:
             raise host_errors.Unresolved(
-                "the command was begun and nobody knows how it ended", {"argv": argv}
+                "the command was begun and nobody knows how it ended",
+                {"argv": op.params["argv"]},
             )
         return {"exit": 0, "output": ""}
 
-    async def _healthy(self, op: Mapping[str, Json]) -> Result:
-        wanted, within = _seconds(op, "for", 0.0), _seconds(op, "within", 60.0)
-        interval = max(_seconds(op, "interval", 1.0), 0.05)
-        waited = 0.0
-        since: float | None = None
+    async def _healthy(self, params: Mapping[str, Any]) -> Result:
+        """Looks until it held for ``for`` seconds; without a pace the first look decides."""
+        wanted, within = params["for"], params["within"]
+        interval = max(params["interval"], 0.05)
+        waited, since = 0.0, -1.0
         while True:
             with self._turn():
-                if op.get("service", True) and not self._host.state.alive(time.time()):
+                view = self._view()
+                if params["service"] and not self._host.state.alive(view.now):
                     raise died(self._host)
-                look = self._look(op.get("probe"))
-            since = None if not look.ok else waited if since is None else since
-            # Without a pace nothing changes by waiting: the first look decides.
-            if since is not None and (waited - since >= wanted or self._pace <= 0):
-                return {"waited": max(waited, wanted), "saw": look.saw}
+                found = look(view, params["probe"])
+                good = found.verdict == PASS
+                since = -1.0 if not good else waited if since < 0 else since
+                if good and (waited - since >= wanted or self._pace <= 0):
+                    keep_captured(view, found.captured)
+                    return {"waited": max(waited, wanted), "saw": found.saw}
             if waited >= within or self._pace <= 0:
                 raise host_errors.NotHealthy(
-                    f"not healthy within {within:g} s: {look.said}", {"saw": look.saw}
+                    f"not healthy within {within:g} s: {found.why}",
+                    {"saw": found.saw, "verdict": found.verdict},
                 )
-            await self._rest(interval * self._pace, "waits to be healthy")
+            await self._rest(interval * self._pace, found.why or "healthy, it is watched")
             waited += interval
 
     def _recorded(self, key: str, record: Record) -> HostEvent:
         """Journals an operation, and says so."""
         with self._turn(key):
-            if record.op not in _NEVER_RECORDED:
+            if record.op not in FRESH:
                 self._host.journal[key] = record
             if key in self._host.runs:
                 self._host.runs = {**self._host.runs, key: 0}
@@ -241,9 +271,13 @@ class SimSession:
         self._say(event)
         return event
 
-    def _look(self, probe: Any) -> Look:
-        return looks(
-            probe, self._host, self._request.run, self._options.answers, unhealthy=self._unhealthy()
+    def _view(self) -> View:
+        return View(
+            self._host,
+            self._request.run,
+            time.time(),
+            self._options.answers,
+            unhealthy=self._unhealthy(),
         )
 
     def _unhealthy(self) -> bool:
@@ -334,10 +368,3 @@ def _told(key: str, record: Record, *, replayed: bool) -> HostEvent:
         before=before,
         after=after,
     )
-
-
-def _seconds(op: Mapping[str, Json], name: str, default: float) -> float:
-    value = op.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise host_errors.BadRequest(f"{name}: a number of seconds is needed")
-    return float(value)
