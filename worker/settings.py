@@ -8,6 +8,7 @@ read from Temporal's own profile or variables at the moment of connecting.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -76,6 +77,15 @@ class Settings(BaseSettings):
 
     It bounds how fast a run goes on after its worker was killed; Temporal's own default is 10 s.
     """
+
+    release_dirs: tuple[Path, ...] = ()
+    """Folders in which relative artifact paths of releases are looked for."""
+    local_limit: int | None = Field(default=None, ge=1, le=1000)
+    """Sessions with nodes on this machine at a time; no limit of its own when not set."""
+    sim_in_memory: bool = False
+    """Simulated hosts are forgotten when the worker ends; otherwise they are kept in ``<home>/sim``."""
+    sim_pace: float = Field(default=0.0, ge=0, le=10)
+    """Real seconds that one simulated second takes."""
 
     policy_pins: Path | None = None
     """The folder of policies pinned on this machine; ``<home>/policies`` when not set."""
@@ -178,7 +188,9 @@ class Settings(BaseSettings):
         environment = dict(os.environ)
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if value is not None:
+            if isinstance(value, tuple):
+                environment[f"KEDGE_{name.upper()}"] = json.dumps([str(one) for one in value])
+            elif value is not None:
                 environment[f"KEDGE_{name.upper()}"] = str(value)
         return environment
 

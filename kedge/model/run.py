@@ -18,7 +18,8 @@ Phase = Literal[
 
 class Run(Frozen):
     """What every workflow and activity of a run knows. ``epoch`` is the lease's; ``warrant`` is the digest of the
-    :class:`Warrant` in the content-addressed store that says by whose signatures this run may act."""
+    :class:`Warrant` in the content-addressed store that says by whose signatures this run may act.
+    """
 
     id: str
     fleet: Name
@@ -71,8 +72,9 @@ class Failure(Frozen):
 
 
 class WaveRequest(Frozen):
-    """A chunk of a wave (or of a way back): at most ``parallel`` legs in flight; no further node is begun once
-    more than ``budget`` nodes failed."""
+    """A chunk of a wave (of a way back ``wave`` is the number of waves that were begun, of finalize steps None): at most ``parallel`` legs in flight; no further node is begun once
+    more than ``budget`` nodes failed.
+    """
 
     run: Run
     wave: int | None
@@ -103,9 +105,10 @@ class Again(Frozen):
 
 
 class WideningRequest(Frozen):
-    """Run waves from ``wave`` on, until a decision is needed. ``down`` nodes are out (failed and excused, or skipped):
-    they count against ``max_unavailable`` and are not touched. ``done``, ``steps`` and ``replayed`` carry on over
-    continue-as-new."""
+    """Run waves from ``wave`` on, until a decision is needed. ``down`` nodes are out (skipped by a person, or failed
+    within the budget): they are not touched, and count against the failure budget. ``done``, ``steps`` and ``replayed`` carry on over
+    continue-as-new.
+    """
 
     run: Run
     wave: int
@@ -121,7 +124,8 @@ class WideningRequest(Frozen):
 class WideningStop(Frozen):
     """Why widening returned: a gate stands before ``wave``, all waves are done, nodes failed, it was held, or a
     newer token has the hosts. ``done``, ``steps``, ``replayed`` count since the request; ``down`` is the request's
-    plus the nodes that failed within the budget."""
+    plus the nodes that failed within the budget.
+    """
 
     why: Literal["gate", "done", "failed", "held", "fenced"]
     wave: int
@@ -229,6 +233,8 @@ class FleetStatus(Frozen):
     epoch: int
     holder: str | None
     last: str | None
+    plan: Digest | None = None
+    """Plan of the holder or of the last run: what a rollback order is about."""
     release: str | None
     """Version the last finished run left on the fleet, when one did."""
     release_document: Digest | None = None
@@ -245,13 +251,18 @@ class Submitted(Frozen):
 
 class JudgeRequest(Frozen):
     """To the activity that verifies orders: the envelope and what it must say. The policy is the one pinned on the
-    worker for this fleet, never one that came over the wire."""
+    worker for this fleet, never one that came over the wire.
+    """
 
     envelope: Envelope
     expected: Expected
     fleet: Name
-    gate: Name | None = None
+    run: Run | None = None
+    """The run it is judged for; None for orders to the fleet itself."""
+    gate: Gate | None = None
     signed: tuple[OrderVerdict, ...] = ()
+    any_plan: bool = False
+    """An order to a fleet names its plan itself; it must be in the store and of this fleet."""
 
 
 class Observed(Frozen):
@@ -320,7 +331,8 @@ class UpgradeRequest(Frozen):
 
 class RollbackRequest(Frozen):
     """What a Rollback starts with. ``of`` is the run it undoes; ``automatic`` when the runbook, not a person, ordered
-    it: it then never crosses the point of no return. ``serial`` is the first serial it may use."""
+    it: it then never crosses the point of no return. ``serial`` is the first serial it may use.
+    """
 
     run: Run
     requester: str
@@ -375,11 +387,11 @@ class Opened(Frozen):
 
 
 class CheckRequest(Frozen):
-    """One look at nodes during a bake. ``ensure``: first start what should run and does not (after a person's retry)."""
+    """One look at a wave's nodes during its bake, but for those in ``skip``. ``ensure``: first start what should run and does not (after a person's retry)."""
 
     run: Run
     wave: int
-    nodes: tuple[int, ...]
+    skip: tuple[int, ...] = ()
     serial: int
     ensure: bool = False
 
@@ -409,3 +421,44 @@ class EnsureResult(Frozen):
     started: int = 0
     running: int = 0
     problems: tuple[str, ...] = ()
+
+
+class OpenRequest(Frozen):
+    """Open a wave: look which of its nodes go last, leave out those in ``skip``."""
+
+    run: Run
+    wave: int
+    skip: tuple[int, ...] = ()
+    serial: int
+
+
+class WarrantUpdate(Frozen):
+    """Store a warrant: a new one from its ``start`` order, or ``base`` with the approvals of one more gate."""
+
+    base: Digest | None = None
+    start: Envelope | None = None
+    gate: Name | None = None
+    approvals: tuple[Envelope, ...] = ()
+
+
+class ReturnRequest(Frozen):
+    """Decide the way back of a plan from what was observed."""
+
+    run: Run
+    seen: Observed
+    automatic: bool
+
+
+class Note(Frozen):
+    """A decision of a workflow on its way into the evidence; ``key`` makes it stand there once."""
+
+    run: Run
+    key: str
+    record: dict[str, Json]
+
+
+class HolderSeen(Frozen):
+    """Whether a run's workflow is closed, and what it returned (None when it was terminated or failed)."""
+
+    ended: bool
+    end: RunEnd | None = None

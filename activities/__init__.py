@@ -1,0 +1,1 @@
+"""Retryable, idempotent, fenced effects over ports. They decide nothing: ``kedge.plan`` and ``kedge.trust`` do."""

@@ -1,0 +1,33 @@
+"""All activities of a worker, built over one ground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from activities.ground import Ground
+from activities.legs import LegActivities
+from activities.nodes import NodeActivities
+from activities.orders import OrderActivities
+from activities.plans import PlanActivities
+from activities.runs import RunActivities
+
+
+def every_activity(ground: Ground) -> list[Callable[..., Any]]:
+    """The activities to register."""
+    plans, orders, runs = PlanActivities(ground), OrderActivities(ground), RunActivities(ground)
+    legs, nodes = LegActivities(ground), NodeActivities(ground)
+    return [
+        plans.plan_facts,
+        plans.choose_way_back,
+        orders.judge_order,
+        orders.write_warrant,
+        orders.record,
+        runs.run_end,
+        runs.run_end_soon,
+        legs.run_leg,
+        nodes.observe_nodes,
+        nodes.open_wave,
+        nodes.check_nodes,
+        nodes.ensure_fleet,
+    ]

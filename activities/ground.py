@@ -1,0 +1,116 @@
+"""What activities stand on: the ports, handed in by the composition root, and plans read once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from temporalio.client import Client
+
+from kedge.drivers.ports import Artifacts, Blobs, Evidence, Fleets, PolicyPins, Transport
+from kedge.model.base import Json
+from kedge.model.errors import DriverError
+from kedge.model.order import OrderVerdict
+from kedge.model.plan import Plan, ProgramName
+from kedge.model.run import Run, Warrant
+from kedge.trust.warrant import verify_warrant
+
+Act: TypeAlias = tuple[str, str, str, str, int | None, int | None]
+
+KEPT_PLANS = 4
+KEPT_WARRANTS = 256
+
+
+@dataclass
+class Ground:
+    """The ports of one worker. Everything in it may be used by many activities at once."""
+
+    transport: Transport
+    blobs: Blobs
+    artifacts: Artifacts
+    evidence: Evidence
+    pins: PolicyPins
+    fleets: Fleets
+    client: Client
+    _plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
+    _allowed: OrderedDict[Act, frozenset[int]] = field(default_factory=OrderedDict)
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def plan(self, digest: str) -> Plan:
+        """The plan of that digest, verified when it is read and kept for a while (the last few)."""
+        async with self._reading:
+            kept = self._plans.get(digest)
+            if kept is None:
+                kept = Plan.model_validate_json(await self.blobs.get(digest))
+                self._plans[digest] = kept
+                while len(self._plans) > KEPT_PLANS:
+                    self._plans.popitem(last=False)
+            else:
+                self._plans.move_to_end(digest)
+            return kept
+
+    async def authorise(
+        self,
+        run: Run,
+        *,
+        program: ProgramName = "forward",
+        wave: int | None = None,
+        node: int | None = None,
+    ) -> None:
+        """Raise ``DriverError`` NotAuthorised unless the warrant's signatures carry this act.
+
+        Whatever a workflow claims: what counts are the signatures, checked against the policy that is pinned on this
+        worker (``kedge.trust.warrant``). A refusal is not remembered, an allowance is.
+        """
+        plan = await self.plan(run.plan)
+        nodes: tuple[int, ...] = ()
+        if node is not None:
+            whole = program == "forward" and wave is not None and 0 <= wave < len(plan.waves)
+            nodes = plan.waves[wave].nodes if whole and wave is not None else (node,)
+        asked = (
+            run.warrant,
+            run.id,
+            run.plan,
+            program,
+            wave,
+            None if program == "forward" else node,
+        )
+        members = self._allowed.get(asked)
+        if members is None:
+            warrant = Warrant.model_validate_json(await self.blobs.get(run.warrant))
+            policy = await self.pins.policy(run.fleet)
+            verdict = verify_warrant(
+                warrant,
+                plan,
+                run.plan,
+                policy,
+                fleet=run.fleet,
+                wave=wave,
+                run_id=run.id,
+                program=program,
+                nodes=nodes,
+            )
+            if not verdict.ok:
+                raise DriverError("NotAuthorised", verdict.said, retryable=False)
+            members = self._allowed[asked] = frozenset(nodes)
+            while len(self._allowed) > KEPT_WARRANTS:
+                self._allowed.popitem(last=False)
+        if node is not None and node not in members:
+            raise DriverError(
+                "NotAuthorised", f"node {node} is not in wave {wave} of the plan", retryable=False
+            )
+
+    async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> None:
+        """Append to the fleet's evidence, once per key."""
+        await self.evidence.append(fleet, key, dict(record))
+
+    async def note_verdict(self, fleet: str, verdict: OrderVerdict) -> None:
+        """Every order looked at is evidence, refused ones too."""
+        await self.note(
+            fleet,
+            f"order/{verdict.digest}/{verdict.rule}",
+            {"what": "order", **verdict.model_dump(mode="json")},
+        )

@@ -1,0 +1,35 @@
+"""Heartbeats of activities that take longer than an instant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from temporalio import activity
+
+EVERY = 1.0
+"""Seconds between heartbeats."""
+
+
+class Pulse:
+    """What the activity is at; told to the server every second."""
+
+    def __init__(self) -> None:
+        self.at: tuple[object, ...] = ()
+
+    async def _beat(self) -> None:
+        while True:
+            activity.heartbeat(*([list(self.at)] if self.at else []))
+            await asyncio.sleep(EVERY)
+
+
+@asynccontextmanager
+async def pulse() -> AsyncIterator[Pulse]:
+    """Heartbeats for the length of the block; ``Pulse.at`` is what they carry."""
+    beating = Pulse()
+    task = asyncio.create_task(beating._beat())
+    try:
+        yield beating
+    finally:
+        task.cancel()

@@ -1,0 +1,167 @@
+"""``run_leg``: one leg of one node: one activity, one connection, one call of the host program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kedge.plan.render import operations
+from temporalio import activity
+
+from activities.errors import to_temporal
+from activities.ground import Ground
+from activities.heartbeats import pulse
+from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
+from kedge.model.base import Json
+from kedge.model.errors import DriverError
+from kedge.model.plan import Plan, PlannedNode
+from kedge.model.run import Failure, LegDone, LegRequest
+
+ONCE = frozenset({"run", "snapshot", "restore"})
+"""Operations that keep their key over all rounds: done once is done."""
+
+
+class LegActivities:
+    """The only activity that changes a node's release."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    @activity.defn
+    async def run_leg(self, request: LegRequest) -> LegDone:
+        """Run the steps of a leg. What the host's journal has as done is not done again.
+
+        Raises ``ApplicationError`` whose type is the host's error type and whose one detail is a ``Failure``.
+        """
+        begun = time.monotonic()
+        plan = await self._ground.plan(request.run.plan)
+        node = plan.nodes[request.node]
+        try:
+            async with pulse() as beating:
+
+                def on_event(event: HostEvent) -> None:
+                    beating.at = (
+                        request.node,
+                        event.key.rsplit("/", 1)[-1],
+                        event.said or event.op,
+                    )
+
+                await self._allow(request)
+                end = await self._session(plan, node, request, on_event)
+        except DriverError as error:
+            raise to_temporal(error, _failure(error, request, node, "")) from error
+        await self._write_down(request, node, end)
+        fault = end.fault(node.name)
+        if fault is not None:
+            step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
+            raise to_temporal(fault, _failure(fault, request, node, step))
+        replayed = sum(event.replayed for event in end.done)
+        return LegDone(
+            node=request.node,
+            done=len(end.done) - replayed,
+            replayed=replayed,
+            seconds=round(time.monotonic() - begun, 4),
+        )
+
+    async def _allow(self, request: LegRequest) -> None:
+        await self._ground.authorise(
+            request.run, program=request.program, wave=request.wave, node=request.node
+        )
+        if request.program == "finalize":
+            # Before the act: whoever computes a way back must know that the point of no return may be behind us.
+            key = f"{request.run.id}@{request.run.epoch}/finalize-begun"
+            await self._ground.note(
+                request.run.fleet,
+                key,
+                {"what": "finalize-begun", "plan": request.run.plan, "run": request.run.id},
+            )
+
+    async def _session(
+        self,
+        plan: Plan,
+        node: PlannedNode,
+        request: LegRequest,
+        on_event: Callable[[HostEvent], None],
+    ) -> SessionEnd:
+        transport = self._ground.transport
+        ops: list[dict[str, Json]] = []
+        for op in operations(
+            plan,
+            request.node,
+            request.program,
+            request.leg,
+            run_id=request.run.id,
+            epoch=request.run.epoch,
+        ):
+            op = dict(op)
+            if request.round and op["op"] not in ONCE:
+                op["key"] = f"{op['key']}#{request.round}"
+            if op["op"] == "stage":
+                op["source"] = await self._brought(plan, node, str(op["digest"]))
+            ops.append(op)
+        asked = SessionRequest(
+            run=request.run.id,
+            token=(request.run.epoch, request.serial, activity.info().attempt),
+            ops=tuple(ops),
+        )
+        return await transport.session(node, asked, on_event)
+
+    async def _brought(self, plan: Plan, node: PlannedNode, digest: str) -> str:
+        """The artifact of that digest, verified here and brought to the host; the host verifies it again."""
+        for release in (plan.after, plan.before):
+            for artifact in release.artifacts:
+                if artifact.digest == digest:
+                    path = await self._ground.artifacts.fetch(artifact)
+                    return await self._ground.transport.put(
+                        node, path, artifact.digest, artifact.length
+                    )
+        raise DriverError("NotFound", f"the plan has no artifact {digest}", retryable=False)
+
+    async def _write_down(self, request: LegRequest, node: PlannedNode, end: SessionEnd) -> None:
+        """One record per attempt of a leg: every step with what was seen before and after."""
+        run = request.run
+        token: list[Json] = [run.epoch, request.serial, activity.info().attempt]
+        failed = end.failed
+        await self._ground.note(
+            run.fleet,
+            f"{run.id}@{run.epoch}/{node.name}/{request.program}/{request.leg}/{request.serial}.{token[2]}",
+            {
+                "what": "leg",
+                "run": run.id,
+                "node": node.name,
+                "program": request.program,
+                "token": token,
+                "steps": [
+                    {
+                        "key": event.key,
+                        "op": event.op,
+                        "replayed": event.replayed,
+                        "skipped": event.skipped,
+                        "before": dict(event.before),
+                        "after": dict(event.after),
+                    }
+                    for event in end.done
+                ],
+                "failed": None
+                if failed is None or failed.error is None
+                else {
+                    "key": failed.key,
+                    "type": failed.error.type,
+                    "message": failed.error.message[:500],
+                },
+            },
+        )
+
+
+def _failure(error: DriverError, request: LegRequest, node: PlannedNode, step: str) -> Failure:
+    saw = {key: value for key, value in error.detail.items() if len(str(value)) <= 4000}
+    return Failure(
+        node=request.node,
+        name=node.name,
+        program=request.program,
+        leg=request.leg,
+        step=step,
+        type=error.kind,
+        said=error.message[:2000],
+        saw=saw,
+    )

@@ -1,0 +1,355 @@
+"""Looking at many nodes in one activity: preflight and fencing, opening a wave, the looks of a bake, bringing up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+from kedge.plan.render import installation, preflight_probes, render_probe
+from temporalio import activity
+
+from activities.ground import Ground
+from activities.heartbeats import pulse
+from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
+from kedge.model.base import Json
+from kedge.model.errors import DriverError
+from kedge.model.fleet import Fleet
+from kedge.model.plan import Plan, PlannedNode
+from kedge.model.release import Release
+from kedge.model.run import (
+    Checked,
+    CheckRequest,
+    EnsureResult,
+    Failure,
+    Observed,
+    ObserveRequest,
+    Opened,
+    OpenRequest,
+    Run,
+)
+
+AT_ONCE = 32
+"""Sessions one activity has open at a time."""
+
+BLIP = 5.0
+"""Seconds a node may take in a bake to answer well."""
+
+T = TypeVar("T")
+
+
+class NodeActivities:
+    """Many sessions side by side; what each node says is put together for the workflow."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    # -- preflight and fencing -----------------------------------------------------------------------------------
+
+    @activity.defn
+    async def observe_nodes(self, request: ObserveRequest) -> Observed:
+        """Raise the fence on these nodes and look at them; with ``probes`` ask the runbook's preflight probes too."""
+        try:
+            await self._ground.authorise(request.run)
+        except DriverError as error:
+            return Observed(problems=(_problem(0, "", "session", error),))
+        plan = await self._ground.plan(request.run.plan)
+        async with pulse():
+            looks = await _each(request.nodes, lambda node: self._look(plan, request, node))
+            finalized = await self._finalized(request.run)
+        return _observed(plan, looks, request.probes, finalized)
+
+    async def _look(
+        self, plan: Plan, request: ObserveRequest, index: int
+    ) -> tuple[int, SessionEnd | Failure]:
+        node = plan.nodes[index]
+        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{request.serial}.{activity.info().attempt}"
+        ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
+        if request.probes:
+            for number, probe in enumerate(preflight_probes(plan, index)):
+                ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})
+        try:
+            return index, await self._session(request.run, request.serial, node, ops)
+        except DriverError as error:
+            return index, _problem(index, node.name, "session", error)
+
+    async def _session(
+        self, run: Run, serial: int, node: PlannedNode, ops: Iterable[dict[str, Json]]
+    ) -> SessionEnd:
+        asked = SessionRequest(
+            run=run.id, token=(run.epoch, serial, activity.info().attempt), ops=tuple(ops)
+        )
+        return await self._ground.transport.session(node, asked, _unheard)
+
+    async def _finalized(self, run: Run) -> bool:
+        """Whether the finalize steps of this plan were ever begun: every page of the evidence is looked at."""
+        since = 0
+        while True:
+            entries = await self._ground.evidence.read(run.fleet, since)
+            for entry in entries:
+                record = entry.record
+                if (
+                    isinstance(record, dict)
+                    and record.get("what") == "finalize-begun"
+                    and record.get("plan") == run.plan
+                ):
+                    return True
+            if not entries:
+                return False
+            since = entries[-1].seq
+
+    # -- waves ---------------------------------------------------------------------------------------------------
+
+    @activity.defn
+    async def open_wave(self, request: OpenRequest) -> Opened:
+        """The wave's nodes in the order its rules give today. Nothing is asked of hosts when it has no rules."""
+        plan = await self._ground.plan(request.run.plan)
+        wave = plan.waves[request.wave]
+        skip = set(request.skip)
+        batches = [tuple(node for node in batch if node not in skip) for batch in wave.batches]
+        if wave.rules:
+            await self._ground.authorise(request.run, wave=request.wave)
+            async with pulse():
+                for number, rule in enumerate(wave.rules):
+                    asked = partial(self._holds, request, plan, number, rule.probe)
+                    holds = dict(await _each([node for batch in batches for node in batch], asked))
+                    late = {node for node, held in holds.items() if held == rule.last}
+                    batches = [tuple(sorted(batch, key=late.__contains__)) for batch in batches]
+        return Opened(batches=tuple(batch for batch in batches if batch))
+
+    async def _holds(
+        self, request: OpenRequest, plan: Plan, number: int, probe: dict[str, Json], index: int
+    ) -> tuple[int, bool]:
+        """Whether an order rule's probe passes on a node; a node that cannot be asked has no claim to go last."""
+        node = plan.nodes[index]
+        attempt = activity.info().attempt
+        key = f"{request.run.id}@{request.run.epoch}/{node.name}/order-{request.serial}.{attempt}/{number}"
+        op: dict[str, Json] = {"key": key, "op": "probe", "probe": render_probe(plan, index, probe)}
+        try:
+            end = await self._session(request.run, request.serial, node, [op])
+        except DriverError:
+            return index, False
+        return index, end.ok
+
+    @activity.defn
+    async def check_nodes(self, request: CheckRequest) -> Checked:
+        """One look of a bake: every node of the wave must run and pass the bake's probe within ``BLIP`` seconds."""
+        plan = await self._ground.plan(request.run.plan)
+        wave = plan.waves[request.wave]
+        try:
+            await self._ground.authorise(request.run, wave=request.wave)
+        except DriverError as error:
+            return Checked(failures=(_problem(wave.nodes[0], "", "bake", error),))
+        nodes = [node for node in wave.nodes if node not in set(request.skip)]
+        async with pulse():
+            looks = await _each(nodes, lambda node: self._checked(plan, request, node))
+        failures = tuple(failure for failure in looks if failure is not None)
+        return Checked(
+            failures=failures, fenced=any(failure.type == "Fenced" for failure in failures)
+        )
+
+    async def _checked(self, plan: Plan, request: CheckRequest, index: int) -> Failure | None:
+        node, wave = plan.nodes[index], plan.waves[request.wave]
+        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/bake-{request.serial}.{activity.info().attempt}"
+        probe: dict[str, Json] = {"service": {"running": True}}
+        if wave.bake is not None and wave.bake.probe is not None:
+            probe = {"all": [probe, render_probe(plan, index, wave.bake.probe)]}
+        ops: list[dict[str, Json]] = [
+            {
+                "key": f"{prefix}/bake",
+                "op": "healthy",
+                "probe": probe,
+                "for": 0,
+                "within": BLIP,
+                "interval": 0.5,
+            }
+        ]
+        if request.ensure:
+            ops.insert(0, {"key": f"{prefix}/ensure", "op": "ensure"})
+        try:
+            end = await self._session(request.run, request.serial, node, ops)
+        except DriverError as error:
+            return _problem(index, node.name, "bake", error)
+        fault = end.fault(node.name)
+        return _problem(index, node.name, "bake", fault) if fault is not None else None
+
+    # -- bringing up ---------------------------------------------------------------------------------------------
+
+    @activity.defn
+    async def ensure_fleet(self, fleet: str) -> EnsureResult:
+        """Install nodes whose root is empty, start what should run and does not. Moves nothing between releases."""
+        known = await self._ground.fleets.known(fleet)
+        if known is None or known.baseline is None:
+            return EnsureResult(
+                fleet=fleet, nodes=0, problems=(f"fleet {fleet} is not known to this worker",)
+            )
+        document = Fleet.model_validate_json(await self._ground.blobs.get(known.document))
+        release = Release.model_validate_json(await self._ground.blobs.get(known.baseline))
+        nodes, programs = installation(document, release)
+        async with pulse():
+            what = await _each(
+                range(len(nodes)),
+                lambda index: self._ensured(nodes[index], programs[index], release),
+            )
+        return EnsureResult(
+            fleet=fleet,
+            nodes=len(nodes),
+            installed=sum(one == "installed" for one in what),
+            started=sum(one == "started" for one in what),
+            running=sum(one in ("installed", "started", "running") for one in what),
+            problems=tuple(
+                one for one in what if one not in ("installed", "started", "running", "stopped")
+            ),
+        )
+
+    async def _ensured(
+        self, node: PlannedNode, program: tuple[dict[str, Json], ...], release: Release
+    ) -> str:
+        """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
+        transport = self._ground.transport
+        prefix = f"ensure/{node.name}"
+        run, token = "ensure", (0, 0, 0)
+        try:
+            looked = SessionRequest(
+                run=run, token=token, ops=({"key": f"{prefix}/look", "op": "observe"},)
+            )
+            end = await transport.session(node, looked, _unheard)
+            if (
+                end.failed is not None
+                and end.failed.error is not None
+                and end.failed.error.type == "Fenced"
+            ):
+                # The host has a fence already. Starting what its own mark says is true under any token, so the
+                # standing one is used: it is never raised here, and a migration under way is not disturbed.
+                run, token = _standing(end.failed.error.detail)
+                end = await transport.session(
+                    node,
+                    SessionRequest(
+                        run=run, token=token, ops=({"key": f"{prefix}/look", "op": "observe"},)
+                    ),
+                    _unheard,
+                )
+            if end.ok and end.observed.get("release") is None:
+                return await self._install(node, program, release)
+            was_running = bool(end.observed.get("running"))
+            ensured = SessionRequest(
+                run=run, token=token, ops=({"key": f"{prefix}/ensure", "op": "ensure"},)
+            )
+            end = await transport.session(node, ensured, _unheard)
+        except DriverError as error:
+            return f"{node.name}: {error.message}"
+        fault = end.fault(node.name)
+        if fault is not None:
+            return fault.message
+        if not end.observed.get("running"):
+            return "stopped"
+        return "running" if was_running else "started"
+
+    async def _install(
+        self, node: PlannedNode, program: tuple[dict[str, Json], ...], release: Release
+    ) -> str:
+        transport = self._ground.transport
+        ops: list[dict[str, Json]] = []
+        for op in program:
+            op = dict(op)
+            if op["op"] == "stage":
+                artifact = next(
+                    one for one in release.planned_artifacts() if one.digest == op["digest"]
+                )
+                path = await self._ground.artifacts.fetch(artifact)
+                op["source"] = await transport.put(node, path, artifact.digest, artifact.length)
+            ops.append(op)
+        end = await transport.session(
+            node, SessionRequest(run="install", token=(0, 0, 1), ops=tuple(ops)), _unheard
+        )
+        fault = end.fault(node.name)
+        return "installed" if fault is None else fault.message
+
+
+def _unheard(event: HostEvent) -> None:
+    """Nobody listens to the single steps of a look."""
+
+
+def _standing(detail: object) -> tuple[str, tuple[int, int, int]]:
+    """The run and token that have a node, from a Fenced error's detail."""
+    if isinstance(detail, dict):
+        fence, run = detail.get("fence"), detail.get("run")
+        if (
+            isinstance(fence, list)
+            and len(fence) == 3
+            and all(isinstance(part, int) for part in fence)
+        ):
+            return str(run), (fence[0], fence[1], fence[2])
+    raise DriverError(
+        "HostError", "the host refused and did not say which fence it has", retryable=True
+    )
+
+
+async def _each(nodes: Iterable[int], visit: Callable[[int], Awaitable[T]]) -> list[T]:
+    """Visit nodes, at most ``AT_ONCE`` at a time; answers in the order of ``nodes``."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(node: int) -> T:
+        async with slots:
+            return await visit(node)
+
+    return list(await asyncio.gather(*(one(node) for node in nodes)))
+
+
+def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
+    return Failure(
+        node=node, name=name, program="forward", leg=0, step=step, type=error.kind, said=error.message[:2000],
+        saw={key: value for key, value in error.detail.items() if len(str(value)) <= 4000},
+    )  # fmt: skip
+
+
+def _observed(
+    plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], probed: bool, finalized: bool
+) -> Observed:
+    """Sort nodes by the release ``current`` points to. Whatever is not certain is a problem, never a pass."""
+    before = {artifact.digest for artifact in plan.before.artifacts}
+    after = {artifact.digest for artifact in plan.after.artifacts}
+    lists: dict[str, list[int]] = {
+        name: [] for name in ("before", "after", "other", "empty", "unreachable")
+    }
+    stopped: list[int] = []
+    started: list[int] = []
+    problems: list[Failure] = []
+    for index, look in looks:
+        if isinstance(look, Failure):
+            lists["unreachable"].append(index)
+            problems.append(look)
+            continue
+        fault = look.fault(plan.nodes[index].name)
+        if fault is not None:
+            problems.append(
+                _problem(index, plan.nodes[index].name, "preflight" if probed else "look", fault)
+            )
+        digest = look.observed.get("release")
+        kind = "before" if digest in before else "after" if digest in after else "other"
+        lists["empty" if digest is None else kind].append(index)
+        if not look.observed.get("running"):
+            stopped.append(index)
+        if (digest in after and look.observed.get("started_release", digest) == digest) or look.observed.get("started_release") in after:
+            started.append(index)
+        if probed and kind == "other":
+            said = (
+                "runs a release this plan does not know" if digest else "has no release installed"
+            )
+            error = DriverError(
+                "UnknownRelease", f"{plan.nodes[index].name} {said}", retryable=False
+            )
+            problems.append(_problem(index, plan.nodes[index].name, "preflight", error))
+    return Observed(
+        before=tuple(lists["before"]),
+        after=tuple(lists["after"]),
+        other=tuple(lists["other"]),
+        empty=tuple(lists["empty"]),
+        unreachable=tuple(lists["unreachable"]),
+        stopped=tuple(stopped),
+        started_after=tuple(started),
+        problems=tuple(problems),
+        finalized=finalized,
+        fenced=any(problem.type == "Fenced" for problem in problems),
+    )

@@ -1,0 +1,79 @@
+"""Plans, read and asked: what a workflow needs of them, and the way back."""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from activities.ground import Ground
+from kedge.model.plan import Plan, ProgramName
+from kedge.model.run import LegFacts, PlanFacts, ReturnRequest, WaveFacts
+from kedge.plan.wayback import Return, choose
+
+MARGIN = 60.0
+"""Seconds a leg may take beyond the sum of its steps' time-outs: the connection, the lock, the journal."""
+
+
+class PlanActivities:
+    """Questions to the pure core that need the whole plan."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    @activity.defn
+    async def plan_facts(self, digest: str) -> PlanFacts:
+        """The little a workflow needs of a plan."""
+        return facts_of(await self._ground.plan(digest))
+
+    @activity.defn
+    async def choose_way_back(self, request: ReturnRequest) -> Return:
+        """Decide the way back from an observation of every node."""
+        plan = await self._ground.plan(request.run.plan)
+        return choose(plan, request.seen, automatic=request.automatic)
+
+
+def facts_of(plan: Plan) -> PlanFacts:
+    """A plan without its nodes."""
+    commit = plan.commit
+    waves = []
+    for wave in plan.waves:
+        gates = [wave.gate] if wave.gate else []
+        if commit is not None and commit.wave == wave.index and commit.gate not in gates:
+            gates.append(commit.gate)
+        waves.append(
+            WaveFacts(
+                name=wave.name,
+                size=len(wave.nodes),
+                parallel=wave.max_unavailable,
+                gates=tuple(gates),
+                bake=wave.bake.duration if wave.bake else 0.0,
+                interval=wave.bake.interval if wave.bake else 5.0,
+            )
+        )
+    legs: dict[ProgramName, tuple[LegFacts, ...]] = {
+        program.name: tuple(
+            LegFacts(
+                timeout=sum(step.timeout for step in leg.steps) + MARGIN,
+                attempts=leg.attempts,
+                backoff=leg.backoff,
+            )
+            for leg in program.legs
+        )
+        for program in plan.programs
+    }
+    finalize = bool(legs.get("finalize"))
+    return PlanFacts(
+        nodes=len(plan.nodes),
+        before=plan.before.version,
+        after=plan.after.version,
+        before_document=plan.before.document,
+        after_document=plan.after.document,
+        start_gate=plan.start_gate,
+        waves=tuple(waves),
+        gates=plan.gates,
+        legs=legs,
+        commit=commit,
+        finalize_node=plan.waves[-1].nodes[-1] if finalize else None,
+        failure_budget=plan.failure_budget,
+        on_failure=plan.on_failure,
+        way_back=plan.way_back,
+    )

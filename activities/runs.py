@@ -1,0 +1,53 @@
+"""What became of other runs, read from the engine itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import activity
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.ground import Ground
+from kedge.model.run import HolderSeen, RunEnd
+
+SOON = 20.0
+"""Seconds a run that said that it ends is waited for."""
+
+
+class RunActivities:
+    """The lease is freed by what the engine says of its holder, not by what a signal says."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    @activity.defn
+    async def run_end(self, run: str) -> HolderSeen:
+        """Whether ``run`` has ended, and how."""
+        handle = self._ground.client.get_workflow_handle(run, result_type=RunEnd)
+        try:
+            described = await handle.describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return HolderSeen(ended=True)
+            raise
+        if described.status in (
+            WorkflowExecutionStatus.RUNNING,
+            WorkflowExecutionStatus.CONTINUED_AS_NEW,
+        ):
+            return HolderSeen(ended=False)
+        try:
+            return HolderSeen(ended=True, end=await handle.result())
+        except WorkflowFailureError:
+            return HolderSeen(ended=True)
+
+    @activity.defn
+    async def run_end_soon(self, run: str) -> HolderSeen:
+        """The same, for a run that says that it ends: waits at most ``SOON`` seconds for its last word."""
+        waited = 0.0
+        while True:
+            seen = await self.run_end(run)
+            if seen.ended or waited >= SOON:
+                return seen
+            await asyncio.sleep(0.1)
+            waited += 0.1

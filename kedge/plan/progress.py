@@ -1,0 +1,425 @@
+"""An upgrade as an automaton: a state that says everything, one command that follows from it, and events.
+
+``command(state, facts)`` says what to do next; the interpreter does it, and tells what happened by an event;
+``advance(state, event, facts)`` gives the next state. Orders of people are events too. States are frozen and
+JSON-able, so an interpreter may die between any two steps and go on from the state it kept.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kedge.model.base import Frozen, Name
+from kedge.model.plan import Choice
+from kedge.model.run import Again, Failure, PlanFacts, WideningStop
+from kedge.plan.wayback import automatic_way_back
+
+Stage = Literal["preflight", "gate", "widen", "parked", "finalize", "go-back", "ended"]
+Outcome = Literal[
+    "", "done", "aborted", "rejected", "preempted", "rolled-back", "going-back-failed"
+]
+
+FENCED = "a newer run has the hosts: this one may not act on them any more"
+
+
+class Parked(Frozen):
+    """A run that cannot go on by itself. ``subject`` names the item in orders; ``where`` says which command failed."""
+
+    subject: str
+    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end", "go-back"]
+    said: str
+    failures: tuple[Failure, ...] = ()
+    remaining: tuple[int, ...] = ()
+    choices: tuple[Choice, ...]
+
+
+class UpgradeState(Frozen):
+    """Where an upgrade is. ``wave`` is the next wave to begin or to take up ``again``; ``passed`` the gates that were
+    passed; ``down`` the nodes that are out; ``committed`` holds once anything behind the point of no return was begun.
+    """
+
+    stage: Stage = "preflight"
+    wave: int = 0
+    begun: int = 0
+    """Number of waves that were begun."""
+    serial: int = 1
+    again: Again | None = None
+    round: int = 0
+    passed: tuple[Name, ...] = ()
+    gate: Name | None = None
+    down: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    done: int = 0
+    steps: int = 0
+    replayed: int = 0
+    held: bool = False
+    committed: bool = False
+    parked: Parked | None = None
+    parks: int = 0
+    chosen: bool = False
+    """The way back was decided by a person, not by the runbook."""
+    outcome: Outcome = ""
+    said: str = ""
+
+
+class Act(Frozen):
+    """A command: what the interpreter does next. ``wait``: nothing until an order comes."""
+
+    what: Literal["preflight", "ask", "widen", "wait", "finalize", "go-back", "end"]
+    gate: Name | None = None
+
+
+class PreflightSeen(Frozen):
+    """Preflight ended; ``failures`` empty is a pass."""
+
+    failures: tuple[Failure, ...] = ()
+    serial: int
+
+
+class GateEnded(Frozen):
+    """A gate was passed, rejected by ``person``, or nobody came before it expired."""
+
+    gate: Name
+    how: Literal["passed", "rejected", "expired"]
+    person: str = ""
+    comment: str = ""
+
+
+class Widened(Frozen):
+    """Widening returned."""
+
+    stop: WideningStop
+
+
+class Finalized(Frozen):
+    """The finalize steps ended; ``failure`` None is success."""
+
+    failure: Failure | None = None
+    serial: int
+    steps: int = 0
+    replayed: int = 0
+
+
+class WentBack(Frozen):
+    """The automatic way back ended."""
+
+    ok: bool
+    said: str
+
+
+class Ordered(Frozen):
+    """An accepted order of a person. ``choice`` for decide."""
+
+    verb: Literal["pause", "resume", "abort", "decide", "preempt"]
+    person: str
+    choice: Choice | None = None
+    said: str = ""
+
+
+Event = PreflightSeen | GateEnded | Widened | Finalized | WentBack | Ordered
+
+
+def gates_before(state: UpgradeState, facts: PlanFacts) -> tuple[str, ...]:
+    """The gates that stand before what comes next and were not passed yet, in order."""
+    wanted: list[str] = [facts.start_gate] if facts.start_gate else []
+    if state.wave < len(facts.waves):
+        wanted += facts.waves[state.wave].gates
+    elif facts.commit is not None and facts.commit.wave is None and facts.finalize_node is not None:
+        wanted.append(facts.commit.gate)
+    return tuple(gate for gate in dict.fromkeys(wanted) if gate not in state.passed)
+
+
+def command(state: UpgradeState, facts: PlanFacts) -> Act:
+    """What follows from a state."""
+    if state.stage == "ended":
+        return Act(what="end")
+    if state.stage == "parked" or (state.held and state.stage != "gate"):
+        return Act(what="wait")
+    if state.stage == "gate":
+        return Act(what="ask", gate=state.gate)
+    return Act(what=state.stage)
+
+
+def advance(state: UpgradeState, event: Event, facts: PlanFacts) -> UpgradeState:
+    """The state after an event. Events that do not fit the state change nothing: they came too late."""
+    if state.stage == "ended":
+        return state
+    if isinstance(event, Ordered):
+        return _ordered(state, event, facts)
+    if isinstance(event, PreflightSeen):
+        return _preflight(state, event, facts)
+    if isinstance(event, GateEnded):
+        return _gate(state, event, facts)
+    if isinstance(event, Widened):
+        return _widened(state, event.stop, facts)
+    if isinstance(event, Finalized):
+        return _finalized(state, event, facts)
+    if event.ok:
+        return _end(state, "rolled-back", event.said)
+    return _end(state, "going-back-failed", event.said)
+
+
+def _end(state: UpgradeState, outcome: Outcome, said: str) -> UpgradeState:
+    return state.model_copy(
+        update={"stage": "ended", "outcome": outcome, "said": said, "parked": None, "gate": None}
+    )
+
+
+def _onward(state: UpgradeState, facts: PlanFacts) -> UpgradeState:
+    """Whatever comes next at this wave: a gate, the wave, the finalize steps, nodes still down, or the end."""
+    missing = gates_before(state, facts)
+    if missing:
+        return state.model_copy(update={"stage": "gate", "gate": missing[0], "parked": None})
+    if state.wave < len(facts.waves):
+        behind = (
+            facts.commit is not None
+            and facts.commit.wave is not None
+            and state.wave >= facts.commit.wave
+        )
+        return state.model_copy(
+            update={
+                "stage": "widen",
+                "gate": None,
+                "parked": None,
+                "committed": state.committed or behind,
+                "begun": max(state.begun, state.wave + 1),
+            }
+        )
+    if facts.finalize_node is not None:
+        behind = facts.commit is not None and facts.commit.wave is None
+        return state.model_copy(
+            update={
+                "stage": "finalize",
+                "gate": None,
+                "parked": None,
+                "committed": state.committed or behind,
+            }
+        )
+    return _end(state, "done", _done_said(state))
+
+
+def _done_said(state: UpgradeState) -> str:
+    if state.down:
+        return f"done, but {len(state.down)} node(s) were skipped and are not on the new release"
+    return "done: every node is on the new release"
+
+
+def _preflight(state: UpgradeState, event: PreflightSeen, facts: PlanFacts) -> UpgradeState:
+    state = state.model_copy(update={"serial": event.serial})
+    if any(failure.type == "Fenced" for failure in event.failures):
+        return _end(state, "preempted", FENCED)
+    if event.failures:
+        return _park(state, "preflight", event.failures, (), facts)
+    return _onward(state, facts)
+
+
+def _gate(state: UpgradeState, event: GateEnded, facts: PlanFacts) -> UpgradeState:
+    if state.stage != "gate" or state.gate != event.gate:
+        return state
+    if event.how == "passed":
+        return _onward(
+            state.model_copy(update={"passed": (*state.passed, event.gate), "gate": None}), facts
+        )
+    if event.how == "expired":
+        return _park(
+            state,
+            "gate",
+            (),
+            (),
+            facts,
+            said=f"gate {event.gate} expired: too few people signed in time",
+        )
+    said = f"gate {event.gate} was rejected by {event.person}" + (
+        f": {event.comment}" if event.comment else ""
+    )
+    if state.begun == 0:
+        return _end(state, "rejected", said)
+    return _park(state, "gate", (), (), facts, said=said)
+
+
+def _widened(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> UpgradeState:
+    begun = (
+        state.begun
+        if stop.why == "gate" and stop.wave >= state.begun
+        else max(state.begun, stop.wave + 1)
+    )
+    state = state.model_copy(
+        update={
+            "wave": stop.wave,
+            "begun": min(begun, len(facts.waves)),
+            "serial": stop.serial,
+            "done": state.done + stop.done,
+            "steps": state.steps + stop.steps,
+            "replayed": state.replayed + stop.replayed,
+            "down": tuple(sorted({*state.down, *stop.down})),
+            "again": None,
+            "failures": stop.failures,
+            "committed": state.committed or _behind(stop, facts),
+        }
+    )
+    if stop.why == "fenced":
+        return _end(state, "preempted", FENCED)
+    if stop.why == "failed":
+        return _failed(state, stop, facts)
+    if stop.why == "held":
+        return state.model_copy(
+            update={"again": Again(nodes=stop.remaining, round=state.round), "stage": "widen"}
+        )
+    if stop.why == "done":
+        state = state.model_copy(update={"wave": len(facts.waves)})
+        if state.down:
+            named = tuple(f for f in state.failures if f.node in state.down)
+            said = (
+                f"all waves are through, but {len(state.down)} node(s) are not on the new release"
+            )
+            return _park(state, "end", named, state.down, facts, said=said)
+    return _onward(state, facts)
+
+
+def _behind(stop: WideningStop, facts: PlanFacts) -> bool:
+    """Whether widening began a wave behind the point of no return."""
+    if facts.commit is None or facts.commit.wave is None:
+        return False
+    return stop.wave > facts.commit.wave or (stop.wave == facts.commit.wave and stop.why != "gate")
+
+
+def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> UpgradeState:
+    where: Literal["wave", "bake"] = "bake" if stop.where == "bake" else "wave"
+    way = automatic_way_back(facts, begun=state.begun, committed=state.committed)
+    if facts.on_failure == "rollback" and way is not None:
+        first = stop.failures[0] if stop.failures else None
+        because = f"{first.name}: {first.said}" if first else "the wave failed"
+        return state.model_copy(
+            update={"stage": "go-back", "said": f"going back by itself: {because}", "parked": None}
+        )
+    return _park(state, where, stop.failures, stop.remaining, facts)
+
+
+def _finalized(state: UpgradeState, event: Finalized, facts: PlanFacts) -> UpgradeState:
+    state = state.model_copy(
+        update={
+            "serial": event.serial,
+            "steps": state.steps + event.steps,
+            "replayed": state.replayed + event.replayed,
+        }
+    )
+    if event.failure is not None:
+        if event.failure.type == "Fenced":
+            return _end(state, "preempted", FENCED)
+        return _park(state, "finalize", (event.failure,), (), facts)
+    return _end(state, "done", _done_said(state))
+
+
+def _park(
+    state: UpgradeState,
+    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end"],
+    failures: tuple[Failure, ...],
+    remaining: tuple[int, ...],
+    facts: PlanFacts,
+    *,
+    said: str = "",
+) -> UpgradeState:
+    """Nothing fails into the void: the run says what happened and which decisions are open."""
+    choices: list[Choice] = ["retry"]
+    if where in ("preflight", "wave", "bake", "end"):
+        choices.append("skip")
+    if (
+        state.begun > 0
+        and automatic_way_back(facts, begun=state.begun, committed=state.committed) is not None
+    ):
+        choices.append("rollback")
+    choices.append("abort")
+    number = state.parks + 1
+    parked = Parked(
+        subject=f"{where}-{number}",
+        where=where,
+        said=said or _failures_said(where, failures),
+        failures=failures,
+        remaining=remaining,
+        choices=tuple(choices),
+    )
+    return state.model_copy(
+        update={"stage": "parked", "parked": parked, "parks": number, "gate": None}
+    )
+
+
+def _failures_said(where: str, failures: tuple[Failure, ...]) -> str:
+    if not failures:
+        return f"{where} did not pass"
+    first = failures[0]
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
+
+
+def _ordered(state: UpgradeState, event: Ordered, facts: PlanFacts) -> UpgradeState:
+    if event.verb == "preempt":
+        return _end(state, "preempted", event.said)
+    if event.verb == "pause":
+        return state.model_copy(update={"held": True})
+    if event.verb == "resume":
+        return state.model_copy(update={"held": False})
+    if event.verb == "abort":
+        return _end(
+            state,
+            "aborted",
+            f"aborted by {event.person}: nodes stay as they are, nothing further is done",
+        )
+    if state.stage != "parked" or state.parked is None or event.choice not in state.parked.choices:
+        return state
+    return _decided(state, state.parked, event, facts)
+
+
+def _decided(state: UpgradeState, parked: Parked, event: Ordered, facts: PlanFacts) -> UpgradeState:
+    if event.choice == "abort":
+        return _end(
+            state,
+            "aborted",
+            f"aborted by {event.person}: nodes stay as they are, nothing further is done",
+        )
+    if event.choice == "rollback":
+        return state.model_copy(
+            update={
+                "stage": "go-back",
+                "parked": None,
+                "chosen": True,
+                "said": f"going back: decided by {event.person}",
+            }
+        )
+    failed = tuple(failure.node for failure in parked.failures)
+    if event.choice == "skip":
+        return _skipped(state, parked, failed, facts)
+    if parked.where == "preflight":
+        return state.model_copy(update={"stage": "preflight", "parked": None})
+    if parked.where == "finalize":
+        return state.model_copy(
+            update={"stage": "finalize", "parked": None, "round": state.round + 1}
+        )
+    if parked.where == "gate":
+        return _onward(state.model_copy(update={"parked": None}), facts)
+    again_nodes = {"wave": (*failed, *parked.remaining), "end": state.down}.get(parked.where, ())
+    wave = len(facts.waves) - 1 if parked.where == "end" else state.wave
+    down = tuple(node for node in state.down if node not in again_nodes)
+    state = state.model_copy(
+        update={
+            "wave": wave,
+            "round": state.round + 1,
+            "again": Again(nodes=tuple(dict.fromkeys(again_nodes)), round=state.round + 1),
+            "down": down,
+        }
+    )
+    return _onward(state, facts)
+
+
+def _skipped(
+    state: UpgradeState, parked: Parked, failed: tuple[int, ...], facts: PlanFacts
+) -> UpgradeState:
+    down = tuple(sorted({*state.down, *failed}))
+    state = state.model_copy(update={"down": down, "parked": None})
+    if parked.where == "end":
+        return _onward(state, facts)
+    if parked.where == "preflight":
+        return _onward(state, facts)
+    if parked.where == "bake":
+        return _onward(state.model_copy(update={"wave": state.wave + 1}), facts)
+    again = Again(nodes=parked.remaining, round=state.round)
+    return _onward(state.model_copy(update={"again": again}), facts)

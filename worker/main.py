@@ -1,0 +1,59 @@
+"""The worker's entry: connect, take work until a signal comes, let running activities come to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from worker.background import announce_ready
+from worker.client import EngineUnreachableError, connect
+from worker.logs import configure, get_logger
+from worker.settings import Settings, SettingsError
+from worker.wiring import drivers_of, worker_of
+
+ENGINE_PATIENCE = 3600.0
+"""Seconds a worker waits for an engine that is not there at its start."""
+
+
+async def serve(settings: Settings) -> None:
+    """Take work until SIGTERM or SIGINT. Raises ``EngineUnreachableError`` when no engine came."""
+    log = get_logger("worker")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    connecting = asyncio.create_task(connect(settings, patience=ENGINE_PATIENCE))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        connecting.cancel()
+        return
+    client = await connecting
+    drivers = drivers_of(settings)
+    try:
+        async with worker_of(settings, client, drivers):
+            announce_ready(settings)
+            log.info("takes work", task_queue=settings.task_queue, home=str(settings.home))
+            await stop.wait()
+            log.info("stops", grace=settings.graceful_shutdown_seconds)
+    finally:
+        stopping.cancel()
+        await drivers.aclose()
+    log.info("stopped")
+
+
+def main() -> int:
+    """Run a worker; 0 after a signal, 2 for settings that cannot be used, 5 when no engine answers."""
+    try:
+        settings = Settings.load()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    configure(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except EngineUnreachableError as error:
+        get_logger("worker").error("no engine", reason=str(error))
+        return 5
+    return 0

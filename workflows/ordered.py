@@ -1,0 +1,315 @@
+"""``Ordered``: what Upgrade and Rollback share: receiving signed orders, gates, time spent in phases, what people see.
+
+An order is verified by an activity, one at a time (``_ordering``), against what is open at that instant; a verdict for
+something that closed meanwhile is refused. Whatever is accepted is put in ``_inbox`` and wakes the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.orders import OrderActivities
+    from kedge.model.base import Digest, Frozen, digest_of
+    from kedge.model.order import Envelope, Expected, OrderVerdict, Tally
+    from kedge.model.plan import Choice, Gate
+    from kedge.model.run import (
+        JudgeRequest,
+        Phase,
+        PlanFacts,
+        Preempted,
+        Run,
+        Showing,
+        Submitted,
+        Waiting,
+        WarrantUpdate,
+    )
+    from kedge.trust.approvals import tally
+
+from workflows.calls import PHASE, WAITING, decide
+
+KEPT_VERDICTS = 50
+MOST_ORDERS = 1_000
+"""Orders one run looks at, refused ones included: a flood is cut off before it fills the history."""
+
+
+class OrderMemory(Frozen):
+    """What a run remembers of orders and time over continue-as-new."""
+
+    verdicts: tuple[OrderVerdict, ...] = ()
+    spent: tuple[str, ...] = ()
+    received: int = 0
+    gate: str = ""
+    signed: tuple[OrderVerdict, ...] = ()
+    envelopes: tuple[Envelope, ...] = ()
+    since: str = ""
+    decided: Envelope | None = None
+    """The last accepted order to decide: what a way back that people chose acts on."""
+    started: str
+    seconds: dict[str, float] = {}
+    warrant: Digest
+
+
+class Open(Frozen):
+    """Something people may sign now: a gate or a parked item, and what they are shown."""
+
+    subject: str
+    showing: Showing
+    shown: Digest
+    gate: Gate | None = None
+    choices: tuple[Choice, ...] = ()
+
+
+def instant() -> str:
+    """Now by the workflow's clock, RFC 3339, whole seconds."""
+    return f"{workflow.now():%Y-%m-%dT%H:%M:%SZ}"
+
+
+class Ordered:
+    """Base of the workflows that people order about."""
+
+    def __init__(self, run: Run, requester: str, memory: OrderMemory | None) -> None:
+        self._run = run
+        self._requester = requester
+        self._facts: PlanFacts | None = None
+        self._open: Open | None = None
+        self._inbox: deque[OrderVerdict] = deque()
+        self._preempted: Preempted | None = None
+        self._ordering = asyncio.Lock()
+        self._phase: Phase = "preflight"
+        self._phase_since = workflow.now()
+        self._said = "admitted"
+        memory = memory or OrderMemory(started=instant(), warrant=run.warrant)
+        self._memory = memory
+        self._seconds = dict(memory.seconds)
+
+    # -- what arrives ------------------------------------------------------------------------------------------
+
+    @workflow.update(name="submit_order", description="A signed order; answers with the verdict.")
+    async def submit_order(self, envelope: Envelope) -> Submitted:
+        """Verify and apply a signed order; the answer says which rule decided."""
+        return Submitted(verdict=await self._receive(envelope))
+
+    @submit_order.validator
+    def _bounded(self, envelope: Envelope) -> None:
+        if self._memory.received >= MOST_ORDERS:
+            raise ApplicationError(
+                f"this run looked at {MOST_ORDERS} orders already", type="TooManyOrders"
+            )
+
+    @workflow.signal(name="order", description="The same signed order, without an answer.")
+    async def order(self, envelope: Envelope) -> None:
+        """The same as ``submit_order``, for who cannot wait for an answer."""
+        if self._memory.received < MOST_ORDERS:
+            await self._receive(envelope)
+
+    @workflow.signal(
+        name="preempted", description="From the Fleet: an on-call rollback took the lease."
+    )
+    async def preempted(self, notice: Preempted) -> None:
+        """Believed only if the order that it carries is a valid rollback order for this fleet and plan."""
+        async with self._ordering:
+            expected = Expected(
+                verbs=("rollback",),
+                target=f"fleet/{self._run.fleet}",
+                plan=self._run.plan,
+                now=instant(),
+            )
+            verdict = await self._judge(notice.envelope, expected)
+            if verdict.accepted:
+                self._preempted = notice
+                await self._woken()
+
+    async def _receive(self, envelope: Envelope) -> OrderVerdict:
+        async with self._ordering:
+            self._memory = self._memory.model_copy(update={"received": self._memory.received + 1})
+            await workflow.wait_condition(lambda: self._facts is not None)
+            opened = self._open
+            verdict = await self._judge(envelope, self._expected())
+            if (
+                verdict.accepted
+                and verdict.verb in ("approve", "reject", "decide")
+                and self._open != opened
+            ):
+                said = f"{verdict.subject} closed while the order was looked at"
+                verdict = verdict.model_copy(
+                    update={"accepted": False, "rule": "not-open", "said": said}
+                )
+            spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
+            kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
+            self._memory = self._memory.model_copy(update={"spent": spent, "verdicts": kept})
+            if verdict.accepted:
+                await self._accept(envelope, verdict)
+            return verdict
+
+    async def _accept(self, envelope: Envelope, verdict: OrderVerdict) -> None:
+        if verdict.verb == "approve":
+            self._memory = self._memory.model_copy(
+                update={
+                    "signed": (*self._memory.signed, verdict),
+                    "envelopes": (*self._memory.envelopes, envelope),
+                }
+            )
+        else:
+            if verdict.verb == "decide":
+                self._memory = self._memory.model_copy(update={"decided": envelope})
+            self._inbox.append(verdict)
+            await self._woken()
+
+    async def _woken(self) -> None:
+        """Called when an order other than an approval was accepted; may tell children to hold."""
+
+    async def _judge(self, envelope: Envelope, expected: Expected) -> OrderVerdict:
+        gate = self._open.gate if self._open is not None else None
+        return await decide(
+            OrderActivities.judge_order,
+            JudgeRequest(
+                envelope=envelope,
+                expected=expected,
+                fleet=self._run.fleet,
+                run=self._run,
+                gate=gate,
+                signed=self._memory.signed,
+            ),
+            "verify an order",
+        )
+
+    def _expected(self) -> Expected:
+        subjects: dict[str, Digest] = {}
+        choices: dict[str, tuple[Choice, ...]] = {}
+        if self._open is not None:
+            subjects[self._open.subject] = self._open.shown
+            if self._open.gate is None:
+                choices[self._open.subject] = self._open.choices
+        return Expected(
+            verbs=("approve", "reject", "pause", "resume", "abort", "decide"),
+            target=self._run.id,
+            plan=self._run.plan,
+            subjects=subjects,
+            choices=choices,
+            requester=self._requester,
+            spent=self._memory.spent,
+            now=instant(),
+        )
+
+    # -- gates -------------------------------------------------------------------------------------------------
+
+    def _tally(self) -> Tally | None:
+        if self._open is None or self._open.gate is None:
+            return None
+        return tally(self._open.gate, self._memory.signed)
+
+    async def _ask(self, gate: Gate, showing: Showing) -> str:
+        """Opens ``gate`` and waits for signatures: ``passed``, ``expired``, or ``ordered`` when something else came.
+
+        Signatures given so far stay when the wait is interrupted, as long as what is shown stays the same.
+        """
+        shown = digest_of(showing)
+        if self._memory.gate != f"{gate.name}:{shown}":
+            self._memory = self._memory.model_copy(
+                update={
+                    "gate": f"{gate.name}:{shown}",
+                    "signed": (),
+                    "envelopes": (),
+                    "since": instant(),
+                }
+            )
+        self._open = Open(subject=gate.name, showing=showing, shown=shown, gate=gate)
+        self._say("gate", f"waits for gate {gate.name}")
+        self._advertise(f"gate {gate.name}")
+        since = workflow.now() - self._age()
+        left = max(0.0, (since + timedelta(seconds=gate.expires) - workflow.now()).total_seconds())
+        try:
+            await workflow.wait_condition(
+                lambda: self._met() or bool(self._inbox) or self._preempted is not None,
+                timeout=timedelta(seconds=left),
+                timeout_summary=f"gate {gate.name} expires",
+            )
+        except TimeoutError:
+            self._close()
+            self._memory = self._memory.model_copy(
+                update={"gate": "", "signed": (), "envelopes": ()}
+            )
+            return "expired"
+        if not self._met() or self._inbox or self._preempted is not None:
+            return "ordered"
+        await self._passed(gate)
+        return "passed"
+
+    def _age(self) -> timedelta:
+        """How long the open gate has been waiting."""
+        since = datetime.strptime(self._memory.since, "%Y-%m-%dT%H:%M:%SZ").replace(
+            tzinfo=UTC
+        )
+        return max(timedelta(0), workflow.now() - since)
+
+    def _met(self) -> bool:
+        counted = self._tally()
+        return counted is not None and counted.met
+
+    async def _passed(self, gate: Gate) -> None:
+        """The warrant takes up the signatures: from now on activities may act behind this gate."""
+        envelopes = self._memory.envelopes
+        self._close()
+        warrant = await decide(
+            OrderActivities.write_warrant,
+            WarrantUpdate(base=self._run.warrant, gate=gate.name, approvals=envelopes),
+            f"gate {gate.name} passed",
+        )
+        self._run = self._run.model_copy(update={"warrant": warrant})
+        self._memory = self._memory.model_copy(
+            update={"warrant": warrant, "gate": "", "signed": (), "envelopes": ()}
+        )
+
+    def _close(self) -> None:
+        self._open = None
+        self._advertise("")
+
+    # -- what people see ---------------------------------------------------------------------------------------
+
+    def _say(self, phase: Phase, said: str) -> None:
+        """Enter a phase (or stay in it) and say in a sentence what goes on."""
+        now = workflow.now()
+        if phase != self._phase:
+            spent = (now - self._phase_since).total_seconds()
+            self._seconds[self._phase] = round(self._seconds.get(self._phase, 0.0) + spent, 3)
+            self._phase, self._phase_since = phase, now
+            workflow.upsert_search_attributes([PHASE.value_set(phase)])
+        self._said = said
+        workflow.set_current_details(
+            f"**{phase}**: {said}\n\nplan `{self._run.plan}`, epoch {self._run.epoch}"
+        )
+
+    def _advertise(self, waiting: str) -> None:
+        workflow.upsert_search_attributes(
+            [WAITING.value_set(waiting) if waiting else WAITING.value_unset()]
+        )
+
+    def _spent_seconds(self) -> dict[str, float]:
+        spent = (workflow.now() - self._phase_since).total_seconds()
+        return self._seconds | {self._phase: round(self._seconds.get(self._phase, 0.0) + spent, 3)}
+
+    def _waiting(self) -> Waiting | None:
+        if self._open is None:
+            return None
+        until = None
+        if self._open.gate is not None and self._memory.since:
+            left = timedelta(seconds=self._open.gate.expires) - self._age()
+            until = f"{workflow.now() + left:%Y-%m-%dT%H:%M:%SZ}"
+        return Waiting(
+            kind="gate" if self._open.gate is not None else "parked",
+            subject=self._open.subject,
+            since=self._memory.since or instant(),
+            until=until,
+            showing=self._open.showing,
+            shown=self._open.shown,
+            tally=self._tally(),
+        )
+
+    def _remembered(self) -> OrderMemory:
+        return self._memory.model_copy(update={"seconds": self._spent_seconds()})

@@ -1,0 +1,411 @@
+"""``Rollback``: the fence first, then the way back from what the hosts show."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.nodes import NodeActivities
+    from activities.orders import OrderActivities
+    from activities.plans import PlanActivities
+    from kedge.model.base import Frozen, digest_of
+    from kedge.model.plan import Choice
+    from kedge.model.run import (
+        Failure,
+        Note,
+        ObserveRequest,
+        Phase,
+        PlanFacts,
+        ReturnRequest,
+        RollbackRequest,
+        RunEnd,
+        RunStatus,
+        Showing,
+        WaveRequest,
+        WaveResult,
+    )
+    from kedge.plan.wayback import Return
+
+from workflows.calls import SERIALS_A_WAVE, decide, survey
+from workflows.fanout import observe_all
+from workflows.ordered import Open, Ordered, OrderMemory, instant
+from workflows.wave import Wave
+
+CHUNK = 100
+
+
+class RollbackState(Frozen):
+    """Where a rollback is: which wave of the way back is next, which nodes people gave up, what is parked."""
+
+    serial: int
+    round: int = 0
+    given_up: tuple[int, ...] = ()
+    done: int = 0
+    steps: int = 0
+    replayed: int = 0
+    children: int = 0
+    parks: int = 0
+    consented: tuple[str, ...] = ()
+    """Gates that were passed."""
+
+
+class RollbackMemory(Frozen):
+    """What a Rollback carries over continue-as-new."""
+
+    state: RollbackState
+    memory: OrderMemory
+
+
+class Ended(Frozen):
+    """How it ended."""
+
+    phase: Literal["rolled-back", "rejected", "aborted", "preempted"]
+    said: str
+
+
+@workflow.defn(name="Rollback")
+class Rollback(Ordered):
+    """Fences every host, observes, decides, goes back wave by wave, and observes again until every node that was not
+    given up runs its baseline. Each turn starts from an observation, so an interrupted way back needs no memory.
+    """
+
+    @workflow.init
+    def __init__(self, request: RollbackRequest) -> None:
+        carried = (
+            RollbackMemory.model_validate_json(request.state)
+            if isinstance(request.state, str)
+            else None
+        )
+        super().__init__(request.run, request.requester, carried.memory if carried else None)
+        if carried is not None:
+            self._run = request.run.model_copy(update={"warrant": carried.memory.warrant})
+        self._request = request
+        self._phase = "fencing"
+        self._state = carried.state if carried else RollbackState(serial=request.serial)
+        self._failures: tuple[Failure, ...] = ()
+        self._child_id: str | None = None
+        self._wave_child: workflow.ChildWorkflowHandle[Wave, WaveResult] | None = None
+        self._held = False
+        self._wave = 0
+        self._waves = 0
+        self._ended: Ended | None = None
+        self._ended_at: str | None = None
+
+    @workflow.run
+    async def run(self, request: RollbackRequest) -> RunEnd:
+        self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
+        facts = self._facts
+        while self._ended is None:
+            await self._turn(facts)
+            if workflow.info().is_continue_as_new_suggested() and self._ended is None:
+                await self._renew()
+        return await self._end(facts, self._ended)
+
+    @workflow.query(description="Where the way back is, what it waits for, and for whom.")
+    def status(self) -> RunStatus:
+        """Where the way back is, what it waits for, and for whom."""
+        facts = self._facts
+        return RunStatus(
+            run=self._run.id,
+            fleet=self._run.fleet,
+            kind="rollback",
+            plan=self._run.plan,
+            epoch=self._run.epoch,
+            phase=self._phase,
+            said=self._said,
+            requester=self._requester,
+            before=facts.after if facts else "",
+            after=facts.before if facts else "",
+            waves=self._waves,
+            wave=self._wave,
+            nodes=facts.nodes if facts else 0,
+            nodes_done=self._state.done,
+            failures=self._failures,
+            waiting=self._waiting(),
+            child=self._child_id,
+            started=self._memory.started,
+            ended=self._ended_at,
+            outcome=self._ended.phase if self._ended else "",
+            orders=self._memory.verdicts,
+            steps=self._state.steps,
+            replayed=self._state.replayed,
+            seconds=self._spent_seconds(),
+        )
+
+    def _change(self, **update: object) -> None:
+        self._state = self._state.model_copy(update=update)
+
+    def _serials(self) -> int:
+        first = self._state.serial
+        self._change(serial=first + SERIALS_A_WAVE)
+        return first
+
+    # -- one turn: fence and look, decide, ask, go ---------------------------------------------------------------
+
+    async def _turn(self, facts: PlanFacts) -> None:
+        self._say("fencing", f"raises the fence on {facts.nodes} hosts and looks at them")
+        serial = self._serials()
+        seen = await observe_all(
+            facts.nodes,
+            lambda nodes: survey(
+                NodeActivities.observe_nodes,
+                ObserveRequest(run=self._run, nodes=nodes, serial=serial),
+                f"fence and look at nodes {nodes[0]} to {nodes[-1]}",
+                900,
+            ),
+        )
+        if seen.fenced:
+            self._ended = Ended(
+                phase="preempted",
+                said="a newer run has the hosts: this one may not act on them any more",
+            )
+            return
+        given_up = set(self._state.given_up)
+        unreachable = tuple(failure for failure in seen.problems if failure.node not in given_up)
+        if unreachable:
+            await self._park("fence", unreachable, facts)
+            return
+        seen = seen.model_copy(
+            update={
+                "after": tuple(n for n in seen.after if n not in given_up),
+                "other": tuple(n for n in seen.other if n not in given_up),
+                "stopped": tuple(n for n in seen.stopped if n not in given_up),
+            }
+        )
+        choice = await decide(
+            PlanActivities.choose_way_back,
+            ReturnRequest(run=self._run, seen=seen, automatic=self._request.automatic),
+            "decide the way back",
+        )
+        await self._follow(choice, facts)
+
+    async def _follow(self, choice: Return, facts: PlanFacts) -> None:
+        if choice.verdict == "nothing":
+            left = (
+                f"; {len(self._state.given_up)} node(s) were given up"
+                if self._state.given_up
+                else ""
+            )
+            self._ended = Ended(phase="rolled-back", said=choice.said + left)
+        elif choice.verdict == "refuse":
+            self._ended = Ended(phase="rejected", said=choice.said)
+        elif (
+            choice.verdict == "ask"
+            and choice.gate is not None
+            and choice.gate not in self._state.consented
+        ):
+            await self._consent(choice.gate, choice, facts)
+        else:
+            await self._go(choice, facts)
+
+    async def _consent(self, name: str, choice: Return, facts: PlanFacts) -> None:
+        gate = next(gate for gate in facts.gates if gate.name == name)
+        showing = Showing(
+            run=self._run.id,
+            plan=self._run.plan,
+            subject=name,
+            title=choice.said,
+            said=(choice.said,),
+            nodes=facts.nodes,
+            nodes_done=self._state.done,
+            reversible="no: data is lost",
+            lost=choice.lost,
+        )
+        ended = await self._ask(gate, showing)
+        if ended == "passed":
+            self._change(consented=(*self._state.consented, name))
+        elif ended == "expired":
+            self._ended = Ended(
+                phase="rejected", said=f"gate {name} expired: too few people signed in time"
+            )
+        else:
+            self._take_orders()
+
+    async def _go(self, choice: Return, facts: PlanFacts) -> None:
+        self._waves = len(choice.waves)
+        for index, (nodes, parallel) in enumerate(zip(choice.waves, choice.parallel, strict=True)):
+            self._wave = index
+            self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
+            for start in range(0, len(nodes), CHUNK):
+                result = await self._chunk(choice, nodes[start : start + CHUNK], parallel)
+                self._change(
+                    done=self._state.done + result.done,
+                    steps=self._state.steps + result.steps,
+                    replayed=self._state.replayed + result.replayed,
+                )
+                if result.fenced:
+                    said = "a newer run has the hosts: this one may not act on them any more"
+                    self._ended = Ended(phase="preempted", said=said)
+                    return
+                self._take_orders()
+                if self._ended is not None:
+                    return
+                if result.failures:
+                    await self._park("back", result.failures, facts)
+                    return
+                if self._held:
+                    await self._pause()
+                    return
+
+    async def _chunk(self, choice: Return, nodes: tuple[int, ...], parallel: int) -> WaveResult:
+        self._change(children=self._state.children + 1)
+        self._child_id = f"{self._run.id}/wave/{self._state.children}"
+        child = await workflow.start_child_workflow(
+            Wave.run,
+            WaveRequest(
+                run=self._run,
+                wave=choice.begun,
+                program=choice.program,
+                nodes=nodes,
+                parallel=min(parallel, len(nodes)),
+                budget=0,
+                serial=self._serials(),
+                round=self._state.round,
+            ),
+            id=self._child_id,
+            static_summary=f"{len(nodes)} nodes go back, {parallel} at a time",
+        )
+        self._wave_child = child
+        await self._woken()
+        try:
+            return await child
+        finally:
+            self._wave_child = None
+            self._child_id = None
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    async def _woken(self) -> None:
+        stopping = self._preempted is not None or any(
+            v.verb in ("pause", "abort") for v in self._inbox
+        )
+        if stopping and self._wave_child is not None:
+            await self._wave_child.signal(Wave.hold)
+
+    def _take_orders(self) -> str:
+        """Apply what came; returns the choice of a decision, if one was among them."""
+        chosen = ""
+        if self._preempted is not None:
+            self._ended = Ended(
+                phase="preempted", said=f"pre-empted by {self._preempted.successor}"
+            )
+        while self._inbox:
+            verdict = self._inbox.popleft()
+            if verdict.verb == "pause":
+                self._held = True
+            elif verdict.verb == "resume":
+                self._held = False
+            elif verdict.verb == "abort" or verdict.choice == "abort":
+                self._ended = Ended(
+                    phase="aborted", said=f"aborted by {verdict.person}: nodes stay as they are"
+                )
+            elif verdict.verb == "reject":
+                self._ended = Ended(
+                    phase="rejected",
+                    said=f"gate {verdict.subject} was rejected by {verdict.person}",
+                )
+            elif verdict.verb == "decide" and verdict.choice is not None:
+                chosen = verdict.choice
+        if self._ended is not None:
+            self._close()
+        return chosen
+
+    async def _pause(self) -> None:
+        self._say("paused", "paused: waits for a resume or an abort")
+        self._advertise("resume")
+        while self._held and self._ended is None:
+            await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+            self._take_orders()
+        self._advertise("")
+
+    async def _park(self, where: str, failures: tuple[Failure, ...], facts: PlanFacts) -> None:
+        """Says what happened and waits for a decision: retry, skip (give these nodes up), or abort."""
+        self._failures = failures
+        number = self._state.parks + 1
+        first = failures[0]
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        said = (
+            f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
+        )
+        choices: tuple[Choice, ...] = ("retry", "skip", "abort")
+        showing = Showing(
+            run=self._run.id,
+            plan=self._run.plan,
+            subject=f"{where}-{number}",
+            title=said,
+            nodes=facts.nodes,
+            nodes_done=self._state.done,
+            failures=failures,
+            choices=choices,
+        )
+        self._change(parks=number)
+        self._memory = self._memory.model_copy(update={"since": instant()})
+        self._open = Open(
+            subject=showing.subject, showing=showing, shown=digest_of(showing), choices=choices
+        )
+        self._say("parked", said)
+        self._advertise(f"decision {showing.subject}")
+        chosen = ""
+        while not chosen and self._ended is None:
+            await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+            chosen = self._take_orders()
+        self._close()
+        self._failures = ()
+        if chosen == "skip":
+            nodes = {failure.node for failure in failures}
+            self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))
+        elif chosen == "retry":
+            self._change(round=self._state.round + 1)
+
+    async def _renew(self) -> None:
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._inbox or self._preempted is not None:
+            return
+        memory = RollbackMemory(state=self._state, memory=self._remembered())
+        workflow.continue_as_new(
+            self._request.model_copy(update={"run": self._run, "state": memory.model_dump_json()})
+        )
+
+    async def _end(self, facts: PlanFacts, ended: Ended) -> RunEnd:
+        self._close()
+        self._ended_at = instant()
+        self._say(phase_of(ended), ended.said)
+        await decide(
+            OrderActivities.record,
+            Note(
+                run=self._run,
+                key=f"{self._run.id}/ended",
+                record={
+                    "what": "ended",
+                    "outcome": ended.phase,
+                    "said": ended.said,
+                    "at": instant(),
+                },
+            ),
+            "write it down",
+        )
+        if not self._request.automatic:
+            fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
+            try:
+                await fleet.signal("run_ended", self._run.id)
+            except Exception as error:  # noqa: BLE001 - the fleet may be gone; the end does not depend on it
+                workflow.logger.warning("the fleet could not be told: %s", error)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        whole = ended.phase == "rolled-back" and not self._state.given_up
+        return RunEnd(
+            run=self._run.id,
+            phase=ended.phase,
+            said=ended.said,
+            release=facts.before if whole else None,
+            release_document=facts.before_document if whole else None,
+            nodes_done=self._state.done,
+            steps=self._state.steps,
+            replayed=self._state.replayed,
+        )
+
+
+def phase_of(ended: Ended) -> Phase:
+    """The phase people see at the end."""
+    return ended.phase

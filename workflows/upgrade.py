@@ -1,0 +1,425 @@
+"""``Upgrade``: one migration. It interprets ``kedge.plan.progress``: state → command → event → state."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.nodes import NodeActivities
+    from activities.orders import OrderActivities
+    from activities.plans import PlanActivities
+    from kedge.model.base import Frozen, Json, digest_of
+    from kedge.model.plan import Choice
+    from kedge.model.run import (
+        Failure,
+        Note,
+        ObserveRequest,
+        Phase,
+        PlanFacts,
+        RollbackRequest,
+        RunEnd,
+        RunStatus,
+        Showing,
+        UpgradeRequest,
+        WarrantUpdate,
+        WaveRequest,
+        WideningRequest,
+    )
+    from kedge.plan import progress
+    from kedge.plan.progress import Act, Event, UpgradeState
+    from kedge.plan.progress import Ordered as OrderEvent
+    from kedge.plan.wayback import way_back_at
+
+from workflows.calls import SERIALS_A_WAVE, attributes, decide, survey
+from workflows.canary_widening import CanaryWidening
+from workflows.fanout import observe_all
+from workflows.ordered import Open, Ordered, OrderMemory, instant
+from workflows.rollback import Rollback
+from workflows.wave import Wave
+
+PHASES: dict[str, Phase] = {
+    "preflight": "preflight",
+    "ask": "gate",
+    "widen": "widening",
+    "wait": "parked",
+    "finalize": "finalizing",
+    "go-back": "going-back",
+}
+OUTCOMES: dict[str, Phase] = {
+    "done": "done",
+    "aborted": "aborted",
+    "rejected": "rejected",
+    "preempted": "preempted",
+    "rolled-back": "rolled-back",
+    "going-back-failed": "aborted",
+}
+
+
+class UpgradeMemory(Frozen):
+    """What an Upgrade carries over continue-as-new."""
+
+    state: UpgradeState
+    memory: OrderMemory
+    waves: int = 0
+    """Widening children that were started: the next one's number."""
+
+
+@workflow.defn(name="Upgrade")
+class Upgrade(Ordered):
+    """One migration, from preflight to its end. Orders that come while a command is carried out wait in the inbox;
+    pause, abort and pre-emption also make the running child hold, so that it comes back soon.
+    """
+
+    @workflow.init
+    def __init__(self, request: UpgradeRequest) -> None:
+        carried = (
+            UpgradeMemory.model_validate_json(request.state)
+            if isinstance(request.state, str)
+            else None
+        )
+        super().__init__(request.run, request.requester, carried.memory if carried else None)
+        if carried is not None:
+            self._run = request.run.model_copy(update={"warrant": carried.memory.warrant})
+        self._request = request
+        self._state = carried.state if carried else UpgradeState()
+        self._children = carried.waves if carried else 0
+        self._widening: workflow.ChildWorkflowHandle[CanaryWidening, object] | None = None
+        self._child_id: str | None = None
+        self._successor: str | None = None
+        self._ended: str | None = None
+
+    @workflow.run
+    async def run(self, request: UpgradeRequest) -> RunEnd:
+        self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
+        facts = self._facts
+        while (act := progress.command(self._state, facts)).what != "end":
+            event = await self._do(act, facts)
+            if event is not None:
+                await self._advance(event, facts)
+            await self._take_orders(facts)
+            if workflow.info().is_continue_as_new_suggested() and self._state.stage != "ended":
+                await self._renew()
+        return await self._end(facts)
+
+    @workflow.query(description="Where the run is, what it waits for, and for whom.")
+    def status(self) -> RunStatus:
+        """Where the run is, what it waits for, and for whom."""
+        facts, state = self._facts, self._state
+        return RunStatus(
+            run=self._run.id,
+            fleet=self._run.fleet,
+            kind="upgrade",
+            plan=self._run.plan,
+            epoch=self._run.epoch,
+            phase=self._phase,
+            said=self._said,
+            requester=self._requester,
+            before=facts.before if facts else "",
+            after=facts.after if facts else "",
+            waves=len(facts.waves) if facts else 0,
+            wave=state.wave,
+            nodes=facts.nodes if facts else 0,
+            nodes_done=state.done,
+            failures=state.parked.failures if state.parked else state.failures,
+            waiting=self._waiting(),
+            child=self._child_id,
+            started=self._memory.started,
+            ended=self._ended,
+            outcome=state.outcome,
+            successor=self._successor,
+            orders=self._memory.verdicts,
+            steps=state.steps,
+            replayed=state.replayed,
+            seconds=self._spent_seconds(),
+        )
+
+    # -- the interpreter -----------------------------------------------------------------------------------------
+
+    async def _do(self, act: Act, facts: PlanFacts) -> Event | None:
+        """Carry out one command; None when an order interrupted it."""
+        if act.what == "preflight":
+            return await self._preflight(facts)
+        if act.what == "ask" and act.gate is not None:
+            return await self._gate(act.gate, facts)
+        if act.what == "widen":
+            return await self._widen(facts)
+        if act.what == "finalize":
+            return await self._finalize(facts)
+        if act.what == "go-back":
+            return await self._go_back()
+        await self._wait(facts)
+        return None
+
+    async def _advance(self, event: Event, facts: PlanFacts) -> None:
+        before = self._state
+        self._state = progress.advance(before, event, facts)
+        if self._state.stage in ("parked", "ended", "go-back") and self._state != before:
+            await self._note(f"{self._state.stage}-{self._state.parks}-{self._state.serial}")
+
+    async def _note(self, key: str) -> None:
+        state = self._state
+        said = state.parked.said if state.parked else state.said
+        record: dict[str, Json] = {
+            "what": state.stage,
+            "said": said,
+            "outcome": state.outcome,
+            "wave": state.wave,
+            "at": instant(),
+        }
+        await decide(
+            OrderActivities.record,
+            Note(run=self._run, key=f"{self._run.id}/{key}", record=record),
+            "write it down",
+        )
+
+    async def _take_orders(self, facts: PlanFacts) -> None:
+        if self._preempted is not None:
+            self._successor = self._preempted.successor
+            said = f"pre-empted by {self._preempted.successor}"
+            await self._advance(OrderEvent(verb="preempt", person="", said=said), facts)
+        while self._inbox:
+            verdict = self._inbox.popleft()
+            if verdict.verb in ("pause", "resume", "abort", "decide"):
+                await self._advance(
+                    OrderEvent(verb=verdict.verb, person=verdict.person, choice=verdict.choice),
+                    facts,
+                )
+            elif verdict.verb == "reject":
+                await self._advance(
+                    progress.GateEnded(
+                        gate=verdict.subject,
+                        how="rejected",
+                        person=verdict.person,
+                        comment=verdict.comment,
+                    ),
+                    facts,
+                )
+        if self._open is not None and self._state.stage not in ("gate", "parked"):
+            self._close()
+
+    async def _woken(self) -> None:
+        stopping = self._preempted is not None or any(
+            v.verb in ("pause", "abort") for v in self._inbox
+        )
+        if stopping and self._widening is not None:
+            await self._widening.signal(CanaryWidening.hold)
+
+    async def _preflight(self, facts: PlanFacts) -> Event:
+        self._say("preflight", f"looks at {facts.nodes} nodes")
+        serial = self._state.serial
+        seen = await observe_all(
+            facts.nodes,
+            lambda nodes: survey(
+                NodeActivities.observe_nodes,
+                ObserveRequest(run=self._run, nodes=nodes, serial=serial, probes=True),
+                f"preflight of nodes {nodes[0]} to {nodes[-1]}",
+                900,
+            ),
+        )
+        return progress.PreflightSeen(failures=seen.problems, serial=serial + 1)
+
+    async def _gate(self, name: str, facts: PlanFacts) -> Event | None:
+        gate = next(gate for gate in facts.gates if gate.name == name)
+        ended = await self._ask(gate, self._showing(name, facts))
+        if ended == "passed":
+            return progress.GateEnded(gate=name, how="passed")
+        return progress.GateEnded(gate=name, how="expired") if ended == "expired" else None
+
+    async def _widen(self, facts: PlanFacts) -> Event:
+        state = self._state
+        wave = facts.waves[state.wave]
+        self._say("widening", f"wave {wave.name}: {wave.size} nodes, {wave.parallel} at a time")
+        self._children += 1
+        self._child_id = f"{self._run.id}/widening/{self._children}"
+        child = await workflow.start_child_workflow(
+            CanaryWidening.run,
+            WideningRequest(
+                run=self._run,
+                wave=state.wave,
+                serial=state.serial,
+                passed=state.passed,
+                again=state.again,
+                down=state.down,
+            ),
+            id=self._child_id,
+            search_attributes=attributes(self._run.fleet, "widening", facts.after),
+            static_summary=f"from wave {wave.name} until a decision is needed",
+        )
+        self._widening = child
+        if self._inbox or self._preempted is not None:
+            await self._woken()
+        try:
+            return progress.Widened(stop=await child)
+        finally:
+            self._widening = None
+            self._child_id = None
+
+    async def _finalize(self, facts: PlanFacts) -> Event:
+        self._say("finalizing", "runs the finalize steps")
+        node, serial = facts.finalize_node, self._state.serial
+        if node is None:
+            return progress.Finalized(serial=serial)
+        self._children += 1
+        self._child_id = f"{self._run.id}/finalize/{self._children}"
+        request = WaveRequest(
+            run=self._run,
+            wave=None,
+            program="finalize",
+            nodes=(node,),
+            parallel=1,
+            budget=0,
+            serial=serial,
+            round=self._state.round,
+        )
+        result = await workflow.execute_child_workflow(
+            Wave.run, request, id=self._child_id, static_summary="finalize"
+        )
+        self._child_id = None
+        failure = result.failures[0] if result.failures else None
+        if result.fenced:
+            failure = Failure(
+                node=node,
+                name="",
+                program="finalize",
+                leg=0,
+                step="",
+                type="Fenced",
+                said="a newer run has the node",
+            )
+        return progress.Finalized(
+            failure=failure,
+            serial=serial + SERIALS_A_WAVE,
+            steps=result.steps,
+            replayed=result.replayed,
+        )
+
+    async def _go_back(self) -> Event:
+        self._say("going-back", self._state.said)
+        number = self._run.id.rsplit("/", 1)[1]
+        identity = f"rollback/{self._run.fleet}/{number}-auto"
+        self._successor = self._child_id = identity
+        warrant, decided = self._run.warrant, self._memory.decided
+        if self._state.chosen and decided is not None:
+            warrant = await decide(
+                OrderActivities.write_warrant,
+                WarrantUpdate(start=decided),
+                "the way back acts on the decision",
+            )
+        end = await workflow.execute_child_workflow(
+            Rollback.run,
+            RollbackRequest(
+                run=self._run.model_copy(update={"id": identity, "warrant": warrant}),
+                requester=self._requester,
+                of=self._run.id,
+                automatic=True,
+                serial=self._state.serial,
+            ),
+            id=identity,
+            search_attributes=attributes(
+                self._run.fleet, "fencing", self._facts.before if self._facts else ""
+            ),
+            static_summary=f"the way back of {self._run.id}",
+        )
+        self._child_id = None
+        return progress.WentBack(ok=end.phase == "rolled-back", said=end.said)
+
+    async def _wait(self, facts: PlanFacts) -> None:
+        """Parked or paused: nothing moves until an order comes."""
+        parked = self._state.parked
+        if parked is not None:
+            showing = self._showing(parked.subject, facts)
+            if self._open is None or self._open.subject != parked.subject:
+                self._memory = self._memory.model_copy(update={"since": instant()})
+            self._open = Open(
+                subject=parked.subject,
+                showing=showing,
+                shown=digest_of(showing),
+                choices=parked.choices,
+            )
+            self._say("parked", parked.said)
+            self._advertise(f"decision {parked.subject}")
+        else:
+            self._say("paused", "paused: waits for a resume or an abort")
+            self._advertise("resume")
+        await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+
+    def _showing(self, subject: str, facts: PlanFacts) -> Showing:
+        """What people are shown before they sign: the plan, the wave, what was seen, what can still be undone."""
+        state = self._state
+        parked = (
+            state.parked if state.parked is not None and state.parked.subject == subject else None
+        )
+        behind = state.begun if parked else min(state.wave + 1, len(facts.waves))
+        way = way_back_at(facts.way_back, behind)
+        guards = facts.commit is not None and facts.commit.gate == subject
+        choices: tuple[Choice, ...] = parked.choices if parked else ()
+        said = [f"{facts.before} → {facts.after}", f"{state.done} of {facts.nodes} nodes done"]
+        if parked:
+            said.append(parked.said)
+        elif state.wave < len(facts.waves):
+            wave = facts.waves[state.wave]
+            said.append(f"next: wave {wave.name}, {wave.size} nodes, {wave.parallel} at a time")
+        else:
+            said.append("next: the finalize steps")
+        return Showing(
+            run=self._run.id,
+            plan=self._run.plan,
+            subject=subject,
+            title=parked.said if parked else f"gate {subject}",
+            said=tuple(said),
+            wave=state.wave if state.wave < len(facts.waves) else None,
+            waves=len(facts.waves),
+            nodes_done=state.done,
+            nodes=facts.nodes,
+            failures=parked.failures if parked else state.failures,
+            reversible="the point of no return: behind this gate there is no plain way back"
+            if guards
+            else way.kind,
+            lost=facts.commit.lost if guards and facts.commit else way.lost,
+            choices=choices,
+        )
+
+    async def _renew(self) -> None:
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._inbox or self._preempted is not None:
+            return
+        memory = UpgradeMemory(state=self._state, memory=self._remembered(), waves=self._children)
+        workflow.continue_as_new(
+            self._request.model_copy(update={"run": self._run, "state": memory.model_dump_json()})
+        )
+
+    async def _end(self, facts: PlanFacts) -> RunEnd:
+        state = self._state
+        phase: Phase = OUTCOMES.get(state.outcome, "aborted")
+        self._close()
+        self._ended = instant()
+        self._say(phase, state.said)
+        whole = {
+            "done": (facts.after, facts.after_document),
+            "rolled-back": (facts.before, facts.before_document),
+        }
+        untouched: Literal[True, False] = state.begun == 0 and phase in ("rejected", "aborted")
+        release = whole.get(
+            phase, (facts.before, facts.before_document) if untouched else (None, None)
+        )
+        if phase == "done" and state.down:
+            release = (None, None)
+        fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
+        try:
+            await fleet.signal("run_ended", self._run.id)
+        except Exception as error:  # noqa: BLE001 - the fleet may be gone; the run's end does not depend on it
+            workflow.logger.warning("the fleet could not be told: %s", error)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return RunEnd(
+            run=self._run.id,
+            phase=phase,
+            said=state.said,
+            release=release[0],
+            release_document=release[1],
+            nodes_done=state.done,
+            steps=state.steps,
+            replayed=state.replayed,
+            successor=self._successor,
+        )
