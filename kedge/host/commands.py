@@ -1,0 +1,124 @@
+"""Run a command with a deadline and a bounded output; used by command probes and by `run`.
+
+The argv is a list, never shell text. The command gets a session of its own, so that a time-out ends
+all of what it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+from kedge.host import launch, locks, observe
+from kedge.host.layout import Node
+
+OUTPUT_MAX = 1 << 20
+KILL_AFTER = 2.0
+
+# rest(seconds, descriptor) -> whether the descriptor is ready
+Rest = Callable[[float, int], bool]
+
+
+class Ended(NamedTuple):
+    """How a command ended. `exit` is None when it ran out of time; negative for a signal."""
+
+    exit: Optional[int]
+    output: bytes
+    cut: bool
+    seconds: float
+
+
+def spawn(node: Node, spec: Dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start the command of a spec with argv, env and cwd; its output comes through one pipe."""
+    digest = observe.current_release(node)
+    cwd = os.path.join(node.root, spec["cwd"] or ".")
+    env = launch.environment(spec["env"])
+    release = node.release(digest) if digest else None
+    argv: List[str] = list(spec["argv"])
+    program = launch.program_of(argv[0], release, cwd, env["PATH"])
+    return subprocess.Popen(
+        argv,
+        executable=program,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def follow(
+    one: subprocess.Popen[bytes], timeout: float, keep: int, rest: Rest, *, tail: bool
+) -> Ended:
+    """Read the output until the command ends or its time is over; keep `keep` bytes of an end of it.
+
+    A command that started something which keeps the pipe open is over when it itself is over.
+    """
+    begun = time.monotonic()
+    kept, cut, out = b"", False, one.stdout.fileno() if one.stdout else -1
+    os.set_blocking(out, False)
+    pauses = locks.steps(0.001, 0.05)
+    open_end, late = True, False
+    while True:
+        code = one.poll()
+        if open_end and (code is not None or rest(next(pauses), out)):
+            part = _read(out)
+            open_end = part != b""
+            kept += part or b""
+            if part:
+                pauses = locks.steps(0.001, 0.05)
+            if len(kept) > keep:
+                kept, cut = (kept[-keep:] if keep else b"") if tail else kept[:keep], True
+            if part and code is not None:
+                continue
+        elif code is None:
+            rest(next(pauses), -1)
+        if code is not None:
+            break
+        if time.monotonic() - begun > timeout:
+            late = True
+            end(one, rest)
+            timeout = float("inf")
+    if one.stdout:
+        one.stdout.close()
+    seconds = round(time.monotonic() - begun, 4)
+    return Ended(None if late else one.returncode, kept, cut, seconds)
+
+
+def _read(out: int) -> Optional[bytes]:
+    """Some output; None when there is none now, empty at its end."""
+    try:
+        return os.read(out, 1 << 16)
+    except BlockingIOError:
+        return None
+
+
+def end(one: subprocess.Popen[bytes], rest: Rest) -> None:
+    """End a command and what it started: SIGTERM, two seconds, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(one.pid, number)
+        except OSError:
+            break
+        until = time.monotonic() + KILL_AFTER
+        while one.poll() is None and time.monotonic() < until:
+            rest(0.01, -1)
+        if one.returncode is not None:
+            break
+
+
+def as_json(output: bytes) -> Any:
+    """Output as JSON; ValueError also for NaN and infinities, which are no data."""
+    try:
+        return json.loads(output.decode("utf-8"), parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _no_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is no data")

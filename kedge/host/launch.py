@@ -1,0 +1,158 @@
+"""Fork and execute a daemon that outlives everything of kedge.
+
+Between fork and exec the child itself writes down who it is, still holding `op.lock`: whoever holds that lock
+sees either no start at all or the one that happened. Rule 4 of `docs/host-protocol.md`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from kedge.host import files, points, processes
+from kedge.host.errors import ServiceDied
+from kedge.host.processes import Incarnation
+
+KEEP_LOGS = 5
+READY = b"r"
+# A daemon gets this and what its configuration says, nothing of whoever started kedge. Releases are
+# immutable, so a Python daemon must not write its caches beside its code.
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class Launch(NamedTuple):
+    """What to execute, and where what is known about it is kept."""
+
+    program: str
+    argv: List[str]
+    env: Dict[str, str]
+    cwd: str
+    log: str
+    service: str
+    kept: Dict[str, Any]
+
+
+def environment(more: Dict[str, str]) -> Dict[str, str]:
+    """The environment of what kedge starts."""
+    home = {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}
+    return {**ENVIRONMENT, **home, **more}
+
+
+def program_of(argv0: str, release: Optional[str], cwd: str, path: str) -> str:
+    """The file an argv starts with.
+
+    With a slash: in the release, else below `cwd`, else as it stands. Without: on PATH. What is
+    found nowhere is given back as it is, for exec to say so.
+    """
+    if argv0.startswith("/"):
+        return argv0
+    if "/" in argv0:
+        tops = [release] if release else []
+        candidates = [f"{top}/{argv0}" for top in [*tops, cwd]]
+    else:
+        candidates = [f"{top}/{argv0}" for top in path.split(":") if top.startswith("/")]
+    for candidate in candidates:
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return candidates[0] if "/" in argv0 else argv0
+
+
+def rotate(log: str) -> None:
+    """Keep the last few logs; the one that begins now is empty."""
+    if not os.path.lexists(log):
+        return
+    for number in range(KEEP_LOGS - 1, 0, -1):
+        if os.path.lexists(f"{log}.{number}"):
+            os.rename(f"{log}.{number}", f"{log}.{number + 1}")
+    os.rename(log, f"{log}.1")
+
+
+def launch(what: Launch) -> Incarnation:
+    """Start the daemon; returns when it executes its program.
+
+    ServiceDied when the program cannot be executed. The daemon stays our child until this process
+    ends, so its exit status can be told as long.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        _child(what, writing)
+    os.close(writing)
+    points.reach("start.forked")
+    try:
+        said = b""
+        for part in iter(lambda: os.read(reading, 256), b""):
+            said += part
+    finally:
+        os.close(reading)
+    kept = processes.told(files.read_json(what.service))
+    if said != READY or kept is None or kept.pid != pid:
+        os.waitpid(pid, 0)
+        text = said[len(READY) :].decode("utf-8", "replace") or "ended before it was executed"
+        raise ServiceDied(f"{what.program}: {text}", {"argv": what.argv[:8], "log": ""})
+    return kept
+
+
+def _child(what: Launch, writing: int) -> None:
+    """The forked child: never returns."""
+    said = READY
+    try:
+        os.setsid()
+        one = processes.of_pid(os.getpid())
+        if one is None:
+            os._exit(127)
+        _streams(what.log)
+        points.reach("start.before-record")
+        kept = {**what.kept, **one.wire(), "at": time.time()}
+        files.write_atomic(what.service, files.to_json(kept), sync_name=False)
+        points.reach("start.between-fork-and-exec")
+        os.chdir(what.cwd)
+        os.umask(0o022)
+        plain_signals()
+        os.write(writing, READY)
+        said = b""
+        os.execve(what.program, what.argv, what.env)
+    except OSError as error:
+        text = error.strerror or str(error)
+        if error.errno == errno.ENOEXEC:
+            text += " (not a program of this machine, or a script without `#!`)"
+        os.write(writing, said + text.encode())
+    except BaseException as error:  # noqa: BLE001 -- a child must never return into its parent's code
+        os.write(writing, said + repr(error).encode()[:200])
+    finally:
+        os._exit(127)
+
+
+def _streams(log: str) -> None:
+    """Standard input from nowhere, output to the log; everything else is closed by exec."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                continue
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    rotate(log)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.set_inheritable(nowhere, False)
+    os.set_inheritable(out, False)
+
+
+def plain_signals() -> None:
+    """Give the daemon the signals a fresh login has; Python ignores some that exec would keep."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])

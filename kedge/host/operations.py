@@ -1,0 +1,47 @@
+"""The table of operations: each name and the function that does it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict
+
+from kedge.host import configs, observe, probes, prune, releases, runs, services, snapshots
+from kedge.host.context import Context
+
+Act = Callable[[Context, Dict[str, Any]], Dict[str, Any]]
+
+
+def _fence(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
+    """The session raised the fence before its first operation; its token is the answer."""
+    del op
+    return {"token": list(ctx.fence.token)}
+
+
+def _observe(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
+    """The whole observation."""
+    del op
+    return observe.full(ctx.node)
+
+
+def _verify(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
+    """Every file of a release against its manifest."""
+    listed = releases.verify(ctx.node, op["digest"], ctx.pulse.tick)
+    return {"files": len(listed["files"])}
+
+
+OPERATIONS: Dict[str, Act] = {
+    "fence": _fence,
+    "observe": _observe,
+    "stage": releases.stage,
+    "verify": _verify,
+    "stop": services.stop,
+    "start": services.start,
+    "switch": releases.switch,
+    "configure": configs.configure,
+    "snapshot": snapshots.snapshot,
+    "restore": snapshots.restore,
+    "probe": probes.probe,
+    "healthy": probes.healthy,
+    "run": runs.run,
+    "ensure": services.ensure,
+    "prune": prune.prune,
+}

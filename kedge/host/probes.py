@@ -1,0 +1,242 @@
+"""Look at a condition: over HTTP, by a command, by a connection, at the service; alone or combined.
+
+Fail-closed: what could not be looked at is never a pass, and no reason to skip a step either.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any, Dict, List
+
+from kedge.host import commands, files, http1, locks, observe, processes, services, verdicts
+from kedge.host.errors import NotHealthy, ProbeFailed
+from kedge.host.verdicts import FAIL, PASS, UNKNOWN, Verdict
+
+if TYPE_CHECKING:
+    from kedge.host.context import Context
+
+RUNS_KEPT = 16
+
+
+def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    """The verdict of a probe now. Raises only what ends the session (Fenced, a reader that is gone)."""
+    kind = spec["kind"]
+    if kind in ("all", "any", "not"):
+        return _combined(ctx, spec)
+    looked: Dict[str, Any] = {
+        "http": _http,
+        "command": _command,
+        "tcp": _tcp,
+        "service": _service,
+    }
+    try:
+        found: Verdict = looked[kind](ctx, spec)
+    except (http1.Broken, OSError, ValueError, subprocess.SubprocessError) as error:
+        said = str(error) or type(error).__name__
+        if isinstance(error, OSError):
+            said = error.strerror or said
+            if error.errno:
+                said = os.strerror(error.errno)
+        return Verdict(UNKNOWN, f"{_named(spec)}: {said[:300]}", None, {})
+    return found
+
+
+def _named(spec: Dict[str, Any]) -> str:
+    if spec["kind"] == "http":
+        return f"{spec['method']} {spec['url']}"
+    if spec["kind"] == "command":
+        return " ".join(spec["argv"])[:120]
+    return f"{spec['kind']} {spec.get('host', '')}:{spec.get('port', '')}"
+
+
+def _combined(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    """Every part is looked at: what was seen and captured belongs to the record."""
+    found = [look(ctx, part) for part in spec["parts"]]
+    told = [one.verdict for one in found]
+    if spec["kind"] == "all":
+        verdict = verdicts.every(told)
+    elif spec["kind"] == "any":
+        verdict = verdicts.either(told)
+    else:
+        verdict = {PASS: FAIL, FAIL: PASS}.get(told[0], UNKNOWN)
+    captured = {name: value for one in found for name, value in one.captured.items()}
+    bad = [one.why for one in found if one.verdict != PASS]
+    why = f"not wanted: {found[0].why}" if spec["kind"] == "not" and not bad else "; ".join(bad)
+    return Verdict(verdict, "" if verdict == PASS else why[:600], [one.saw for one in found], captured)
+
+
+def _http(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    answer = http1.ask(spec, ctx.pulse)
+    if answer.status not in spec["status"]:
+        shown = verdicts.shown(answer.body.decode("utf-8", "replace"))
+        why = f"{_named(spec)}: status {answer.status}"
+        return Verdict(FAIL, why, {"status": answer.status, "body": shown}, {})
+    if not spec["expect"] and not spec["capture"]:
+        return Verdict(PASS, "", {"status": answer.status}, {})
+    if spec["text"]:
+        body: Any = {"text": answer.body.decode("utf-8", "replace").strip()}
+    else:
+        body = commands.as_json(answer.body)
+    return judge(ctx, spec, body)
+
+
+def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    one = commands.spawn(ctx.node, spec)
+    try:
+        ended = commands.follow(
+            one, spec["timeout"], commands.OUTPUT_MAX, ctx.pulse.rest, tail=False
+        )
+    finally:
+        if one.poll() is None:
+            commands.end(one, lambda seconds, _fd: time.sleep(seconds) is not None)
+    shown = verdicts.shown(ended.output.decode("utf-8", "replace").strip())
+    if ended.exit is None:
+        why = f"{_named(spec)}: still running after {spec['timeout']:g} s"
+        return Verdict(UNKNOWN, why, {"output": shown}, {})
+    if ended.exit not in spec["exit"]:
+        why = f"{_named(spec)}: exit {ended.exit}"
+        return Verdict(FAIL, why, {"exit": ended.exit, "output": shown}, {})
+    if spec["parse"] is None and not spec["expect"] and not spec["capture"]:
+        return Verdict(PASS, "", {"exit": ended.exit, "output": shown}, {})
+    if ended.cut:
+        return Verdict(UNKNOWN, f"{_named(spec)}: the output is too large", None, {})
+    if spec["parse"] == "json":
+        return judge(ctx, spec, commands.as_json(ended.output))
+    return judge(ctx, spec, {"text": ended.output.decode("utf-8", "replace").strip()})
+
+
+def _tcp(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    deadline = time.monotonic() + spec["timeout"]
+    try:
+        http1.connect(spec["host"], spec["port"], deadline, ctx.pulse).close()
+    except OSError as error:
+        if error.errno != errno.ECONNREFUSED:
+            raise
+        # Refused is an answer: nobody listens there.
+        return Verdict(FAIL, f"{_named(spec)}: connection refused", {"open": False}, {})
+    return Verdict(PASS, "", {"open": True}, {})
+
+
+def _service(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    seen = observe.brief(ctx.node)
+    saw = {"running": seen["running"], "release": seen["running_release"]}
+    wanted = {key: value for key, value in spec.items() if key in saw and value is not None}
+    wrong = [key for key, value in wanted.items() if saw[key] != value]
+    if not wanted:
+        return Verdict(UNKNOWN, "the probe asks nothing of the service", saw, {})
+    if wrong:
+        return Verdict(FAIL, f"the service's {wrong[0]} is {saw[wrong[0]]}", saw, {})
+    return Verdict(PASS, "", saw, {})
+
+
+def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
+    """The verdict on a body by the probe's expectations; then what it captures."""
+    known = captured_of(ctx)
+    saw: Dict[str, Any] = {}
+    told: List[str] = []
+    why: List[str] = []
+    for path, matcher in spec["expect"].items():
+        values = verdicts.at_path(body, path)
+        found = verdicts.every([verdicts.match(one, matcher, known) for one in values])
+        seen = [verdicts.shown(one) for one in values]
+        saw[path] = seen[0] if len(seen) == 1 else seen[:16]
+        told.append(found)
+        if found != PASS:
+            what = "nothing" if values[0] is verdicts.MISSING else repr(saw[path])[:120]
+            why.append(f"{path} is {what}")
+    captured: Dict[str, Any] = {}
+    for name, path in spec["capture"].items():
+        value = verdicts.at_path(body, path)[0]
+        if value is verdicts.MISSING or value is None or isinstance(value, (dict, list)):
+            told.append(UNKNOWN)
+            why.append(f"{path} has no value to capture")
+        else:
+            captured[name] = verdicts.shown(value)
+    verdict = verdicts.every(told) if told else PASS
+    return Verdict(verdict, f"{_named(spec)}: {', '.join(why)[:400]}" if why else "", saw, captured)
+
+
+def captured_of(ctx: Context) -> Dict[str, Any]:
+    """What this run captured on this node."""
+    kept = files.read_json(ctx.node.captured)
+    found = kept.get(ctx.run) if isinstance(kept, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def keep_captured(ctx: Context, captured: Dict[str, Any]) -> None:
+    """Remember captured values for later probes of this run; those of the last runs are kept."""
+    if not captured:
+        return
+    kept = files.read_json(ctx.node.captured)
+    kept = kept if isinstance(kept, dict) else {}
+    mine = {**kept.pop(ctx.run, {}), **captured}
+    others = list(kept.items())[-(RUNS_KEPT - 1) :]
+    # Not sorted: the order of the runs says which is the oldest.
+    text = json.dumps(dict([*others, (ctx.run, mine)])).encode()
+    with ctx.fence.act():
+        files.write_atomic(ctx.node.captured, text)
+
+
+def holds(ctx: Context, spec: Dict[str, Any]) -> bool:
+    """Whether a step's condition holds; ProbeFailed when that cannot be said."""
+    found = look(ctx, spec)
+    if found.verdict == UNKNOWN:
+        raise ProbeFailed(f"whether to do this step cannot be said: {found.why}", {"saw": found.saw})
+    return found.verdict == PASS
+
+
+def probe(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
+    """Look once; ProbeFailed when the condition does not hold or could not be looked at."""
+    ctx.acting()
+    found = look(ctx, op["probe"])
+    if found.verdict != PASS:
+        raise ProbeFailed(found.why, {"saw": found.saw, "verdict": found.verdict})
+    keep_captured(ctx, found.captured)
+    return {"saw": found.saw, "captured": found.captured}
+
+
+def healthy(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
+    """Look until the condition held without a break for `for` seconds; NotHealthy after `within`."""
+    ctx.acting()
+    service = services.service_of(ctx.node)
+    one = service.running() if op["service"] else None
+    if op["service"] and one is None:
+        kept = processes.told(files.read_json(ctx.node.service))
+        raise services.died(service, kept or processes.Incarnation(0, 0, ""))
+    watched = processes.watch(one) if one else -1
+    begun = time.monotonic()
+    since = None
+    pauses = locks.steps(0.001, max(0.001, op["interval"]))
+    try:
+        while True:
+            found = look(ctx, op["probe"])
+            now = time.monotonic()
+            if one is not None and not one.alive():
+                raise services.died(service, one)
+            since = (now if since is None else since) if found.verdict == PASS else None
+            if since is not None and now - since >= op["for"]:
+                keep_captured(ctx, found.captured)
+                return {"waited": round(now - begun, 4), "saw": found.saw}
+            if now - begun >= op["within"]:
+                raise _unhealthy(op, found)
+            ctx.pulse.said = found.why[:200] or "healthy, for how long is watched"
+            pause = next(pauses)
+            if since is not None:
+                pause = min(pause, max(0.001, op["for"] - (now - since)))
+            ctx.pulse.rest(pause, watched)
+    finally:
+        if watched >= 0:
+            os.close(watched)
+
+
+def _unhealthy(op: Dict[str, Any], found: Verdict) -> NotHealthy:
+    what = found.why or f"healthy, but not yet for {op['for']:g} s"
+    return NotHealthy(
+        f"not healthy within {op['within']:g} s: {what}",
+        {"saw": found.saw, "verdict": found.verdict},
+    )
+

@@ -1,0 +1,245 @@
+"""A session's input: bounded, strict, and nothing of it believed before it is checked.
+
+Rules: `docs/host-protocol.md` (A session, Operations). Unknown keys are errors, so that a caller's
+slip is not a step left out.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, List, NamedTuple, Optional
+
+from kedge.host import probespec
+from kedge.host.checks import (
+    REQUIRED,
+    absolute,
+    argv,
+    codes,
+    digest,
+    fields,
+    flag,
+    folder,
+    list_of,
+    name,
+    natural,
+    relative,
+    seconds,
+    signal_name,
+    snapshot,
+    text,
+    variables,
+)
+from kedge.host.errors import BadRequest
+from kedge.host.layout import Token, below
+
+MAX_BYTES = 8 << 20
+MAX_DEPTH = 32
+MAX_OPS = 256
+
+class Operation(NamedTuple):
+    """One operation as asked, its parameters complete with defaults."""
+
+    key: str
+    name: str
+    params: Dict[str, Any]
+    when: Optional[Dict[str, Any]]
+
+
+class Request(NamedTuple):
+    """One session as asked."""
+
+    root: str
+    node: str
+    run: str
+    token: Token
+    lock_wait: float
+    ops: List[Operation]
+
+
+def config_files(value: Any, where: str) -> Dict[str, str]:
+    """Files of a configuration by their paths in it."""
+    if not isinstance(value, dict) or len(value) > 1024:
+        raise BadRequest(f"{where}: an object of at most 1024 texts is needed")
+    found: Dict[str, str] = {}
+    for path, content in value.items():
+        plain = below(path)
+        if not isinstance(content, str) or plain in found or plain == "service.json":
+            raise BadRequest(f"{where}.{path[:80]}: a text is needed, under a name of its own")
+        found[plain] = content
+    for plain in found:
+        if any(other.startswith(f"{plain}/") for other in found):
+            raise BadRequest(f"{where}.{plain}: a file and a directory have one name")
+    return found
+
+
+def service(value: Any, where: str) -> Dict[str, Any]:
+    """How the daemon is run."""
+    spec = {
+        "kind": (text, "process"),
+        "argv": (argv, REQUIRED),
+        "env": (variables, {}),
+        "cwd": (folder, None),
+    }
+    found = fields(value, spec, where)
+    if not found["argv"][0]:
+        raise BadRequest(f"{where}.argv: the program's name is empty")
+    return found
+
+
+def probe(value: Any, where: str) -> Dict[str, Any]:
+    """A probe; see `probespec`."""
+    return probespec.checked(value, where)
+
+
+def optional_probe(value: Any, where: str) -> Optional[Dict[str, Any]]:
+    """A probe or null."""
+    return None if value is None else probespec.checked(value, where)
+
+
+OPERATIONS: Dict[str, Dict[str, Any]] = {
+    "fence": {},
+    "observe": {},
+    "stage": {
+        "digest": (digest, REQUIRED),
+        "length": (natural, REQUIRED),
+        "source": (absolute, REQUIRED),
+        "max_bytes": (natural, 4 << 30),
+        "max_members": (natural, 100_000),
+    },
+    "verify": {"digest": (digest, REQUIRED)},
+    "stop": {
+        "signal": (signal_name, "TERM"),
+        "grace": (seconds, 60.0),
+        "kill": (flag, False),
+        "again": (flag, False),
+    },
+    "start": {"settle": (seconds, 0.0)},
+    "switch": {"digest": (digest, REQUIRED)},
+    "configure": {
+        "generation": (name, REQUIRED),
+        "files": (config_files, {}),
+        "service": (service, REQUIRED),
+    },
+    "snapshot": {
+        "id": (snapshot, REQUIRED),
+        "paths": (list_of(relative, least=1, most=64), REQUIRED),
+        "keep_out": (list_of(text, most=256), []),
+    },
+    "restore": {
+        "id": (snapshot, REQUIRED),
+        "keep": (list_of(text, most=256), []),
+        "drop_replaced": (flag, False),
+    },
+    "probe": {"probe": (probe, REQUIRED)},
+    "healthy": {
+        "probe": (probe, REQUIRED),
+        "for": (seconds, 0.0),
+        "within": (seconds, 60.0),
+        "interval": (seconds, 0.1),
+        "service": (flag, True),
+    },
+    "run": {
+        "argv": (argv, REQUIRED),
+        "env": (variables, {}),
+        "cwd": (folder, None),
+        "timeout": (seconds, 60.0),
+        "exit": (codes, [0]),
+        "check": (optional_probe, None),
+        "output_max": (natural, 4096),
+    },
+    "ensure": {"settle": (seconds, 0.0)},
+    "prune": {
+        "releases": (list_of(digest), REQUIRED),
+        "snapshots": (list_of(name), REQUIRED),
+    },
+}
+
+
+def operation(value: Any, where: str) -> Operation:
+    """One operation."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}: an object is needed")
+    asked = value.get("op")
+    if not isinstance(asked, str) or asked not in OPERATIONS:
+        there = ", ".join(sorted(OPERATIONS))
+        raise BadRequest(f"{where}.op: no operation {str(asked)[:80]!r}; there are: {there}")
+    spec = {**OPERATIONS[asked], "op": (text, REQUIRED), "key": (key_text, REQUIRED)}
+    found = fields(value, {**spec, "when": (optional_probe, None)}, where)
+    when = found.pop("when")
+    key = found.pop("key")
+    del found["op"]
+    return Operation(key, asked, found, when)
+
+
+def key_text(value: Any, where: str) -> str:
+    """An idempotency key: at most 512 characters."""
+    if len(text(value, where)) > 512:
+        raise BadRequest(f"{where}: a key has at most 512 characters")
+    return str(value)
+
+
+def token(value: Any, where: str) -> Token:
+    """`[epoch, leg, attempt]`."""
+    parts = list_of(natural, least=3, most=3)(value, where)
+    return (parts[0], parts[1], parts[2])
+
+
+def parse(raw: bytes) -> Request:
+    """The input as a request; BadRequest with the place and what is needed there."""
+    if len(raw) > MAX_BYTES:
+        raise BadRequest(f"the input has more than {MAX_BYTES} bytes")
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the input is not JSON: {str(error)[:200]}") from error
+    shallow(value)
+    spec = {
+        "kedge": (natural, REQUIRED),
+        "root": (absolute, REQUIRED),
+        "node": (text, REQUIRED),
+        "run": (text, REQUIRED),
+        "token": (token, REQUIRED),
+        "lock_wait": (seconds, 30.0),
+        "ops": (list_of(operation, most=MAX_OPS), REQUIRED),
+    }
+    found = fields(value, spec, "input")
+    if found["kedge"] != 1:
+        raise BadRequest(f"input.kedge: protocol 1 is spoken here, not {found['kedge']}")
+    keys = [one.key for one in found["ops"]]
+    if len(set(keys)) != len(keys):
+        raise BadRequest("input.ops: two operations have one key")
+    root = found["root"].rstrip("/")
+    if not root or "/../" in f"{root}/":
+        raise BadRequest("input.root: an absolute path without `..`, not the host's own root")
+    return Request(
+        root, found["node"], found["run"], found["token"], found["lock_wait"], found["ops"]
+    )
+
+
+def _no_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def shallow(value: Any) -> None:
+    """BadRequest when a value is nested deeper than `MAX_DEPTH`, or a string is not UTF-8."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: List[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                deeper += [*one, *one.values()]
+            elif isinstance(one, list):
+                deeper += one
+            elif isinstance(one, str):
+                _utf8(one)
+        level = deeper
+        if not level:
+            return
+    raise BadRequest(f"the input is nested deeper than {MAX_DEPTH}")
+
+
+def _utf8(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest("a string has half of a surrogate pair") from error

@@ -1,0 +1,203 @@
+"""One session: raise the fence, then one operation after another, each under the lock and in the journal.
+
+Rules 1 to 3 of `docs/host-protocol.md`. Lines are said only after what they tell is durable.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import Any, Dict, Optional
+
+from kedge.host import errors, files, observe, operations, points, probes, request, snapshots
+from kedge.host.context import Context
+from kedge.host.errors import BadRequest, Fault, ReaderGone
+from kedge.host.fence import Fence
+from kedge.host.journal import Journal
+from kedge.host.layout import Node
+from kedge.host.request import Operation, Request
+from kedge.host.waits import SLICE, Pulse
+
+INPUT_WAIT = 60.0
+# These change nothing or look anew each time: a record of them must never stand for a look.
+FRESH = ("fence", "observe", "ensure")
+
+
+class Wire:
+    """The two ends of a session: one line is read, lines are written."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.reading = reading
+        self.writing = writing
+
+    def line(self) -> bytes:
+        """The input line; BadRequest when it is too long, too slow, or not there."""
+        parts = b""
+        poller = select.poll()
+        poller.register(self.reading, select.POLLIN)
+        until = time.monotonic() + INPUT_WAIT
+        while b"\n" not in parts:
+            if len(parts) > request.MAX_BYTES:
+                raise BadRequest(f"the input has more than {request.MAX_BYTES} bytes")
+            if not poller.poll(max(0, int((until - time.monotonic()) * 1000))):
+                raise BadRequest(f"no whole line within {INPUT_WAIT:g} s")
+            part = os.read(self.reading, 1 << 16)
+            if not part:
+                break
+            parts += part
+        return parts.partition(b"\n")[0]
+
+    def say(self, told: Dict[str, Any]) -> None:
+        """Write one line; ReaderGone when nobody reads. Waits for a slow reader in slices."""
+        left = memoryview(files.to_json(told) + b"\n")
+        poller = select.poll()
+        poller.register(self.writing, select.POLLOUT)
+        try:
+            while left:
+                if poller.poll(int(SLICE * 1000)):
+                    # A pipe that is ready takes this much without blocking.
+                    left = left[os.write(self.writing, left[:4096]) :]
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ReaderGone from error
+
+    def check(self) -> None:
+        """Raise ReaderGone when the reader is gone."""
+        poller = select.poll()
+        poller.register(self.writing, 0)
+        if poller.poll(0):
+            raise ReaderGone
+
+    def close(self) -> None:
+        """For forked children: let both ends go, so that the reader sees the session's end."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in {self.reading, self.writing}:
+            os.dup2(nowhere, fd, inheritable=fd <= 2)
+        os.close(nowhere)
+
+
+class Session:
+    """One request on one node."""
+
+    def __init__(self, wire: Wire, asked: Request) -> None:
+        self.wire = wire
+        self.asked = asked
+        self.node = Node(asked.root, asked.node)
+        self.fence = Fence(self.node, asked.token, asked.run, asked.lock_wait)
+        self.journal = Journal(self.node.journal)
+        self.key: Optional[str] = None
+        self.name: Optional[str] = None
+
+    def run(self) -> None:
+        """Do everything that is asked; raises the fault that ends the session."""
+        points.of_node(self.asked.node)
+        points.reach("session.before")
+        self.node.make()
+        points.reach("fence.before")
+        self.fence.raise_to()
+        points.reach("fence.raised")
+        for op in self.asked.ops:
+            self.key, self.name = op.key, op.name
+            self.wire.check()
+            self.wire.say({"ev": "begin", "key": op.key, "op": op.name})
+            self.wire.say({"ev": "done", "key": op.key, "op": op.name, **self.step(op)})
+            points.reach(f"{op.name}.told")
+
+    def step(self, op: Operation) -> Dict[str, Any]:
+        """One operation: from the journal, skipped, or done and recorded."""
+        pulse = Pulse(self.fence, self._progress, self.wire.check)
+        pulse.said = "waits for the node's lock"
+        limit = self.asked.lock_wait
+        if op.name == "run":
+            # Its own earlier attempt may still run: that one's end is what is waited for.
+            limit += op.params["timeout"]
+        with self.fence.turn(op.key, limit, pulse.tick):
+            pulse.said = "works"
+            snapshots.finish(self.node, self.fence)
+            self.journal.refresh()
+            recorded = self._recorded(op)
+            if recorded is not None:
+                return recorded
+            ctx = Context(self.node, self.fence, pulse, op.key, op.name)
+            ctx.let_go = self.wire.close
+            points.reach(f"{op.name}.before")
+            ctx.before = self._before(op)
+            return self._perform(ctx, op)
+
+    def _recorded(self, op: Operation) -> Optional[Dict[str, Any]]:
+        found = None if op.name in FRESH else self.journal.find(op.key)
+        if found is None:
+            return None
+        if found["op"] != op.name:
+            raise BadRequest(f"the key {op.key!r} was used for {found['op']!r}, not {op.name!r}")
+        told = {name: found[name] for name in ("result", "before", "after", "skipped")}
+        return {**told, "replayed": True}
+
+    def _before(self, op: Operation) -> Dict[str, Any]:
+        """The first observation for this key: also of an attempt that was killed in the middle.
+
+        Kept in a file that means nothing once the key is recorded, and so is not fsynced.
+        """
+        kept = files.read_json(self.node.begun)
+        if isinstance(kept, dict) and kept.get("key") == op.key and op.name not in FRESH:
+            before: Dict[str, Any] = kept["before"]
+            return before
+        before = observe.brief(self.node)
+        if op.name not in FRESH:
+            kept = files.to_json({"key": op.key, "before": before})
+            files.write_atomic(self.node.begun, kept, sync=False)
+        return before
+
+    def _perform(self, ctx: Context, op: Operation) -> Dict[str, Any]:
+        skipped = op.when is not None and not probes.holds(ctx, op.when)
+        result = {} if skipped else operations.OPERATIONS[op.name](ctx, op.params)
+        points.reach(f"{op.name}.acted")
+        after = observe.brief(self.node)
+        told = {"result": result, "before": ctx.before, "after": after, "skipped": skipped}
+        if op.name not in FRESH or result.get("started"):
+            self._record(op, told)
+        points.reach(f"{op.name}.recorded")
+        if op.name == "observe":
+            told["result"] = {**told["result"], "journal": list(self.journal.head())}
+        return {**told, "replayed": False}
+
+    def _record(self, op: Operation, told: Dict[str, Any]) -> None:
+        asked = self.asked
+        record = {"op": op.name, "run": asked.run, "token": list(asked.token), "at": time.time()}
+        with self.fence.act():
+            self.journal.append(op.key, {**record, **told})
+
+    def _progress(self, said: str) -> None:
+        self.wire.say({"ev": "progress", "key": self.key, "said": said})
+
+
+def converse(wire: Wire) -> int:
+    """Hold one session; gives the exit code: 0 all done, 1 failed, 2 not of this protocol."""
+    session: Optional[Session] = None
+    fault: Optional[Fault] = None
+    try:
+        try:
+            session = Session(wire, request.parse(wire.line()))
+            session.run()
+        except Fault as found:
+            fault = found
+        except OSError as error:
+            fault = errors.from_os(error)
+        return _finish(wire, session, fault)
+    except ReaderGone:
+        return 1
+
+
+def _finish(wire: Wire, session: Optional[Session], fault: Optional[Fault]) -> int:
+    key = session.key if session else None
+    name = session.name if session else None
+    if fault is not None:
+        wire.say({"ev": "failed", "key": key, "op": name, "error": fault.wire()})
+    try:
+        observed = observe.full(session.node) if session else {}
+    except OSError:
+        observed = {}
+    wire.say({"ev": "end", "ok": fault is None, "observed": observed})
+    if fault is None:
+        return 0
+    return 2 if isinstance(fault, BadRequest) else 1

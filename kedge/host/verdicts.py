@@ -1,0 +1,149 @@
+"""Judge what a probe saw: three verdicts, and only `pass` opens anything.
+
+`unknown` is what could not be looked at: a missing path, no data, NaN, an error, a time-out. `not` does not turn it
+into a pass. Numbers compare with numbers; decimal and 0x strings count as numbers where an order is
+asked for (etcd, CometBFT and geth write heights that way); `eq` wants the same type.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+
+PASS = "pass"  # noqa: S105 -- a verdict
+FAIL = "fail"
+UNKNOWN = "unknown"
+MISSING = object()
+SHOWN = 512
+DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?\Z")
+HEX = re.compile(r"0x[0-9a-fA-F]{1,64}\Z")
+
+
+class Verdict(NamedTuple):
+    """What a probe says: the verdict, a sentence, what was seen, and what was captured."""
+
+    verdict: str
+    why: str
+    saw: Any
+    captured: Dict[str, Any]
+
+
+def at_path(body: Any, path: str) -> List[Any]:
+    """The values at a path of keys and indexes; `*` stands for every element. MISSING where none is."""
+    found = [body]
+    for part in path.split(".") if path else []:
+        deeper: List[Any] = []
+        for one in found:
+            if part == "*" and isinstance(one, (list, dict)):
+                deeper += one if isinstance(one, list) else one.values()
+            else:
+                deeper.append(_step(one, part))
+        found = deeper
+    return found or [MISSING]
+
+
+def _step(one: Any, part: str) -> Any:
+    if isinstance(one, dict):
+        return one.get(part, MISSING)
+    if isinstance(one, list) and part.isascii() and part.isdigit() and int(part) < len(one):
+        return one[int(part)]
+    return MISSING
+
+
+def quantity(value: Any) -> Optional[Union[int, float]]:
+    """A value as a finite number, or None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        if HEX.match(value):
+            return int(value, 16)
+        if DECIMAL.match(value):
+            return float(value) if "." in value else int(value)
+    return None
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal and of the same type: 1 is not true, "1" is not 1; whole and broken numbers are numbers."""
+    numbers = (int, float)
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, numbers) and isinstance(right, numbers):
+        return left == right
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return type(left) is type(right) and bool(left == right)
+
+
+ORDERS: Dict[str, Callable[[Any, Any], bool]] = {
+    "ge": lambda left, right: left >= right,
+    "gt": lambda left, right: left > right,
+    "le": lambda left, right: left <= right,
+    "lt": lambda left, right: left < right,
+}
+
+
+def match(value: Any, matcher: Dict[str, Any], captured: Dict[str, Any]) -> str:
+    """The verdict of one value against all operators of a matcher."""
+    if value is MISSING:
+        # `exists: false` is the one thing that an absent value can answer.
+        return PASS if matcher == {"exists": False} else UNKNOWN
+    found = [_operator(value, word, wanted, captured) for word, wanted in matcher.items()]
+    return every(found)
+
+
+def _operator(value: Any, word: str, wanted: Any, captured: Dict[str, Any]) -> str:
+    if word == "exists":
+        return PASS if wanted else FAIL
+    if word == "matches":
+        if not isinstance(value, str) or len(value) > 1 << 16:
+            return UNKNOWN
+        return PASS if re.search(wanted, value) else FAIL
+    operands = [_operand(one, captured) for one in (wanted if word == "in" else [wanted])]
+    if any(one is MISSING for one in operands):
+        return UNKNOWN
+    if word in ORDERS:
+        left, right = quantity(value), quantity(operands[0])
+        if left is None or right is None:
+            return UNKNOWN
+        return PASS if ORDERS[word](left, right) else FAIL
+    found = any(same(value, one) for one in operands)
+    return PASS if found != (word == "ne") else FAIL
+
+
+def _operand(wanted: Any, captured: Dict[str, Any]) -> Any:
+    if isinstance(wanted, dict):
+        return captured.get(wanted["captured"], MISSING)
+    return wanted
+
+
+def every(verdicts: List[str]) -> str:
+    """All must pass; one clear failure is a failure, whatever could not be looked at. None is no pass."""
+    if FAIL in verdicts:
+        return FAIL
+    return PASS if verdicts and UNKNOWN not in verdicts else UNKNOWN
+
+
+def either(verdicts: List[str]) -> str:
+    """One pass is enough; what could not be looked at might have passed."""
+    if PASS in verdicts:
+        return PASS
+    return FAIL if verdicts and UNKNOWN not in verdicts else UNKNOWN
+
+
+def shown(value: Any) -> Any:
+    """A value small enough for a record: long texts and large values are cut."""
+    if value is MISSING:
+        return None
+    if isinstance(value, str):
+        return value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
+    if isinstance(value, (int, float, bool)) or value is None:
+        return value
+    text = repr(value)
+    return value if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,0 +1,59 @@
+"""Waiting: short steps first, the fence and the reader looked at all the time, monotonic seconds only.
+
+A wait ends with Fenced within a second of a newer token, and with ReaderGone when nobody reads the
+session any more. The wall clock may jump; no wait notices.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Callable, Optional
+
+from kedge.host.fence import Fence
+
+SLICE = 0.25
+SAY_EVERY = 1.0
+
+
+class Pulse:
+    """What a waiting operation calls: `tick` at each turn, `rest` between two looks."""
+
+    def __init__(self, fence: Fence, say: Callable[[str], None], check: Callable[[], None]) -> None:
+        self.fence = fence
+        self.said = "works"
+        self._say = say
+        self._check = check
+        self._next = time.monotonic() + SAY_EVERY
+
+    def tick(self) -> None:
+        """Look at the fence and the reader; say what is waited for, at least once a second."""
+        self.fence.glance()
+        self._check()
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + SAY_EVERY
+            self._say(self.said)
+
+    def rest(self, seconds: float, watched: int = -1, events: int = select.POLLIN) -> bool:
+        """Wait, in slices; True as soon as the watched descriptor is ready (or in error)."""
+        poller = select.poll()
+        if watched >= 0:
+            poller.register(watched, events)
+        until = time.monotonic() + seconds
+        while True:
+            self.tick()
+            left = until - time.monotonic()
+            # poll counts whole milliseconds and returns early rather than late: round up.
+            pause = max(0.0, min(left, SLICE))
+            if poller.poll(int(pause * 1000 + 0.999)):
+                return True
+            if time.monotonic() >= until:
+                return False
+
+    def until(self, deadline: Optional[float], watched: int) -> bool:
+        """Wait for a descriptor until a monotonic instant (None: for ever)."""
+        while deadline is None:
+            if self.rest(60.0, watched):
+                return True
+        return self.rest(max(0.0, deadline - time.monotonic()), watched)

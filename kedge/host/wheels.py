@@ -1,0 +1,56 @@
+"""Unpack a zip archive (wheels are such) under the same rules as a tar archive.
+
+Imported only when an archive is a zip: the standard library's reader is large.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+import zlib
+from typing import Callable
+
+from kedge.host.archive import Unpacked
+from kedge.host.errors import ArchiveRefused
+
+ENCRYPTED = 0x1
+PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def unpack_zip(fd: int, out: Unpacked, tick: Callable[[], None]) -> None:
+    """Unpack from a descriptor whose bytes nobody else can change."""
+    try:
+        with os.fdopen(os.dup(fd), "rb") as archive, zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            if len(members) > out.limits.members:
+                raise ArchiveRefused(f"it has more than {out.limits.members} members")
+            for member in members:
+                tick()
+                _one(opened, member, out)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise ArchiveRefused(f"the zip archive is broken: {error}") from error
+    if not out.files:
+        raise ArchiveRefused("it has no files")
+
+
+def _one(opened: zipfile.ZipFile, member: zipfile.ZipInfo, out: Unpacked) -> None:
+    # What the reader made of the name is not what the archive says: it cuts at NUL.
+    name = member.orig_filename
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if member.flag_bits & ENCRYPTED:
+        raise ArchiveRefused("encrypted members are not unpacked", name)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise ArchiveRefused("links and devices are not unpacked", name)
+    if member.compress_type not in PLAIN:
+        raise ArchiveRefused("a compression that is not read", name)
+    if name.endswith("/") or kind == stat.S_IFDIR:
+        if member.file_size:
+            raise ArchiveRefused("a directory with content", name)
+        out.admit(name, directory=True)
+        return
+    path = out.admit(name, directory=False)
+    with opened.open(member) as content:
+        out.write(path, member.file_size, member.external_attr >> 16, content.read)
+        if content.read(1):
+            raise ArchiveRefused("a member is longer than it says", name)
