@@ -7,8 +7,8 @@ It keeps fence, journal and observation exactly as docs/host-protocol.md says, f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from kedge.drivers.sim_log import SimLog, facts
 from kedge.drivers.sim_session import SimSession
 from kedge.model.base import Digest, Json
 from kedge.model.plan import PlannedNode
+
+_ALONE = nullcontext()
+"""Hosts in memory are one worker's own, and an act on one does not await."""
 
 
 class SimTransport:
@@ -77,14 +80,9 @@ class SimTransport:
             self._log.close()
             self._log = None
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """One act on a host: alone among all workers that share the state file."""
-        if self._log is None:
-            yield
-        else:
-            with self._log.turn():
-                yield
+        return _ALONE if self._log is None else self._log
 
     def facts(self, host: SimHost) -> tuple[Any, ...]:
         """What :meth:`keep` compares with; nothing when nothing is kept."""

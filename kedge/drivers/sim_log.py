@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ _FACTS = (
 )  # fmt: skip
 
 
-class SimLog:
-    """The file at ``path``; ``host`` gives the simulated host of a key, made when it is new."""
+class SimLog(AbstractContextManager[None]):
+    """The file at ``path``, entered for one turn at a time; ``host`` gives the simulated host of a key, made when it is new."""
 
     def __init__(self, path: Path, host: Callable[[str], SimHost]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,23 +36,26 @@ class SimLog:
         """Closes the file."""
         os.close(self._fd)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Holds the lock; at the start everything that others wrote has been taken in.
+    def __enter__(self) -> None:
+        """Takes the lock; everything that others wrote has been taken in when it returns.
 
         Nothing awaits inside: a turn is one act of a host, microseconds long.
         """
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
             self._catch_up()
-            yield
-        finally:
+        except BaseException:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        """Lets the lock go."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def write(self, host: SimHost, before: tuple[Any, ...], key: str = "") -> None:
         """Appends what changed on ``host`` since ``before`` and, with ``key``, its journal record.
 
-        Called within :meth:`turn`.
+        Called within a turn.
         """
         line: dict[str, Any] = {
             name: value

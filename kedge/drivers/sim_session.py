@@ -15,7 +15,7 @@ from kedge.drivers.sim_probes import View, holds, keep_captured, look
 from kedge.host import errors as host_errors
 from kedge.host import request as host_request
 from kedge.host.request import Operation
-from kedge.host.verdicts import PASS
+from kedge.host.verdicts import PASS, UNKNOWN
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
 
@@ -226,15 +226,18 @@ class SimSession:
     def _command(self, op: Operation) -> Result:
         """The intent of a command is kept before it runs; an intent without outcome is resolved."""
         host, check = self._host, op.params["check"]
-        if op.key not in host.runs:
-            host.runs = {**host.runs, op.key: None}
-            host.count("runs")
-        elif check is None or look(self._view(), check).verdict != PASS:
-            raise host_errors.Unresolved(
-                "the command was begun and nobody knows how it ended",
-                {"argv": op.params["argv"]},
-            )
-        return {"exit": 0, "output": ""}
+        if op.key in host.runs:
+            found = UNKNOWN if check is None else look(self._view(), check).verdict
+            if found == PASS:
+                return {"exit": None, "output": "", "resolved": "by its check: the effect is there"}
+            if found == UNKNOWN:
+                raise host_errors.Unresolved(
+                    f"{op.params['argv'][0]} was begun and nobody knows how it ended",
+                    {"argv": op.params["argv"][:16]},
+                )
+        host.runs = {**host.runs, op.key: None}
+        host.count("runs")
+        return {"exit": 0, "output": "", "seconds": 0.0}
 
     async def _healthy(self, params: Mapping[str, Any]) -> Result:
         """Looks until it held for ``for`` seconds; without a pace the first look decides."""

@@ -1,0 +1,310 @@
+"""Nodes on this machine: the host program runs as a server of one's own, a session per connection.
+
+The server is started with the first session, ends with this object (its standard input closes, also
+when this process is killed), and is started anew when it is gone. Daemons are not its children in
+any sense that matters: they outlive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from kedge.drivers.files import write_atomic
+from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
+from kedge.host import bundle
+from kedge.model.base import Digest, Json
+from kedge.model.errors import DriverError
+from kedge.model.plan import PlannedNode
+
+MAX_LINE = 16 * 1024 * 1024
+"""The longest line of the host program that is read, in bytes; its own bounds are far below."""
+START_WAIT = 15.0
+"""Seconds that the server has to answer."""
+STOP_WAIT = 5.0
+"""Seconds that the server has to end once its standard input is closed."""
+
+_SOCKET_PREFIX = "kedge-host-"
+_PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "KEDGE_POINTS")
+"""What the host program sees of this process's environment. Keys of Temporal are not among it."""
+
+_NONE: Final[Mapping[str, Json]] = {}
+
+
+class LocalTransport:
+    """:class:`kedge.drivers.ports.Transport` to roots on this machine.
+
+    ``home`` gets the host program in ``host/<digest>.pyz``; ``python`` runs it (3.9 or newer);
+    ``limit`` is how many sessions run at a time, None for as many as are asked for.
+    """
+
+    def __init__(
+        self, home: Path, *, python: str = sys.executable, limit: int | None = None
+    ) -> None:
+        self._server = _Server(home / "host", python)
+        self._slots = asyncio.Semaphore(limit) if limit is not None else None
+
+    async def session(
+        self,
+        node: PlannedNode,
+        request: SessionRequest,
+        on_event: Callable[[HostEvent], None],
+    ) -> SessionEnd:
+        """See :meth:`kedge.drivers.ports.Transport.session`."""
+        line = _request_line(node, request)
+        if self._slots is None:
+            return await self._session(node.name, line, on_event)
+        async with self._slots:
+            return await self._session(node.name, line, on_event)
+
+    async def _session(
+        self, name: str, line: bytes, on_event: Callable[[HostEvent], None]
+    ) -> SessionEnd:
+        reader, writer = await self._server.connect()
+        try:
+            writer.write(line)
+            return await _converse(reader, on_event)
+        except (OSError, EOFError, ValueError) as error:
+            raise DriverError(
+                "TransportLost",
+                f"{name}: the host program's answer broke off: {str(error) or type(error).__name__}",
+                retryable=True,
+            ) from error
+        finally:
+            # Also on cancellation: the host program sees that nobody reads, and stops.
+            writer.transport.abort()
+
+    async def put(self, node: PlannedNode, artifact: Path, digest: Digest, length: int) -> str:  # noqa: ARG002 - the port's signature
+        """See :meth:`kedge.drivers.ports.Transport.put`: the file is on the host already."""
+        return str(artifact)
+
+    async def aclose(self) -> None:
+        """See :meth:`kedge.drivers.ports.Transport.aclose`."""
+        await self._server.stop()
+
+
+def _request_line(node: PlannedNode, request: SessionRequest) -> bytes:
+    asked = {
+        "kedge": 1,
+        "root": node.root,
+        "node": node.name,
+        "run": request.run,
+        "token": request.token,
+        "lock_wait": request.lock_wait,
+        "ops": request.ops,
+    }
+    try:
+        return json.dumps(asked, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    except ValueError as error:
+        raise DriverError("BadRequest", f"{node.name}: {error}", retryable=False) from error
+
+
+async def _converse(
+    reader: asyncio.StreamReader, on_event: Callable[[HostEvent], None]
+) -> SessionEnd:
+    """Reads a session's lines to its end.
+
+    Raises ``EOFError`` when it breaks off, ``ValueError`` for lines that are not of the protocol.
+    """
+    done: list[HostEvent] = []
+    failed: HostEvent | None = None
+    while line := await reader.readline():
+        if not line.endswith(b"\n"):
+            break
+        told = json.loads(line)
+        if told["ev"] == "end":
+            return SessionEnd(
+                ok=bool(told["ok"]) and failed is None,
+                done=tuple(done),
+                failed=failed,
+                observed=told.get("observed") or _NONE,
+            )
+        event = parse_event(told)
+        if event.ev == "done":
+            done.append(event)
+        elif event.ev == "failed":
+            failed = event
+        on_event(event)
+    if failed is not None:
+        return SessionEnd(ok=False, done=tuple(done), failed=failed)
+    raise EOFError("it ended without its last line")
+
+
+def parse_event(told: Mapping[str, Any]) -> HostEvent:
+    """One line of the host program; ``ValueError`` when it is none of those in its protocol."""
+    try:
+        kind = told["ev"]
+        if kind not in {"begin", "progress", "done", "failed"}:
+            raise ValueError(f"the host program said {str(kind)[:80]!r}")
+        fault = None
+        if kind == "failed":
+            error = told["error"]
+            fault = HostFault(
+                error["type"], error["message"], bool(error["retryable"]), error.get("detail") or {}
+            )
+        return HostEvent(
+            ev=kind,
+            key=told.get("key") or "",
+            op=told.get("op") or "",
+            said=told.get("said", ""),
+            replayed=bool(told.get("replayed")),
+            skipped=bool(told.get("skipped")),
+            result=told.get("result") or _NONE,
+            before=told.get("before") or _NONE,
+            after=told.get("after") or _NONE,
+            error=fault,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the host program said what is not its protocol: {error}") from error
+
+
+class _Server:
+    """The host program's server: started when it is needed, connected to, stopped."""
+
+    def __init__(self, folder: Path, python: str) -> None:
+        self._folder = folder
+        self._python = python
+        self._running: subprocess.Popen[bytes] | None = None
+        self._sockets: Path | None = None
+        self._starting = asyncio.Lock()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the server, which is started when it is not there.
+
+        Raises ``DriverError`` kind ``Unreachable`` when it cannot be started or does not answer.
+        """
+        connected = await self._try()
+        if connected is not None:
+            return connected
+        async with self._starting:
+            # Whoever waited for the lock finds the server that another one started.
+            connected = await self._try()
+            if connected is None:
+                await self._start()
+                connected = await self._answers()
+            return connected
+
+    async def _try(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        if self._running is None or self._sockets is None:
+            return None
+        try:
+            return await asyncio.open_unix_connection(self._sockets / "s", limit=MAX_LINE)
+        except OSError:
+            return None
+
+    async def _answers(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        until = time.monotonic() + START_WAIT
+        while time.monotonic() < until:
+            connected = await self._try()
+            if connected is not None:
+                return connected
+            if self._running is not None and self._running.poll() is not None:
+                break
+            await asyncio.sleep(0.005)
+        said = self._last_words()
+        await self._end()
+        raise DriverError(
+            "Unreachable",
+            f"the host program does not run on this machine: {said or 'it does not answer'}",
+            retryable=True,
+            next_step=f"Try it by hand: {self._python} -I -S {self._folder}/<digest>.pyz serve /tmp/s",
+        )
+
+    async def _start(self) -> None:
+        await self._end()
+        try:
+            await asyncio.to_thread(self._spawn)
+        except OSError as error:
+            raise DriverError(
+                "Unreachable", f"the host program cannot be started: {error}", retryable=True
+            ) from error
+
+    def _spawn(self) -> None:
+        program = self._program()
+        self._sockets = _socket_folder()
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _PASSED_ON or name.startswith("LC_")
+        }
+        with (self._folder / "server.log").open("wb") as log:
+            self._running = subprocess.Popen(
+                [self._python, "-I", "-S", str(program), "serve", str(self._sockets / "s")],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=environment,
+                # Ctrl-C at a terminal is for kedge, which then ends sessions between operations.
+                start_new_session=True,
+            )
+
+    def _program(self) -> Path:
+        """The host program's file, checked against its digest: written anew when it differs."""
+        content = bundle.bundle()
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._folder / f"{digest}.pyz"
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomic(path, content, 0o600)
+        return path
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self._folder / "server.log").read_text(errors="replace").strip()[-500:]
+        return ""
+
+    async def stop(self) -> None:
+        """Closes the server's standard input and waits for its end."""
+        async with self._starting:
+            await self._end()
+
+    async def _end(self) -> None:
+        running, self._running = self._running, None
+        sockets, self._sockets = self._sockets, None
+        if running is not None:
+            await asyncio.to_thread(_end_child, running)
+        if sockets is not None:
+            await asyncio.to_thread(shutil.rmtree, sockets, ignore_errors=True)
+
+
+def _end_child(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is not None:
+        child.stdin.close()
+    try:
+        child.wait(STOP_WAIT)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _socket_folder() -> Path:
+    """A directory of our own with a name short enough for a socket's address (107 bytes)."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    base = Path(runtime if 0 < len(os.fsencode(runtime)) < 60 else "/tmp")  # noqa: S108 - mkdtemp makes it ours
+    if not os.access(base, os.W_OK):
+        base = Path("/tmp")  # noqa: S108 - as above
+    _sweep(base)
+    return Path(tempfile.mkdtemp(prefix=f"{_SOCKET_PREFIX}{os.getpid()}-", dir=base))
+
+
+def _sweep(base: Path) -> None:
+    """Removes what killed workers of this user left behind."""
+    for path in base.glob(f"{_SOCKET_PREFIX}*"):
+        pid = path.name.removeprefix(_SOCKET_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            # A minute: a worker in another container has processes that are not seen here.
+            old = time.time() - found.st_mtime > 60
+            if old and found.st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
