@@ -53,7 +53,9 @@ class Fence:
         token, run = self.standing()
         if token is not None and token > self.token:
             detail = {"token": list(self.token), "fence": list(token), "run": run}
-            raise Fenced(f"token {self.token} is older than {token} of {run or 'another run'}", detail)
+            raise Fenced(
+                f"token {self.token} is older than {token} of {run or 'another run'}", detail
+            )
 
     def glance(self) -> None:
         """`check`, but only when the file was replaced since the last look: cheap enough to repeat."""
@@ -105,9 +107,7 @@ class Fence:
             lock.close()
 
     @contextlib.contextmanager
-    def turn(
-        self, key: str, limit: float, tick: Callable[[], None]
-    ) -> Iterator[locks.Lock]:
+    def turn(self, key: str, limit: float, tick: Callable[[], None]) -> Iterator[locks.Lock]:
         """Hold `op.lock` for one operation; Busy after `limit` seconds, Fenced when overtaken."""
         lock = locks.Lock(self.node.op_lock)
         lock.open()
@@ -123,4 +123,4 @@ class Fence:
 
     def holder(self, key: str, **more: Any) -> Any:
         """What the holder of `op.lock` writes about itself."""
-        return {"token": list(self.token), "run": self.run, "key": key, **more}
+        return {"token": list(self.token), "run": self.run[:128], "key": key[:128], **more}

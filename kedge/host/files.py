@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import stat
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 CHUNK = 1 << 20
+NOTE = 4096
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -70,6 +71,25 @@ def write_atomic(path: str, content: bytes, *, sync: bool = True, sync_name: boo
         sync_dir(os.path.dirname(path))
 
 
+def note(path: str, value: Any) -> None:
+    """Write down something that a killed process must leave behind, but a power failure may take.
+
+    In place, in one small write: replacing or truncating a file makes some file systems write it out at
+    once, which costs more than all the rest. Readers see the old or the new value.
+    """
+    content = to_json(value)
+    if len(content) >= NOTE:
+        write_atomic(path, content, sync=False)
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_size > NOTE:
+            os.ftruncate(fd, 0)
+        os.pwrite(fd, content.ljust(NOTE), 0)
+    finally:
+        os.close(fd)
+
+
 def to_json(value: Any) -> bytes:
     """One line of compact JSON, keys sorted so that equal values are equal bytes."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
@@ -85,7 +105,7 @@ def read_bytes(path: str, limit: int = 64 << 20) -> Optional[bytes]:
         size = os.fstat(fd).st_size
         if size > limit:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-        parts = []
+        parts: List[bytes] = []
         while True:
             part = os.read(fd, max(size + 1, 4096))
             if not part:

@@ -5,6 +5,8 @@ It follows no redirects, uses no proxies, keeps nothing open, and looks at the f
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import time
@@ -35,23 +37,20 @@ def connect(host: str, port: int, deadline: float, pulse: Pulse) -> socket.socke
     last: OSError = OSError("no address")
     for family, kind, number, _, address in infos:
         one = socket.socket(family, kind, number)
+        good = False
         try:
             one.setblocking(False)  # noqa: FBT003 -- the standard library's signature
             code = one.connect_ex(address)
-            if code not in (0, 115):
-                raise OSError(code, "connect")
-            wait(one, select.POLLOUT, deadline, pulse)
-            code = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, "connect")
-        except OSError as error:
-            one.close()
-            last = error
-        except BaseException:
-            one.close()
-            raise
-        else:
-            return one
+            if code in (0, errno.EINPROGRESS):
+                wait(one, select.POLLOUT, deadline, pulse)
+                code = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:
+                good = True
+                return one
+            last = OSError(code, os.strerror(code))
+        finally:
+            if not good:
+                one.close()
     raise last
 
 

@@ -132,7 +132,9 @@ def parse(line: bytes) -> Dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise HostError("the journal has a line that is not JSON: it was changed by hand") from error
+        raise HostError(
+            "the journal has a line that is not JSON: it was changed by hand"
+        ) from error
     if not isinstance(record, dict) or not isinstance(record.get("prev"), str):
         raise HostError("the journal has a line that is no record: it was changed by hand")
     return record

@@ -120,7 +120,7 @@ def _child(what: Launch, writing: int) -> None:
         plain_signals()
         os.write(writing, READY)
         said = b""
-        os.execve(what.program, what.argv, what.env)
+        os.execve(what.program, what.argv, what.env)  # noqa: S606 -- that there is no shell is the point
     except OSError as error:
         text = error.strerror or str(error)
         if error.errno == errno.ENOEXEC:
@@ -137,7 +137,7 @@ def _streams(log: str) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             try:
-                os.set_inheritable(int(name), False)
+                os.set_inheritable(int(name), False)  # noqa: FBT003 -- the library's signature
             except OSError:
                 continue
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -146,8 +146,6 @@ def _streams(log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.set_inheritable(nowhere, False)
-    os.set_inheritable(out, False)
 
 
 def plain_signals() -> None:

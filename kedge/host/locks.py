@@ -19,6 +19,7 @@ from kedge.host.errors import Busy
 from kedge.host.layout import Token
 
 PATIENCE = 2.0
+ROOM = 2048
 
 
 class Lock:
@@ -45,9 +46,8 @@ class Lock:
 
     def say(self, who: Any) -> None:
         """Write who holds it, for those who wait. Not durable: it means nothing after a crash."""
-        text = json.dumps(who).encode()
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, text, 0)
+        # Padded, never truncated: a truncated file is written out by some file systems at once.
+        os.pwrite(self.fd, json.dumps(who).encode().ljust(ROOM), 0)
 
     def close(self) -> None:
         """Let this process's copy go."""
@@ -135,9 +135,10 @@ def clear_older(op_lock: str, fence_lock: str, mine: Token) -> None:
     for pid in stuck:
         one = processes.of_pid(pid)
         # Asked again for each: between the look and the signal it may have gone.
-        if one is not None and pid not in (runner, os.getpid()):
-            if pid in holders(op_lock) or pid in holders(fence_lock):
-                processes.send(one, signal.SIGKILL)
+        if one is None or pid in (runner, os.getpid()):
+            continue
+        if pid in holders(op_lock) or pid in holders(fence_lock):
+            processes.send(one, signal.SIGKILL)
 
 
 def _older(said: Any, mine: Token) -> bool:

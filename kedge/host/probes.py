@@ -66,7 +66,9 @@ def _combined(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     captured = {name: value for one in found for name, value in one.captured.items()}
     bad = [one.why for one in found if one.verdict != PASS]
     why = f"not wanted: {found[0].why}" if spec["kind"] == "not" and not bad else "; ".join(bad)
-    return Verdict(verdict, "" if verdict == PASS else why[:600], [one.saw for one in found], captured)
+    return Verdict(
+        verdict, "" if verdict == PASS else why[:600], [one.saw for one in found], captured
+    )
 
 
 def _http(ctx: Context, spec: Dict[str, Any]) -> Verdict:
@@ -92,7 +94,7 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         )
     finally:
         if one.poll() is None:
-            commands.end(one, lambda seconds, _fd: time.sleep(seconds) is not None)
+            commands.end(one, _slept)
     shown = verdicts.shown(ended.output.decode("utf-8", "replace").strip())
     if ended.exit is None:
         why = f"{_named(spec)}: still running after {spec['timeout']:g} s"
@@ -107,6 +109,12 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     if spec["parse"] == "json":
         return judge(ctx, spec, commands.as_json(ended.output))
     return judge(ctx, spec, {"text": ended.output.decode("utf-8", "replace").strip()})
+
+
+def _slept(seconds: float, _fd: int) -> bool:
+    """A rest that looks at nothing: for ending a command when the session itself ends."""
+    time.sleep(seconds)
+    return False
 
 
 def _tcp(ctx: Context, spec: Dict[str, Any]) -> Verdict:
@@ -185,7 +193,9 @@ def holds(ctx: Context, spec: Dict[str, Any]) -> bool:
     """Whether a step's condition holds; ProbeFailed when that cannot be said."""
     found = look(ctx, spec)
     if found.verdict == UNKNOWN:
-        raise ProbeFailed(f"whether to do this step cannot be said: {found.why}", {"saw": found.saw})
+        raise ProbeFailed(
+            f"whether to do this step cannot be said: {found.why}", {"saw": found.saw}
+        )
     return found.verdict == PASS
 
 
@@ -239,4 +249,3 @@ def _unhealthy(op: Dict[str, Any], found: Verdict) -> NotHealthy:
         f"not healthy within {op['within']:g} s: {what}",
         {"saw": found.saw, "verdict": found.verdict},
     )
-

@@ -141,9 +141,10 @@ def matcher(value: Any, where: str) -> Dict[str, Any]:
 
 def operand(value: Any, where: str) -> Any:
     """A literal, or `{"captured": NAME}`."""
-    if isinstance(value, dict):
-        if set(value) != {"captured"} or not isinstance(value["captured"], str):
-            raise BadRequest(f'{where}: a literal or {{"captured": NAME}} is needed')
+    if isinstance(value, dict) and not (
+        set(value) == {"captured"} and isinstance(value["captured"], str)
+    ):
+        raise BadRequest(f'{where}: a literal or {{"captured": NAME}} is needed')
     return value
 
 

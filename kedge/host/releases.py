@@ -91,7 +91,7 @@ def _unpack(ctx: Context, op: Dict[str, Any], fd: int) -> Dict[str, Any]:
         files.write_atomic(node.manifest(digest), files.to_json(listed))
         points.reach("stage.before-rename")
         with ctx.fence.act():
-            os.chmod(sibling, 0o555)
+            os.chmod(sibling, 0o555)  # noqa: S103 -- the daemon may be another user
             os.rename(sibling, node.release(digest))
         points.reach("stage.after-rename")
         files.sync_dir(node.releases)
@@ -132,7 +132,7 @@ def _take_away(node: Node, digest: str) -> None:
     gone = f"{node.releases}/{NEW}gone-{digest}"
     files.remove_tree(gone)
     # A directory must be writable to be given another parent entry on some systems.
-    os.chmod(node.release(digest), 0o755)
+    os.chmod(node.release(digest), 0o700)
     os.rename(node.release(digest), gone)
 
 

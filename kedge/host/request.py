@@ -36,6 +36,7 @@ MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
 MAX_OPS = 256
 
+
 class Operation(NamedTuple):
     """One operation as asked, its parameters complete with defaults."""
 

@@ -88,7 +88,9 @@ def _outcome(ctx: Context, op: Dict[str, Any], paths: Paths) -> Dict[str, Any]:
     """A good outcome as the result. A bad one is told once: the next attempt executes anew."""
     found = files.read_json(paths.outcome)
     if not isinstance(found, dict):
-        raise Unresolved(f"the outcome of {op['argv'][0]} cannot be read", {"argv": op["argv"][:16]})
+        raise Unresolved(
+            f"the outcome of {op['argv'][0]} cannot be read", {"argv": op["argv"][:16]}
+        )
     output = found["output"]
     if found["exit"] in op["exit"]:
         return {"exit": found["exit"], "output": output, "seconds": found["seconds"]}
@@ -150,9 +152,7 @@ def _runner(
         os._exit(0)
 
 
-def _watched(
-    ctx: Context, op: Dict[str, Any], paths: Paths, fenced: locks.Lock
-) -> Dict[str, Any]:
+def _watched(ctx: Context, op: Dict[str, Any], paths: Paths, fenced: locks.Lock) -> Dict[str, Any]:
     try:
         one = commands.spawn(ctx.node, op)
     except (OSError, ValueError) as error:

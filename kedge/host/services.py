@@ -99,11 +99,9 @@ def _same(found: Optional[str], wanted: str, what: str) -> None:
         )
 
 
-def _begin(
-    ctx: Context, service: SupervisedProcess, digest: str, generation: str
-) -> Incarnation:
+def _begin(ctx: Context, service: SupervisedProcess, digest: str, generation: str) -> Incarnation:
     with ctx.fence.act():
-        files.write_atomic(ctx.node.should_run, b"", sync=False)
+        _touch(ctx.node.should_run)
         one = service.begin(ctx, digest, generation)
     # One fsync for both names: the mark and who was started.
     files.sync_dir(ctx.node.own)
@@ -114,7 +112,13 @@ def _begin(
 def _mark(ctx: Context) -> None:
     if not os.path.lexists(ctx.node.should_run):
         with ctx.fence.act():
-            files.write_atomic(ctx.node.should_run, b"")
+            _touch(ctx.node.should_run)
+            files.sync_dir(ctx.node.own)
+
+
+def _touch(path: str) -> None:
+    """Make an empty file; the caller makes its name durable."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
 
 def settle(ctx: Context, service: SupervisedProcess, one: Incarnation, seconds: float) -> None:
@@ -218,11 +222,11 @@ def _send(ctx: Context, service: SupervisedProcess, one: Incarnation, number: in
     with ctx.fence.act():
         files.drop(node.should_run)
         told["since"] = time.clock_gettime(time.CLOCK_BOOTTIME)
-        files.write_atomic(node.stopping, files.to_json(told), sync=False)
+        files.note(node.stopping, told)
         points.reach("stop.before-signal")
         service.signal(one, number)
         points.reach("stop.between-signal-and-note")
-        files.write_atomic(node.stopping, files.to_json({**told, "sent": True}), sync=False)
+        files.note(node.stopping, {**told, "sent": True})
     points.reach("stop.after-signal")
     files.sync_dir(node.own)
 

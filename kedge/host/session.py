@@ -144,8 +144,7 @@ class Session:
             return before
         before = observe.brief(self.node)
         if op.name not in FRESH:
-            kept = files.to_json({"key": op.key, "before": before})
-            files.write_atomic(self.node.begun, kept, sync=False)
+            files.note(self.node.begun, {"key": op.key, "before": before})
         return before
 
     def _perform(self, ctx: Context, op: Operation) -> Dict[str, Any]:
@@ -153,7 +152,8 @@ class Session:
         result = {} if skipped else operations.OPERATIONS[op.name](ctx, op.params)
         points.reach(f"{op.name}.acted")
         after = observe.brief(self.node)
-        told = {"result": result, "before": ctx.before, "after": after, "skipped": skipped}
+        told: Dict[str, Any] = {"result": result, "before": ctx.before, "after": after}
+        told["skipped"] = skipped
         if op.name not in FRESH or result.get("started"):
             self._record(op, told)
         points.reach(f"{op.name}.recorded")

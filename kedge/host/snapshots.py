@@ -115,9 +115,7 @@ def _tree(root: str, path: str) -> List[Tuple[str, os.stat_result]]:
     return found
 
 
-def _copy_one(
-    source: str, target: str, status: os.stat_result, tick: Callable[[], None]
-) -> Any:
+def _copy_one(source: str, target: str, status: os.stat_result, tick: Callable[[], None]) -> Any:
     """Copy one thing; gives its entry, or None for what is no file of its own (sockets, fifos)."""
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISDIR(status.st_mode):
@@ -291,9 +289,9 @@ def _newest(node: Node, paths: List[str], keep: List[str]) -> Dict[str, os.stat_
     for path in paths:
         if not keep or not os.path.lexists(f"{node.root}/{path}"):
             continue
-        for one, status in _tree(node.root, path):
-            if matches(one, keep) and not stat.S_ISDIR(status.st_mode):
-                found[one] = status
+        tree = _tree(node.root, path)
+        kept = [(one, told) for one, told in tree if not stat.S_ISDIR(told.st_mode)]
+        found.update((one, told) for one, told in kept if matches(one, keep))
     return found
 
 
@@ -341,7 +339,9 @@ def swap(node: Node, intent: Dict[str, Any]) -> None:
             continue
         if os.path.lexists(live):
             if os.path.lexists(old):
-                raise HostError(f"{live} came back in the middle of a restore: is the daemon stopped?")
+                raise HostError(
+                    f"{live} came back in the middle of a restore: is the daemon stopped?"
+                )
             os.makedirs(os.path.dirname(old), 0o700, exist_ok=True)
             os.rename(live, old)
             touched.add(os.path.dirname(old))

@@ -69,7 +69,9 @@ class Packed:
         if not self._rest and hungry:
             self._rest = self._raw.read()
             if not self._rest:
-                raise ArchiveRefused("it ends in the middle (the compressed stream is not complete)")
+                raise ArchiveRefused(
+                    "it ends in the middle (the compressed stream is not complete)"
+                )
         try:
             part: bytes = self._one.decompress(self._rest, CHUNK)
         except self._errors as error:
