@@ -117,6 +117,11 @@ def _unlock(path: Path, text: bytes, passphrase: Callable[[], str] | None) -> as
     try:
         return asyncssh.import_private_key(text, passphrase())
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+        if "requires bcrypt" in str(error):
+            raise _refused(
+                f"{path} is encrypted, and this installation lacks the package bcrypt to open it",
+                f"load it into an ssh-agent (ssh-add {path}), {_SIGN_ANEW}",
+            ) from error
         raise _refused(f"the passphrase does not open {path}", "try again") from error
 
 

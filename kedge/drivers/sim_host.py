@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from kedge.drivers.ports import Token
-from kedge.host.errors import Conflict, NoRelease, NoSnapshot, ServiceDied
+from kedge.host.errors import Conflict, DigestMismatch, NoRelease, NoSnapshot, ServiceDied
 from kedge.model.base import Json
 
 Params: TypeAlias = Mapping[str, Any]
@@ -97,6 +97,8 @@ class SimHost:
         "key",
         "pids",
         "releases",
+        "replaced",
+        "restored",
         "run",
         "runs",
         "snapshots",
@@ -111,8 +113,12 @@ class SimHost:
         self.state = EMPTY
         self.counts = Counts()
         self.releases: tuple[str, ...] = ()
-        self.generations: tuple[str, ...] = ()
+        self.generations: dict[str, str] = {}
+        """By generation a short hash of what it says: its name stands for one content."""
         self.snapshots: dict[str, tuple[str, ...]] = {}
+        self.replaced: tuple[str, ...] = ()
+        self.restored = ""
+        """The key of the restore that was done last."""
         self.journal: dict[str, Record] = {}
         self.runs: dict[str, int | None] = {}
         """Commands begun, by key: the exit code, or None while nobody knows how they ended."""
@@ -130,10 +136,10 @@ class SimHost:
             **self.state.brief(now),
             "token": list(self.token) if self.token else None,
             "run": self.run or None,
-            "releases": list(self.releases),
-            "generations": list(self.generations),
+            "releases": [*sorted(self.releases)],
+            "generations": [*sorted(self.generations)],
             "snapshots": [*sorted(self.snapshots)],
-            "replaced": [],
+            "replaced": list(self.replaced),
         }
 
     def become(self, **changes: Any) -> None:
@@ -160,17 +166,17 @@ def _staged(host: SimHost, digest: str) -> str:
 
 
 class Act(NamedTuple):
-    """One operation to do: on which host, with which checked parameters, at which second."""
+    """One operation to do, with checked parameters, at the second ``now``.
+
+    ``before`` is the state when its key was first begun: results tell what changed since then,
+    also when an attempt that died in the middle had changed it already.
+    """
 
     host: SimHost
+    key: str
     params: Params
+    before: State
     now: float
-
-
-def _not_running(act: Act, why: str) -> None:
-    state = act.host.state
-    if state.alive(act.now):
-        raise Conflict(f"the daemon runs: {why}", {"pid": state.pid})
 
 
 def _observe(act: Act) -> Result:
@@ -192,27 +198,32 @@ def _verify(act: Act) -> Result:
 
 def _stop(act: Act) -> Result:
     host = act.host
-    was_running = host.state.alive(act.now)
+    if host.state.alive(act.now):
+        host.count("stops")
     host.become(
         pid=None, running_release=None, running_generation=None, should_run=False, dies_at=None
     )
-    if was_running:
-        host.count("stops")
-    return {"waited": 0.0, "was_running": was_running}
+    return {"waited": 0.0, "was_running": act.before.alive(act.now)}
 
 
 def _start(act: Act) -> Result:
     host = act.host
     state = host.state
-    if state.release is None or state.release not in host.releases:
-        raise NoRelease("no release is current on this node")
-    if state.alive(act.now):
-        if (state.running_release, state.running_generation) == (state.release, state.generation):
-            host.become(should_run=True)
-            return {"pid": state.pid}
-        raise Conflict("the daemon runs with another release or configuration: stop it first")
+    if state.release is None:
+        raise NoRelease("`current` points to no release: switch first")
     if state.generation is None:
-        raise Conflict("no configuration is current on this node")
+        raise Conflict("the node has no configuration that says what to run: configure it first")
+    if state.alive(act.now):
+        for what in ("release", "generation"):
+            wanted, found = getattr(state, what), getattr(state, f"running_{what}")
+            if wanted != found:
+                raise Conflict(
+                    f"another {what} runs ({str(found)[:12]}, not {wanted[:12]}): stop it first",
+                    {"running": found, "wanted": wanted},
+                )
+        host.become(should_run=True)
+        return {"pid": state.pid}
+    _staged(host, state.release)
     host.pids += 1
     host.become(
         pid=1000 + host.pids,
@@ -227,39 +238,44 @@ def _start(act: Act) -> Result:
 
 
 def _ensure(act: Act) -> Result:
-    host = act.host
-    if host.state.should_run and not host.state.alive(act.now):
-        return _start(act)
-    return {"pid": host.state.pid if host.state.alive(act.now) else None}
+    state = act.host.state
+    if not state.should_run:
+        return {"should_run": False, "started": False, "pid": None}
+    if state.alive(act.now):
+        return {"should_run": True, "started": False, "pid": state.pid}
+    return {"should_run": True, "started": True, **_start(act)}
 
 
 def _switch(act: Act) -> Result:
     host = act.host
     digest = _staged(host, act.params["digest"])
-    before = host.state.release
-    if before != digest:
-        _not_running(act, "stop it before its release is switched")
+    if host.state.release != digest:
         host.become(release=digest)
         host.count("switches")
-    return {"from": before, "to": digest}
+    return {"from": act.before.release, "to": digest}
 
 
 def _configure(act: Act) -> Result:
     host = act.host
     generation = act.params["generation"]
-    before = host.state.generation
-    if generation not in host.generations:
-        host.generations = (*host.generations, generation)
-    if before != generation:
+    text = json.dumps([act.params["files"], act.params["service"]], sort_keys=True)
+    content = hashlib.sha256(text.encode()).hexdigest()[:16]
+    known = host.generations.get(generation)
+    if known is None:
+        host.generations = {**host.generations, generation: content}
+    elif known != content:
+        raise DigestMismatch(
+            f"generation {generation} on this host has other content", {"generation": generation}
+        )
+    if host.state.generation != generation:
         host.become(generation=generation)
-    return {"from": before, "to": generation}
+    return {"from": act.before.generation, "to": generation}
 
 
 def _snapshot(act: Act) -> Result:
     host = act.host
     name = act.params["id"]
     if name not in host.snapshots:
-        _not_running(act, "a copy of data in use is no snapshot")
         host.snapshots = {**host.snapshots, name: host.state.data}
     data = json.dumps(host.snapshots[name]).encode()
     return {
@@ -273,12 +289,18 @@ def _restore(act: Act) -> Result:
     host = act.host
     name = act.params["id"]
     if name not in host.snapshots:
-        raise NoSnapshot(f"there is no complete snapshot {name!r}")
-    _not_running(act, "stop it before its data is replaced")
-    replaced = host.state.data != host.snapshots[name]
-    if replaced:
+        raise NoSnapshot(f"there is no complete snapshot {name!r} on this host")
+    if host.restored != act.key:
+        if host.state.alive(act.now):
+            raise Conflict("the daemon runs: stop it before its files are replaced")
         host.become(data=host.snapshots[name])
-    return {"files": len(host.snapshots[name]), "replaced": None}
+        host.replaced = (*host.replaced, f"replaced-{len(host.replaced) + 1}")
+        host.restored = act.key
+    replaced = host.replaced[-1:]
+    if act.params["drop_replaced"] and replaced:
+        host.replaced = host.replaced[:-1]
+        replaced = ()
+    return {"files": len(host.snapshots[name]), "replaced": replaced[0] if replaced else None}
 
 
 def _prune(act: Act) -> Result:
@@ -314,5 +336,6 @@ ACTS: dict[str, Callable[[Act], Result]] = {
 
 
 def died(host: SimHost) -> ServiceDied:
-    """The error of a daemon that did not stay alive."""
-    return ServiceDied("the daemon ended", {"release": host.state.release, "log": []})
+    """The error of a daemon that does not live, with the host program's detail."""
+    said = f"the daemon ended: release {(host.state.running_release or 'none')[:12]}"
+    return ServiceDied(said, {"exit": None, "log": ""})

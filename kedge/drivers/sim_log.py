@@ -20,6 +20,7 @@ from kedge.drivers.sim_host import Counts, Record, SimHost, State
 _FACTS = (
     "token", "run", "state", "counts", "releases", "generations", "snapshots", "runs", "captured",
     "pids", "begun", "begun_run", "first",
+    "replaced", "restored",
 )  # fmt: skip
 
 
@@ -118,6 +119,6 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "token": tuple,
     "counts": lambda value: Counts(*value),
     "releases": tuple,
-    "generations": tuple,
+    "replaced": tuple,
     "snapshots": lambda value: {name: tuple(data) for name, data in value.items()},
 }

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
 from kedge.drivers.sim_faults import Fault, NodeOptions, Occasion
-from kedge.drivers.sim_host import ACTS, Act, Record, Result, SimHost, died
+from kedge.drivers.sim_host import ACTS, Act, Record, Result, SimHost, State, died
 from kedge.drivers.sim_probes import View, holds, keep_captured, look
 from kedge.host import errors as host_errors
 from kedge.host import request as host_request
@@ -173,7 +173,7 @@ class SimSession:
         seconds = self._options.duration(name) * self._pace
         if seconds > 0:
             await self._rest(seconds, f"{name} takes its time")
-        result = await self._act(op, fault)
+        result = await self._act(op, before, fault)
         if fault is not None and fault.at == "acted":
             await self._happen(fault)
         record = Record(name, result=result, before=before, after=self._host.state, at=time.time())
@@ -196,7 +196,7 @@ class SimSession:
         self._say(event)
         return event
 
-    async def _act(self, op: Operation, fault: Fault | None) -> Result:
+    async def _act(self, op: Operation, before: State, fault: Fault | None) -> Result:
         if op.name == "healthy":
             return await self._healthy(op.params)
         with self._turn():
@@ -211,12 +211,12 @@ class SimSession:
                 return {"saw": found.saw, "captured": found.captured}
             if op.name == "run":
                 return self._command(op)
-            return self._at_once(op, fault)
+            return self._at_once(op, before, fault)
 
-    def _at_once(self, op: Operation, fault: Fault | None) -> Result:
+    def _at_once(self, op: Operation, before: State, fault: Fault | None) -> Result:
         host, now = self._host, time.time()
-        result = ACTS[op.name](Act(host, op.params, now))
-        if op.name in {"start", "ensure"} and host.state.pid is not None:
+        result = ACTS[op.name](Act(host, op.key, op.params, before, now))
+        if (op.name == "start" or result.get("started")) and host.state.pid is not None:
             if fault is not None and fault.do == "crash":
                 host.become(dies_at=now + (fault.seconds or 0.0))
             if not host.state.alive(now + op.params["settle"] * self._pace):
@@ -266,7 +266,7 @@ class SimSession:
     def _recorded(self, key: str, record: Record) -> HostEvent:
         """Journals an operation, and says so."""
         with self._turn(key):
-            if record.op not in FRESH:
+            if record.op not in FRESH or record.result.get("started"):
                 self._host.journal[key] = record
             if key in self._host.runs:
                 self._host.runs = {**self._host.runs, key: 0}
