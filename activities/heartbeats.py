@@ -18,7 +18,8 @@ class Pulse:
     def __init__(self) -> None:
         self.at: tuple[object, ...] = ()
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
+        """Beat until cancelled."""
         while True:
             activity.heartbeat(*([list(self.at)] if self.at else []))
             await asyncio.sleep(EVERY)
@@ -28,7 +29,7 @@ class Pulse:
 async def pulse() -> AsyncIterator[Pulse]:
     """Heartbeats for the length of the block; ``Pulse.at`` is what they carry."""
     beating = Pulse()
-    task = asyncio.create_task(beating._beat())
+    task = asyncio.create_task(beating.beat())
     try:
         yield beating
     finally:

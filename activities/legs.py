@@ -85,7 +85,7 @@ class LegActivities:
     ) -> SessionEnd:
         transport = self._ground.transport
         ops: list[dict[str, Json]] = []
-        for op in operations(
+        for planned in operations(
             plan,
             request.node,
             request.program,
@@ -93,7 +93,7 @@ class LegActivities:
             run_id=request.run.id,
             epoch=request.run.epoch,
         ):
-            op = dict(op)
+            op = dict(planned)
             if request.round and op["op"] not in ONCE:
                 op["key"] = f"{op['key']}#{request.round}"
             if op["op"] == "stage":

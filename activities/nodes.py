@@ -58,7 +58,7 @@ class NodeActivities:
         async with pulse():
             looks = await _each(request.nodes, lambda node: self._look(plan, request, node))
             finalized = await self._finalized(request.run)
-        return _observed(plan, looks, request.probes, finalized)
+        return _observed(plan, looks, probed=request.probes, finalized=finalized)
 
     async def _look(
         self, plan: Plan, request: ObserveRequest, index: int
@@ -251,8 +251,8 @@ class NodeActivities:
     ) -> str:
         transport = self._ground.transport
         ops: list[dict[str, Json]] = []
-        for op in program:
-            op = dict(op)
+        for planned in program:
+            op = dict(planned)
             if op["op"] == "stage":
                 artifact = next(
                     one for one in release.planned_artifacts() if one.digest == op["digest"]
@@ -305,7 +305,7 @@ def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
 
 
 def _observed(
-    plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], probed: bool, finalized: bool
+    plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], *, probed: bool, finalized: bool
 ) -> Observed:
     """Sort nodes by the release ``current`` points to. Whatever is not certain is a problem, never a pass."""
     before = {artifact.digest for artifact in plan.before.artifacts}
@@ -331,7 +331,9 @@ def _observed(
         lists["empty" if digest is None else kind].append(index)
         if not look.observed.get("running"):
             stopped.append(index)
-        if (digest in after and look.observed.get("started_release", digest) == digest) or look.observed.get("started_release") in after:
+        if (
+            digest in after and look.observed.get("started_release", digest) == digest
+        ) or look.observed.get("started_release") in after:
             started.append(index)
         if probed and kind == "other":
             said = (

@@ -51,6 +51,7 @@ class CanaryWidening:
 
     @workflow.run
     async def run(self, request: WideningRequest) -> WideningStop:
+        """Runs waves until a decision is needed."""
         facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
         again = request.again
         while self._wave < len(facts.waves):

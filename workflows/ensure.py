@@ -17,4 +17,5 @@ class Ensure:
 
     @workflow.run
     async def run(self, fleet: str) -> EnsureResult:
+        """Brings up one fleet."""
         return await survey(NodeActivities.ensure_fleet, fleet, f"bring up fleet {fleet}", 3600)

@@ -51,7 +51,8 @@ class Fleet:
         self._looked = 0
 
     @workflow.run
-    async def run(self, fleet: str, state: FleetState | None = None) -> None:
+    async def run(self, fleet: str, state: FleetState | None = None) -> None:  # noqa: ARG002 - read at init
+        """Lives as long as the fleet; its history is renewed from time to time."""
         workflow.set_current_details(f"fleet **{fleet}**")
         while True:
             await workflow.wait_condition(

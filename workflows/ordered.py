@@ -96,7 +96,7 @@ class Ordered:
         return Submitted(verdict=await self._receive(envelope))
 
     @submit_order.validator
-    def _bounded(self, envelope: Envelope) -> None:
+    def _bounded(self, envelope: Envelope) -> None:  # noqa: ARG002 - the handler's signature
         if self._memory.received >= MOST_ORDERS:
             raise ApplicationError(
                 f"this run looked at {MOST_ORDERS} orders already", type="TooManyOrders"
@@ -243,9 +243,7 @@ class Ordered:
 
     def _age(self) -> timedelta:
         """How long the open gate has been waiting."""
-        since = datetime.strptime(self._memory.since, "%Y-%m-%dT%H:%M:%SZ").replace(
-            tzinfo=UTC
-        )
+        since = datetime.strptime(self._memory.since, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         return max(timedelta(0), workflow.now() - since)
 
     def _met(self) -> bool:

@@ -95,6 +95,7 @@ class Rollback(Ordered):
 
     @workflow.run
     async def run(self, request: RollbackRequest) -> RunEnd:
+        """Turns until every node that was not given up runs its baseline, or somebody ends it."""
         self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
         facts = self._facts
         while self._ended is None:

@@ -92,9 +92,10 @@ class Upgrade(Ordered):
 
     @workflow.run
     async def run(self, request: UpgradeRequest) -> RunEnd:
+        """State, command, event, state, until the end."""
         self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
         facts = self._facts
-        while (act := progress.command(self._state, facts)).what != "end":
+        while (act := progress.command(self._state)).what != "end":
             event = await self._do(act, facts)
             if event is not None:
                 await self._advance(event, facts)

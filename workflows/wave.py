@@ -56,6 +56,7 @@ class Wave:
 
     @workflow.run
     async def run(self, request: WaveRequest) -> WaveResult:
+        """Runs the legs of its nodes and reports."""
         facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
         lanes = min(request.parallel, len(request.nodes))
         # Lanes share the deque and the lists; between two awaits only one of them runs.

@@ -1,6 +1,6 @@
 """An upgrade as an automaton: a state that says everything, one command that follows from it, and events.
 
-``command(state, facts)`` says what to do next; the interpreter does it, and tells what happened by an event;
+``command(state)`` says what to do next; the interpreter does it, and tells what happened by an event;
 ``advance(state, event, facts)`` gives the next state. Orders of people are events too. States are frozen and
 JSON-able, so an interpreter may die between any two steps and go on from the state it kept.
 """
@@ -129,7 +129,7 @@ def gates_before(state: UpgradeState, facts: PlanFacts) -> tuple[str, ...]:
     return tuple(gate for gate in dict.fromkeys(wanted) if gate not in state.passed)
 
 
-def command(state: UpgradeState, facts: PlanFacts) -> Act:
+def command(state: UpgradeState) -> Act:
     """What follows from a state."""
     if state.stage == "ended":
         return Act(what="end")
