@@ -33,10 +33,10 @@ test: setup packages ## run every test that needs neither containers nor hours
 	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker' $(ARGS)
 
 check: python ## ruff, strict types, import contracts
-	$(VENV)/ruff check .
-	$(VENV)/ruff format --check .
-	$(VENV)/mypy .
-	$(VENV)/lint-imports
+	@# All of them, so that one run tells all.
+	@failed=; for check in 'ruff check .' 'ruff format --check .' 'mypy .' lint-imports; do \
+	    echo "--- $$check"; $(VENV)/$$check || failed="$$failed [$$check]"; \
+	done; [ -z "$$failed" ] || { echo "FAILED:$$failed"; exit 1; }
 
 format: python ## format the code and mend what ruff can mend
 	$(VENV)/ruff check --fix .
