@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from kedge.model.base import Frozen
 
 Path = tuple[str | int, ...]
 Problem = tuple[Path, str]
@@ -22,6 +24,20 @@ IN_DOCUMENT = {"document": True}
 
 PROBLEMS = "kedge_problems"
 """Error type of :func:`refuse`; its context carries the problems with their own places."""
+
+
+class Entry(Frozen):
+    """A part of a document that also has shorter spellings (``- stage``, ``bake: 10m``).
+
+    What a shorter spelling was expanded to reaches pydantic as plain objects, so lists are taken for tuples here;
+    numbers and truth values stay strict by :data:`Count` and :data:`Flag`.
+    """
+
+    model_config = ConfigDict(strict=False)
+
+
+Count = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
 
 LONGEST = 30 * 86400.0
 """The longest duration in seconds."""
@@ -150,3 +166,5 @@ Key = Annotated[
 """A name that the component gives (a flag, a label, a variable): upper case allowed."""
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 """Text that may become part of a command line or a file: no NUL."""
+Content = Annotated[str, Field(max_length=262_144, pattern=r"^[^\x00]*$")]
+"""The text of a file: at most 256 KiB, no NUL."""

@@ -50,6 +50,9 @@ class Configuration(Frozen):
     """What one release runs with: files and service as templates, ``settings`` after the release's renames."""
 
     settings: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    """For the nodes' own settings: old name to new."""
+    removed: tuple[str, ...] = ()
     files: dict[str, str] = {}
     service: ServiceTemplate
 
@@ -59,6 +62,8 @@ class PlannedRelease(Frozen):
 
     component: Name
     version: str
+    reports: str
+    """What the running software says its version is."""
     document: Digest
     artifacts: tuple[Artifact, ...]
     configuration: Configuration
@@ -75,6 +80,10 @@ class PlannedNode(Frozen):
     service: str
     labels: dict[str, str] = {}
     options: dict[str, Json] = {}
+    vars: dict[str, str] = {}
+    """This node's own, over the plan's."""
+    settings: dict[str, str] = {}
+    """This node's own, over the configuration's; before the release's renames."""
 
 
 class Step(Frozen):
@@ -113,7 +122,8 @@ class Program(Frozen):
 
 class Gate(Frozen):
     """Approvals: ``threshold`` distinct people with distinct keys, each of one of ``roles``; every role in
-    ``each_of`` must be among them. ``expires`` is how long the gate waits before it parks, in seconds."""
+    ``each_of`` must be among them. ``expires`` is how long the gate waits before it parks, in seconds.
+    """
 
     name: Name
     threshold: Annotated[int, Field(ge=1, le=20)]
@@ -141,7 +151,8 @@ class OrderRule(Frozen):
 
 class Wave(Frozen):
     """``batches`` run one after the other (one failure domain at a time); within a batch at most
-    ``max_unavailable`` nodes are in flight or down. ``gate`` must be passed before the wave begins."""
+    ``max_unavailable`` nodes are in flight or down. ``gate`` must be passed before the wave begins.
+    """
 
     index: int
     name: Name
@@ -159,7 +170,8 @@ class Wave(Frozen):
 
 class PointOfNoReturn(Frozen):
     """Where the way back ends. ``wave`` is the index of the first wave behind it, or None when it is the finalize
-    step. ``gate`` guards it; ``lost`` says in words what can no longer be had afterwards."""
+    step. ``gate`` guards it; ``lost`` says in words what can no longer be had afterwards.
+    """
 
     wave: int | None
     gate: Name
@@ -194,8 +206,14 @@ class Plan(Frozen):
     before: PlannedRelease
     after: PlannedRelease
     nodes: tuple[PlannedNode, ...] = Field(min_length=1)
+    vars: dict[str, str] = {}
+    """What templates may ask for: the runbook's, the fleet's, joins over nodes already made."""
+    preflight: tuple[Step, ...] = ()
+    """Probes that must pass on every node before the first step."""
     programs: tuple[Program, ...]
     waves: tuple[Wave, ...] = Field(min_length=1)
+    finalize_node: int | None = None
+    """The node the finalize program runs on; None when there is none."""
     gates: tuple[Gate, ...]
     start_gate: Name | None = None
     commit: PointOfNoReturn | None = None

@@ -1,0 +1,115 @@
+"""Fleet: the nodes of one component in one environment, and how they are reached and run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from kedge.model.base import Frozen, Json, Name
+from kedge.model.notation import Content, Key, Path, Problem, Text, refuse
+from kedge.model.release import Platform
+
+MAX_NODES = 20_000
+
+
+class Join(Frozen):
+    """One text made from all nodes: ``join`` rendered for each, put together ``with`` a separator."""
+
+    join: Annotated[Text, Field(min_length=1)]
+    separator: Annotated[Text, Field(alias="with")] = ","
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Daemon(Frozen):
+    """How the daemon is run. The element ``{settings.flags}`` of ``argv`` becomes one ``--name=value`` for each
+    setting, in the order of their names."""
+
+    argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
+    env: dict[Key, Text] = {}
+    cwd: Text = "{node.root}"
+
+
+class NodeOverrides(Frozen):
+    """What one node has otherwise than the fleet."""
+
+    settings: dict[Key, Text] = {}
+    vars: dict[Key, Text] = {}
+
+
+class Node(Frozen):
+    """One machine, or one place on a machine. ``labels`` say role, failure domain, ports: whatever orders and
+    templates ask for. ``options`` are the drivers' own, over those of the fleet."""
+
+    name: Name
+    address: Annotated[Text, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    platform: Platform = "linux/amd64"
+    root: Text | None = None
+    labels: dict[Key, Text] = {}
+    options: dict[Key, Json] = {}
+    overrides: NodeOverrides = NodeOverrides()
+
+
+class Dependency(Frozen):
+    """Another fleet this one needs; ``versions`` is not judged here, only that the graph has no cycle."""
+
+    fleet: Name
+    why: Text = ""
+
+
+class Fleet(Frozen):
+    """The nodes of one component in one environment.
+
+    ``release`` is the path of the Release document the fleet runs now, relative to this one. ``root`` is the
+    template of each node's directory on its host.
+    """
+
+    kind: Literal["Fleet"] = "Fleet"
+    name: Name
+    environment: Name
+    release: Annotated[Text, Field(min_length=1)]
+    transport: Name = "local"
+    service: Name = "process"
+    options: dict[Key, Json] = {}
+    root: Annotated[Text, Field(min_length=1)]
+    vars: dict[Key, Text | Join] = {}
+    run: Daemon
+    settings: dict[Key, Text] = {}
+    files: dict[Key, Content] = {}
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
+    dependencies: tuple[Dependency, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        first: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            if node.name in first:
+                said = f"{node.name} is the name of node {first[node.name] + 1} already"
+                problems.append((("nodes", index, "name"), said))
+            first.setdefault(node.name, index)
+            places: list[tuple[Path, str]] = [
+                (("nodes", index, "overrides", "vars", key), key) for key in node.overrides.vars
+            ]
+            problems += [
+                (path, f"the fleet has no var {key}; an override changes one that is there")
+                for path, key in places
+                if key not in self.vars
+            ]
+        seen: set[str] = set()
+        for index, dependency in enumerate(self.dependencies):
+            if dependency.fleet == self.name:
+                problems.append(
+                    (("dependencies", index, "fleet"), "a fleet does not depend on itself")
+                )
+            elif dependency.fleet in seen:
+                problems.append(
+                    (("dependencies", index, "fleet"), f"{dependency.fleet} is named already")
+                )
+            seen.add(dependency.fleet)
+        return problems

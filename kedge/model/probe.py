@@ -1,0 +1,221 @@
+"""Probes as documents write them: conditions on a node that either hold or do not.
+
+A probe says one kind of thing (``http``, ``command``, ``tcp``, ``service``) or puts others together
+(``all``, ``any``, ``not``, ``fact``). ``expect`` maps paths into the answer to a literal or a matcher
+(``eq ne ge gt le lt in matches exists``); ``capture`` keeps values for later probes, which say
+``{captured: NAME}``. An empty ``all`` or ``any`` is refused: it would be a condition nobody wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from kedge.model.base import Json, Name
+from kedge.model.notation import Count, Duration, Entry, Flag, Problem, Text, refuse
+
+MATCHERS = ("eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "exists")
+_VERBS = ("http", "command", "tcp", "service", "all", "any", "not", "fact")
+_PATH = re.compile(r"^[^.\s]+(\.[^.\s]+)*$")
+
+
+class HttpCall(Entry):
+    """One request from the node itself. ``json`` is sent as its JSON text, ``body`` as it is."""
+
+    url: Annotated[Text, Field(min_length=1)]
+    method: Literal["GET", "POST", "PUT", "HEAD"] | None = None
+    body: Text | None = None
+    json_body: Annotated[Json, Field(alias="json")] = None
+    headers: dict[str, Text] = {}
+    timeout: Annotated[Duration, Field(gt=0, le=300)] = 2.0
+    status: Annotated[tuple[Annotated[Count, Field(ge=100, le=599)], ...], Field(min_length=1)] = (
+        200,
+    )
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class CommandCall(Entry):
+    """One command on the node, an argument list and never shell text. ``parse`` says how to read its output."""
+
+    argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
+    env: dict[str, Text] = {}
+    timeout: Annotated[Duration, Field(gt=0, le=600)] = 10.0
+    exit: Annotated[tuple[Annotated[Count, Field(ge=0, le=255)], ...], Field(min_length=1)] = (0,)
+    parse: Literal["json", "text"] = "text"
+
+
+class TcpCall(Entry):
+    """Whether something accepts connections."""
+
+    host: Text
+    port: Count | Text
+    timeout: Annotated[Duration, Field(gt=0, le=300)] = 1.0
+
+
+class ServiceCall(Entry):
+    """Whether the node's daemon runs."""
+
+    running: Flag
+
+
+def _http(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _tcp(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port:
+        raise PydanticCustomError("kedge_tcp", 'must be "host:port"')
+    return {"host": host, "port": int(port) if port.isdecimal() and len(port) < 6 else port}
+
+
+def _fact(value: object) -> object:
+    return {"fact": value} if isinstance(value, str) else value
+
+
+class Probe(Entry):
+    """A condition. Exactly one of its verbs is there."""
+
+    http: Annotated[HttpCall, BeforeValidator(_http)] | None = None
+    command: CommandCall | None = None
+    tcp: Annotated[TcpCall, BeforeValidator(_tcp)] | None = None
+    service: ServiceCall | None = None
+    all: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=64)] | None = None
+    any: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=64)] | None = None
+    negated: Annotated[Condition | None, Field(alias="not")] = None
+    fact: Name | None = None
+    expect: dict[str, Json] = {}
+    capture: dict[Name, str] = {}
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        refuse(self.problems())
+        return self
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with this probe by itself, with places relative to it."""
+        said = self.verbs()
+        if len(said) != 1:
+            one = ", ".join(_VERBS)
+            what = "says nothing" if not said else f"says {' and '.join(said)} at once"
+            return [((said[1],) if said else (), f"a probe {what}; it says exactly one of {one}")]
+        problems: list[Problem] = []
+        if (self.expect or self.capture) and said[0] not in {"http", "command"}:
+            key = "expect" if self.expect else "capture"
+            problems.append(
+                ((key,), f"{said[0]} gives no answer to look into; only http and command do")
+            )
+        if self.http and self.http.body is not None and self.http.json_body is not None:
+            problems.append(
+                (("http", "json"), "there is a body already; write one of body and json")
+            )
+        for path, wanted in self.expect.items():
+            if not _PATH.match(path):
+                problems.append(
+                    (
+                        ("expect", path),
+                        "is no path: keys and indexes joined by dots, such as 0.health",
+                    )
+                )
+            problems += [
+                ((("expect", path, *place)), text) for place, text in _matcher_problems(wanted)
+            ]
+        for name, path in self.capture.items():
+            if not _PATH.match(path):
+                problems.append(
+                    (("capture", name), f"{path!r} is no path: keys and indexes joined by dots")
+                )
+        return problems
+
+    def verbs(self) -> list[str]:
+        """The verbs that were said."""
+        found = [verb for verb in _VERBS if verb != "not" and getattr(self, verb) is not None]
+        return found + (["not"] if self.negated is not None else [])
+
+    def parts(self) -> tuple[Probe, ...]:
+        """The probes this one is put together from."""
+        inner = (*(self.all or ()), *(self.any or ()))
+        return (*inner, self.negated) if self.negated is not None else inner
+
+
+Condition = Annotated[
+    Probe,
+    BeforeValidator(_fact),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "the name of one of the runbook's facts"},
+                {"$ref": "#/$defs/Probe"},
+            ]
+        }
+    ),
+]
+"""A probe, or the name of one of the runbook's ``facts``."""
+
+
+def _matcher_problems(wanted: Json) -> list[Problem]:
+    if isinstance(wanted, list) or wanted is None:
+        return [((), "must be a literal to equal, or a matcher such as {ge: 3}")]
+    if not isinstance(wanted, dict) or set(wanted) == {"captured"}:
+        return _value_problems(wanted)
+    problems: list[Problem] = []
+    if not wanted:
+        problems.append(((), "is empty; an empty condition would pass everything"))
+    for key, value in wanted.items():
+        if key not in MATCHERS:
+            problems.append(((key,), f"{key!r} is no matcher; one of {', '.join(MATCHERS)}"))
+        elif key == "in" and not (isinstance(value, list) and value):
+            problems.append(((key,), "must be a list with at least one value"))
+        elif key == "exists" and not isinstance(value, bool):
+            problems.append(((key,), "must be true or false"))
+        elif key == "matches":
+            problems += [((key,), said) for said in _pattern_problems(value)]
+        elif key in {"ge", "gt", "le", "lt"} and isinstance(value, bool | list | None):
+            problems.append(((key,), "must be a number, a text or {captured: NAME}"))
+        else:
+            problems += [((key, *place), said) for place, said in _value_problems(value)]
+    return problems
+
+
+def _value_problems(value: Json) -> list[Problem]:
+    if isinstance(value, dict) and (
+        set(value) != {"captured"} or not isinstance(value["captured"], str)
+    ):
+        return [((), "must be a literal or {captured: NAME}")]
+    return []
+
+
+def _pattern_problems(value: Json) -> list[str]:
+    if not isinstance(value, str) or len(value) > 500:
+        return ["must be a regular expression of at most 500 characters"]
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        return [f"is no regular expression: {error}"]
+    return []
+
+
+def captures(probe: Probe) -> set[str]:
+    """The names a probe keeps values under, its parts included."""
+    return set(probe.capture).union(*(captures(part) for part in probe.parts()))
+
+
+def captured(probe: Probe) -> set[str]:
+    """The names a probe compares with, its parts included."""
+    found: set[str] = set()
+    for wanted in probe.expect.values():
+        values = [wanted, *wanted.values()] if isinstance(wanted, dict) else []
+        found |= {
+            str(value["captured"])
+            for value in values
+            if isinstance(value, dict) and "captured" in value
+        }
+    return found.union(*(captured(part) for part in probe.parts()))

@@ -1,0 +1,290 @@
+"""What must hold between documents that are each sound by themselves. Every problem at once, each with its document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kedge.model.fleet import Fleet, Join
+from kedge.model.notation import Path
+from kedge.model.policy import Minimum, Policy
+from kedge.model.probe import Probe, captured, captures
+from kedge.model.release import Release
+from kedge.model.runbook import AfterCommit, Runbook
+from kedge.plan.company import Where
+from kedge.plan.programs import plain, step_paths
+from kedge.plan.settings import effective
+from kedge.plan.template import placeholders, strings
+
+_NODE = {
+    "node.name", "node.address", "node.root", "node.platform", "node.index",
+    "node.current", "node.config", "node.data",
+}  # fmt: skip
+_RELEASES = {
+    f"{which}.{what}"
+    for which in ("release", "before", "after")
+    for what in ("version", "reports", "digest")
+}
+_RUN = {"fleet.name", "run.id", "run.epoch"}
+_EARLY = (
+    "node.root", "node.current", "node.config", "node.data", "settings", "release", "before", "after", "run",
+)  # fmt: skip
+_SPOKEN = {"said", "about", "reason", "lost", "why"}
+"""Fields that people read; a brace in them is a brace."""
+
+
+def names_of(fleet: Fleet, runbook: Runbook | None, releases: Sequence[Release]) -> set[str]:
+    """Every placeholder that has a value on every node, labels aside."""
+    variables = set(fleet.vars) | set(runbook.vars if runbook else ())
+    extra = renames(runbook)
+    settings: set[str] | None = None
+    for place in range(1, len(releases) + 1):
+        known = set(effective(fleet.settings, tuple(releases[:place]), extra if place > 1 else {}))
+        settings = known if settings is None else settings & known
+    return {
+        *_NODE, *_RELEASES, *_RUN,
+        *(f"vars.{name}" for name in variables),
+        *(f"settings.{name}" for name in settings or ()),
+    }  # fmt: skip
+
+
+def renames(runbook: Runbook | None) -> dict[str, str]:
+    if runbook is None:
+        return {}
+    return next(
+        (dict(step.configure.rename) for step in runbook.node if step.configure is not None), {}
+    )
+
+
+class Names:
+    """Judges placeholders for one fleet."""
+
+    def __init__(self, fleet: Fleet, known: set[str]) -> None:
+        self.fleet = fleet
+        self.known = known
+        self.labels: dict[str, str | None] = {}
+
+    def problem(self, name: str, *, refused: Iterable[str] = ()) -> str | None:
+        """Why a placeholder cannot be filled on every node; None when it can."""
+        if name == "settings.flags":
+            return (
+                "{settings.flags} stands as a whole element of the daemon's argv, and nowhere else"
+            )
+        if any(name == other or name.startswith(f"{other}.") for other in refused):
+            return f"{{{name}}} is not known yet where this is filled in"
+        if name.startswith("node.labels."):
+            return self._label(name.removeprefix("node.labels."))
+        if name in self.known:
+            return None
+        family = name.split(".", 1)[0]
+        near = sorted(other for other in self.known if other.split(".", 1)[0] == family)
+        hint = f"; known are {', '.join('{' + other + '}' for other in near[:12])}" if near else ""
+        return f"{{{name}}} is nothing that can be filled in{hint}, and {{{{{name}}}}} is that text itself"
+
+    def _label(self, label: str) -> str | None:
+        if label not in self.labels:
+            without = next(
+                (node.name for node in self.fleet.nodes if label not in node.labels), None
+            )
+            self.labels[label] = without
+        without = self.labels[label]
+        return None if without is None else f"node {without} has no label {label}"
+
+
+def template_problems(
+    fleet: Fleet, runbook: Runbook | None, releases: Sequence[Release]
+) -> list[Where]:
+    """Every placeholder that could not be filled in, in fleet, runbook and the releases' own settings."""
+    names = Names(fleet, names_of(fleet, runbook, releases))
+    problems: list[Where] = []
+
+    def look(document: str, path: Path, text: str, refused: Iterable[str] = ()) -> None:
+        for name in dict.fromkeys(placeholders(text)):
+            said = names.problem(name, refused=refused)
+            if said is not None:
+                problems.append((document, path, said))
+
+    early = _EARLY
+    look("fleet", ("root",), fleet.root, early)
+    for index, node in enumerate(fleet.nodes):
+        if node.root is not None:
+            look("fleet", ("nodes", index, "root"), node.root, early)
+        for key, value in node.overrides.settings.items():
+            look("fleet", ("nodes", index, "overrides", "settings", key), value, ("settings",))
+    for key, join in fleet.vars.items():
+        if isinstance(join, Join):
+            look("fleet", ("vars", key, "join"), join.join, (*early, "vars"))
+    for key, value in fleet.settings.items():
+        look("fleet", ("settings", key), value, ("settings",))
+    for path, text in strings({"run": plain(fleet.run), "files": dict(fleet.files)}):
+        if not (path[:2] == ("run", "argv") and text == "{settings.flags}"):
+            look("fleet", path, text)
+    if runbook is not None:
+        for path, text in strings(plain(runbook)):
+            if not _SPOKEN & set(path) and path[0] != "vars":
+                look("runbook", path, text)
+    return problems
+
+
+def capture_problems(runbook: Runbook) -> list[Where]:
+    """Conditions on values that nothing captured before."""
+    known: set[str] = set()
+    for condition in runbook.preflight:
+        known |= captures(condition)
+    problems: list[Where] = []
+    for path, _, step in step_paths(runbook):
+        check = step.run.check if step.run is not None else None
+        every = [part for part in (step.body.when, check, step.body) if isinstance(part, Probe)]
+        problems += [
+            ("runbook", (*path, step.verb), f"compares with {name}, which nothing captured before")
+            for part in every
+            for name in sorted(captured(part) - known)
+        ]
+        known |= {name for part in every for name in captures(part)}
+    return problems
+
+
+def gate_problems(runbook: Runbook, policy: Policy) -> list[Where]:
+    """Gates that are not there, used by nobody, weaker than the policy asks, or that nobody could ever pass."""
+    problems: list[Where] = []
+    used: dict[str, Path] = {}
+    for path, gate in runbook.gate_uses():
+        if gate not in runbook.gates:
+            have = ", ".join(sorted(runbook.gates)) or "none"
+            problems.append(
+                ("runbook", path, f"no gate is named {gate}; the runbook's gates are {have}")
+            )
+        used.setdefault(gate, path)
+    problems += [
+        (
+            "runbook",
+            ("gates", gate),
+            "stands before nothing; take it out or name it where it is asked",
+        )
+        for gate in runbook.gates
+        if gate not in used
+    ]
+    if policy.gates.start == "required" and runbook.start is None:
+        said = f"is missing; the policy {policy.name} wants a gate before the first step: start: {{gate: …}}"
+        problems.append(("runbook", ("start",), said))
+    for gate in runbook.gates:
+        problems += _passable(gate, runbook, policy)
+    return problems
+
+
+def minimum_for(gate: str, runbook: Runbook, policy: Policy) -> Minimum:
+    """What the policy asks of a gate at least, by everything it guards."""
+    asked = [policy.gates.every]
+    if runbook.commit is not None and runbook.commit.gate == gate:
+        asked.append(policy.gates.point_of_no_return)
+    after = runbook.rollback.after_commit
+    if isinstance(after, AfterCommit) and after.gate == gate:
+        asked.append(policy.gates.data_loss)
+    each = tuple(dict.fromkeys(role for minimum in asked for role in minimum.each_of))
+    return Minimum(threshold=max(minimum.threshold for minimum in asked), each_of=each)
+
+
+def _passable(gate: str, runbook: Runbook, policy: Policy) -> list[Where]:
+    rule = runbook.gates[gate].approvals
+    path: Path = ("gates", gate, "approvals")
+    minimum = minimum_for(gate, runbook, policy)
+    problems: list[Where] = []
+    if rule.threshold < minimum.threshold:
+        said = f"{rule.threshold} is less than the {minimum.threshold} that the policy {policy.name} asks here"
+        problems.append(("runbook", (*path, "threshold"), said))
+    missing = [role for role in minimum.each_of if role not in rule.each_of]
+    if missing:
+        said = f"the policy {policy.name} wants {', '.join(missing)} among those who sign here"
+        problems.append(("runbook", (*path, "each_of"), said))
+    held = {role for person in policy.people for role in person.roles}
+    for key in ("roles", "each_of"):
+        for place, role in enumerate(getattr(rule, key)):
+            if role not in held:
+                said = f"nobody in the policy {policy.name} has the role {role}"
+                problems.append(("runbook", (*path, key, place), said))
+    able = {
+        p.name
+        for p in policy.people
+        if policy.allows(p, "approve") and set(p.roles) & {*rule.roles, *rule.each_of}
+    }
+    starters = {p.name for p in policy.people if policy.allows(p, "start")}
+    without = 0 if policy.requester_may_approve or not starters - able == set() else 1
+    if len(able) - without < rule.threshold:
+        who = ", ".join(sorted(able)) or "nobody"
+        note = " and whoever starts the run does not count" if without else ""
+        said = f"asks for {rule.threshold}, but only {who} may sign it{note}"
+        problems.append(("runbook", (*path, "threshold"), said))
+    return problems
+
+
+def company_problems(
+    fleet: Fleet, after: Release, before: Release, runbook: Runbook, policy: Policy
+) -> list[Where]:
+    """Names that must agree, and platforms that must be there."""
+    problems: list[Where] = []
+    if policy.environment != fleet.environment:
+        said = f"is for {policy.environment}, and the fleet {fleet.name} is in {fleet.environment}"
+        problems.append(("policy", ("environment",), said))
+    if runbook.component is not None and runbook.component != before.component:
+        said = f"is for {runbook.component}, and the fleet runs {before.component}"
+        problems.append(("runbook", ("component",), said))
+    seen: set[str] = set()
+    for index, node in enumerate(fleet.nodes):
+        for document, release in (("before", before), ("after", after)):
+            if node.platform not in release.artifacts and (document + node.platform) not in seen:
+                seen.add(document + node.platform)
+                have = ", ".join(sorted(release.artifacts))
+                said = f"{release.version} has no artifact for {node.platform}, only for {have}"
+                problems.append(("fleet", ("nodes", index, "platform"), said))
+    return problems
+
+
+def cycles(fleets: Sequence[Fleet]) -> list[tuple[str, str]]:
+    """Cycles among the dependencies of fleets that are looked at together: (a fleet of it, the sentence)."""
+    needs = {
+        fleet.name: [dependency.fleet for dependency in fleet.dependencies] for fleet in fleets
+    }
+    found: list[tuple[str, str]] = []
+    done: set[str] = set()
+    for start in needs:
+        trail: list[str] = []
+        stack: list[tuple[str, int]] = [(start, 0)]
+        while stack:
+            name, place = stack.pop()
+            if place == 0:
+                if name in done or name not in needs:
+                    continue
+                trail.append(name)
+            if place < len(needs[name]):
+                stack.append((name, place + 1))
+                following = needs[name][place]
+                if following in trail:
+                    ring = [*trail[trail.index(following) :], following]
+                    found.append(
+                        (following, f"the fleets need each other in a ring: {' → '.join(ring)}")
+                    )
+                elif following not in done:
+                    stack.append((following, 0))
+            else:
+                done.add(name)
+                trail.remove(name)
+    return found
+
+
+def install_problems(fleet: Fleet, release: Release) -> list[Where]:
+    """Why a fleet could not be brought up on a release."""
+    problems = template_problems(fleet, None, (release,))
+    # Before the first migration there is one release, so the placeholders of two have no value yet.
+    for path, text in strings(
+        {"run": plain(fleet.run), "files": dict(fleet.files), "settings": dict(fleet.settings)}
+    ):
+        problems += [
+            ("fleet", path, f"{{{name}}} is known only while a fleet is moved; say {{release.…}}")
+            for name in placeholders(text)
+            if name.startswith("before.")
+        ]
+    missing = sorted({node.platform for node in fleet.nodes} - set(release.artifacts))
+    problems += [
+        ("release", ("artifacts",), f"{release.version} has no artifact for {platform}")
+        for platform in missing
+    ]
+    return problems

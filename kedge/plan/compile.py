@@ -1,0 +1,273 @@
+"""The compiler: four documents and the release that runs now, to a plan; or every reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kedge.model.errors import PlanError
+from kedge.model.fleet import Fleet, Join, Node
+from kedge.model.notation import Path
+from kedge.model.plan import (
+    Artifact,
+    Bake,
+    Configuration,
+    Gate,
+    Plan,
+    PlannedNode,
+    PlannedRelease,
+    Program,
+    ServiceTemplate,
+    Wave,
+)
+from kedge.model.policy import Policy
+from kedge.model.release import Release
+from kedge.model.runbook import AfterCommit, BakeRule, Runbook
+from kedge.plan import boundary, check, company, programs, widen
+from kedge.plan.company import Where
+from kedge.plan.digest import document_digest, reference
+from kedge.plan.settings import effective, renamed
+from kedge.plan.template import render
+from kedge.plan.yamltree import shown
+
+
+class Conflicts(PlanError):
+    """The documents do not make a plan. ``conflicts`` are (document, path, sentence), all of them."""
+
+    def __init__(self, conflicts: Iterable[Where]) -> None:
+        self.conflicts: tuple[Where, ...] = tuple(dict.fromkeys(conflicts))
+        lines = [f"{document}: {place(path)}{said}" for document, path, said in self.conflicts]
+        super().__init__("\n".join(lines), next_step="mend the documents, then: kedge plan")
+
+
+def place(path: Path) -> str:
+    """A path before its sentence; nothing for the whole document."""
+    return f"{shown(path)}: " if path else ""
+
+
+def compile_plan(
+    fleet: Fleet, before: Release, after: Release, runbook: Runbook, policy: Policy
+) -> Plan:
+    """The plan of one migration. Raises :class:`Conflicts` (a ``PlanError``) with every problem at once."""
+    problems: list[Where] = [
+        *check.company_problems(fleet, after, before, runbook, policy),
+        *check.template_problems(fleet, runbook, (before, after)),
+        *check.capture_problems(runbook),
+        *check.gate_problems(runbook, policy),
+        *boundary.restore_problems(runbook),
+        *company.version_problems(
+            before, after, back=runbook.rollback.before_commit == "switch-back"
+        ),
+        *company.format_problems(before, after),
+        *(("after", path, said) for path, said in company.protocol_problems(before, after)),
+        *_same(before, after),
+    ]
+    maker = programs.Maker(runbook, boundary.start_effect(before, after, runbook))
+    waves, wave_problems = _waves(fleet, runbook, maker)
+    problems += [("runbook", path, said) for path, said in wave_problems]
+    at, named = boundary.committed_at(runbook, waves)
+    reasons = boundary.boundaries(before, after, runbook, len(waves))
+    problems += [*named, *(boundary.guard_problems(runbook, waves, reasons, at) if waves else [])]
+    waves, more = _guarded(waves, runbook, at)
+    problems += more
+    if problems:
+        raise Conflicts(problems)
+    return _plan(fleet, before, after, runbook, policy, (maker, waves, at))
+
+
+def _same(before: Release, after: Release) -> list[Where]:
+    if document_digest(before) != document_digest(after):
+        return []
+    return [("after", ("version",), f"{after.version} is what the fleet runs already")]
+
+
+def _waves(
+    fleet: Fleet, runbook: Runbook, maker: programs.Maker
+) -> tuple[tuple[Wave, ...], list[tuple[Path, str]]]:
+    rule, total = runbook.waves, len(fleet.nodes)
+    ordered = widen.order(fleet.nodes, rule)
+    blocks, problems = widen.blocks(rule, total)
+    at_most = widen.at_once(rule.max_unavailable, total)
+    if at_most >= total > 1:
+        said = f"{rule.max_unavailable} of {total} nodes is all of them at once"
+        problems.append((("waves", "max_unavailable"), said))
+    if runbook.failure_budget >= total > 1:
+        said = f"{runbook.failure_budget} failed nodes of {total} would be no reason to stop"
+        problems.append((("failure_budget",), said))
+    last = maker.probe(rule.last) if rule.last is not None else None
+    rules = (last,) if last is not None else ()
+    waves = tuple(
+        widen.wave(index, block, ordered, at_most, _bake(block.bake, runbook, maker), rules)
+        for index, block in enumerate(blocks)
+    )
+    return waves, [*ordered.problems[:20], *problems]
+
+
+def _bake(rule: BakeRule | None, runbook: Runbook, maker: programs.Maker) -> Bake | None:
+    if rule is None:
+        return None
+    probe = (
+        maker.probe(rule.probe) if rule.probe is not None else programs.bake_probe(runbook, maker)
+    )
+    return Bake(duration=rule.duration, interval=rule.interval, probe=probe)
+
+
+def _guarded(
+    waves: tuple[Wave, ...], runbook: Runbook, at: int | None
+) -> tuple[tuple[Wave, ...], list[Where]]:
+    """The waves with the gate of the point of no return before the one it stands before."""
+    if at is None or at >= len(waves) or runbook.commit is None:
+        return waves, []
+    gate = runbook.commit.gate
+    if waves[at].gate not in {None, gate}:
+        said = f"{gate} and {waves[at].gate} both stand before wave {waves[at].name}; make them one"
+        return waves, [("runbook", ("commit", "gate"), said)]
+    guarded = waves[at].model_copy(update={"gate": gate})
+    return (*waves[:at], guarded, *waves[at + 1 :]), []
+
+
+def _plan(
+    fleet: Fleet,
+    before: Release,
+    after: Release,
+    runbook: Runbook,
+    policy: Policy,
+    made: tuple[programs.Maker, tuple[Wave, ...], int | None],
+) -> Plan:
+    maker, waves, at = made
+    nodes = planned_nodes(fleet)
+    # Joins come last: a var of the fleet is over one of the runbook, whichever of them is a join.
+    variables = {**runbook.vars, **fleet_vars(fleet)}
+    rename = check.renames(runbook)
+    after_commit = runbook.rollback.after_commit
+    return Plan(
+        fleet=reference(fleet),
+        environment=fleet.environment,
+        runbook=reference(runbook),
+        policy=reference(policy),
+        before=planned_release(fleet, (before,), {}),
+        after=planned_release(fleet, (before, after), rename),
+        nodes=nodes,
+        vars=variables,
+        preflight=programs.preflight(runbook, maker),
+        programs=_programs(runbook, maker),
+        waves=waves,
+        finalize_node=widen.order(fleet.nodes, runbook.waves).nodes[0]
+        if runbook.finalize
+        else None,
+        gates=_gates(runbook, policy),
+        start_gate=runbook.start.gate if runbook.start else None,
+        commit=boundary.point(runbook, at, len(waves)),
+        way_back=boundary.ways_back(runbook, at, len(waves)),
+        after_commit="restore" if isinstance(after_commit, AfterCommit) else "forbidden",
+        failure_budget=runbook.failure_budget,
+        on_failure=runbook.on_failure,
+        mixed=company.mixed_states(before, after, waves, len(nodes)),
+    )
+
+
+def _programs(runbook: Runbook, maker: programs.Maker) -> tuple[Program, ...]:
+    made = [programs.forward(runbook, maker)]
+    if runbook.rollback.before_commit == "switch-back":
+        made.append(programs.way_back(runbook, maker, restore=False))
+    if isinstance(runbook.rollback.after_commit, AfterCommit):
+        made.append(programs.way_back(runbook, maker, restore=True))
+    finalize = programs.finalize(runbook, maker)
+    return (*made, finalize) if finalize is not None else tuple(made)
+
+
+def _gates(runbook: Runbook, policy: Policy) -> tuple[Gate, ...]:
+    return tuple(
+        Gate(
+            name=name,
+            threshold=rule.approvals.threshold,
+            roles=rule.approvals.roles,
+            each_of=rule.approvals.each_of,
+            requester_counts=policy.requester_may_approve,
+            expires=rule.expires,
+            reason=rule.reason,
+        )
+        for name, rule in sorted(runbook.gates.items())
+    )
+
+
+def fleet_vars(fleet: Fleet) -> dict[str, str]:
+    """The fleet's vars, joins over nodes made."""
+    made: dict[str, str] = {}
+    for name, value in fleet.vars.items():
+        if isinstance(value, Join):
+            parts = [
+                render(value.join, _address_values(fleet, index, node))
+                for index, node in enumerate(fleet.nodes)
+            ]
+            made[name] = value.separator.join(parts)
+        else:
+            made[name] = value
+    return made
+
+
+def _address_values(fleet: Fleet, index: int, node: Node) -> dict[str, str]:
+    """What is known of a node before its root is."""
+    return {
+        "fleet.name": fleet.name,
+        "node.name": node.name,
+        "node.address": node.address,
+        "node.platform": node.platform,
+        "node.index": str(index),
+        **{f"node.labels.{label}": value for label, value in node.labels.items()},
+    }
+
+
+def planned_nodes(fleet: Fleet) -> tuple[PlannedNode, ...]:
+    """The fleet's nodes as a plan has them, roots rendered."""
+    variables = {
+        f"vars.{name}": value for name, value in fleet.vars.items() if isinstance(value, str)
+    }
+    made: list[PlannedNode] = []
+    for index, node in enumerate(fleet.nodes):
+        own = {f"vars.{name}": value for name, value in node.overrides.vars.items()}
+        values = {**variables, **own, **_address_values(fleet, index, node)}
+        made.append(
+            PlannedNode(
+                name=node.name,
+                address=node.address,
+                platform=node.platform,
+                root=render(node.root if node.root is not None else fleet.root, values),
+                transport=fleet.transport,
+                service=fleet.service,
+                labels=node.labels,
+                options={**fleet.options, **node.options},
+                vars=node.overrides.vars,
+                settings=node.overrides.settings,
+            )
+        )
+    return tuple(made)
+
+
+def planned_release(
+    fleet: Fleet, releases: tuple[Release, ...], rename: dict[str, str]
+) -> PlannedRelease:
+    """The last of ``releases`` with the fleet's configuration under it, through the renames of those before."""
+    release = releases[-1]
+    names: dict[str, str] = {}
+    for other in releases:
+        names.update(other.configuration.renamed)
+    names.update(rename)
+    return PlannedRelease(
+        component=release.component,
+        version=release.version,
+        reports=release.reported,
+        document=document_digest(release),
+        artifacts=tuple(
+            Artifact(platform=platform, digest=item.digest, length=item.length, source=item.source)
+            for platform, item in sorted(release.artifacts.items())
+        ),
+        configuration=Configuration(
+            settings=effective(fleet.settings, releases, rename),
+            renamed=names,
+            removed=tuple(
+                sorted({key for other in releases for key in other.configuration.removed})
+            ),
+            files=fleet.files,
+            service=ServiceTemplate(argv=fleet.run.argv, env=fleet.run.env, cwd=fleet.run.cwd),
+        ),
+    )

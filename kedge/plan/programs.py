@@ -1,0 +1,424 @@
+"""From a runbook's steps to programs: what is done on one node in each direction, as host operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedge.model.base import Json
+from kedge.model.notation import Path
+from kedge.model.plan import Effect, Leg, Program, Step
+from kedge.model.probe import CommandCall, HttpCall, Probe
+from kedge.model.runbook import Runbook
+from kedge.model.steps import (
+    AnyStep,
+    ConfigureStep,
+    HealthyStep,
+    NodeStep,
+    ProbeStep,
+    RunStep,
+    SnapshotStep,
+    StageStep,
+    StartStep,
+    StopStep,
+    Undo,
+    WaitStep,
+)
+
+Facts = dict[str, Probe]
+
+MARGIN = 10.0
+"""Seconds a step gets over what it waits for by itself."""
+
+
+def probe_json(probe: Probe, facts: Facts, *, captured: bool = True) -> dict[str, Json] | None:
+    """A probe as the host program takes it, facts put in their place.
+
+    Without ``captured``, conditions on captured values are left out: on the way back another run asks, which
+    captured nothing. None when nothing is left.
+    """
+    if probe.fact is not None:
+        return probe_json(facts[probe.fact], facts, captured=captured)
+    for key, parts in (("all", probe.all), ("any", probe.any)):
+        if parts is not None:
+            inner = [
+                made
+                for part in parts
+                if (made := probe_json(part, facts, captured=captured)) is not None
+            ]
+            whole: list[Json] = [*inner]
+            return {key: whole} if whole else None
+    if probe.negated is not None:
+        made = probe_json(probe.negated, facts, captured=captured)
+        return None if made is None else {"not": made}
+    result = _call_json(probe)
+    expect = {
+        path: wanted
+        for path, wanted in probe.expect.items()
+        if captured or not _is_captured(wanted)
+    }
+    if expect:
+        result["expect"] = expect
+    if probe.capture and captured:
+        result["capture"] = dict(probe.capture)
+    return result
+
+
+def _call_json(probe: Probe) -> dict[str, Json]:
+    if probe.http is not None:
+        return {"http": _http_json(probe.http)}
+    if probe.command is not None:
+        return {"command": _command_json(probe.command)}
+    if probe.tcp is not None:
+        return {
+            "tcp": {"host": probe.tcp.host, "port": probe.tcp.port, "timeout": probe.tcp.timeout}
+        }
+    return {"service": {"running": probe.service is None or probe.service.running}}
+
+
+def _http_json(call: HttpCall) -> dict[str, Json]:
+    sends = call.body is not None or call.json_body is not None
+    headers: dict[str, Json] = {**call.headers}
+    made: dict[str, Json] = {
+        "url": call.url,
+        "method": call.method or ("POST" if sends else "GET"),
+        "timeout": call.timeout,
+        "status": list(call.status),
+    }
+    if call.json_body is not None:
+        made["json"] = call.json_body
+        headers.setdefault("Content-Type", "application/json")
+    elif call.body is not None:
+        made["body"] = call.body
+    if headers:
+        made["headers"] = headers
+    return made
+
+
+def _command_json(call: CommandCall) -> dict[str, Json]:
+    made: dict[str, Json] = {
+        "argv": list(call.argv),
+        "timeout": call.timeout,
+        "exit": list(call.exit),
+    }
+    if call.env:
+        made["env"] = {**call.env}
+    if call.parse == "json":
+        made["parse"] = "json"
+    return made
+
+
+def _is_captured(wanted: Json) -> bool:
+    if not isinstance(wanted, dict):
+        return False
+    return "captured" in wanted or any(
+        isinstance(value, dict) and "captured" in value for value in wanted.values()
+    )
+
+
+def step_names(steps: tuple[NodeStep, ...]) -> tuple[str, ...]:
+    """The name of each step: its own, or its verb, numbered from the second on."""
+    taken = {step.body.name for step in steps if step.body.name}
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for step in steps:
+        name = step.body.name
+        while name is None or (name in names and not step.body.name):
+            counts[step.verb] = counts.get(step.verb, 0) + 1
+            number = counts[step.verb]
+            candidate = step.verb if number == 1 else f"{step.verb}-{number}"
+            name = None if candidate in taken else candidate
+        names.append(name)
+    return tuple(names)
+
+
+class Maker:
+    """Makes steps with one runbook's facts; ``start_effect`` is what a start of the new release costs."""
+
+    def __init__(self, runbook: Runbook, start_effect: Effect) -> None:
+        self.runbook = runbook
+        self.facts: Facts = dict(runbook.facts)
+        self.start_effect = start_effect
+
+    def probe(self, probe: Probe, *, captured: bool = True) -> dict[str, Json] | None:
+        """A probe as the host program takes it."""
+        return probe_json(probe, self.facts, captured=captured)
+
+    def step(self, name: str, written: NodeStep, *, captured: bool = True) -> Step | None:
+        """The step, or None when nothing of its condition is left without captured values."""
+        body = written.body
+        made = self._params(body, captured=captured)
+        if made is None:
+            return None
+        op, params, timeout = made
+        return Step(
+            name=name,
+            op=op,
+            params=params,
+            when=self.probe(body.when, captured=captured) if body.when else None,
+            effect=self.effect(written),
+            timeout=body.timeout or timeout,
+            said=body.said,
+        )
+
+    def effect(self, written: NodeStep) -> Effect:
+        """What undoing a step costs once it was begun."""
+        if written.run is not None:
+            return _undo_effect(written.run)
+        if written.start is not None:
+            return self.start_effect
+        return "reversible" if written.verb in {"stop", "switch", "configure"} else "none"
+
+    def _params(
+        self, body: AnyStep, *, captured: bool
+    ) -> tuple[str, dict[str, Json], float] | None:
+        match body:
+            case WaitStep() | HealthyStep():
+                return self._waiting(body, captured=captured)
+            case ProbeStep():
+                probe = self.probe(body, captured=captured)
+                return None if probe is None else ("probe", {"probe": probe}, 30.0 + MARGIN)
+            case RunStep():
+                timeout = body.timeout or 60.0
+                return "run", self.run(body, timeout, body.output_max), timeout + MARGIN
+            case _:
+                return self._plain(body)
+
+    def _plain(self, body: AnyStep) -> tuple[str, dict[str, Json], float]:
+        match body:
+            case StageStep():
+                limits = {"max_bytes": body.max_bytes, "max_members": body.max_members}
+                return (
+                    "stage",
+                    {key: value for key, value in limits.items() if value is not None},
+                    900.0,
+                )
+            case StopStep():
+                params: dict[str, Json] = {
+                    "signal": body.signal,
+                    "grace": body.grace,
+                    "kill": body.then == "kill",
+                }
+                return "stop", params, body.grace + MARGIN
+            case SnapshotStep():
+                paths = {"paths": list(body.paths), "keep_out": list(body.keep_out)}
+                return "snapshot", {"id": "", **paths}, 3600.0
+            case StartStep():
+                return "start", {"settle": body.settle}, body.settle + 30.0 + MARGIN
+            case ConfigureStep():
+                return "configure", {}, 60.0
+            case _:
+                return "switch", {}, 300.0
+
+    def _waiting(
+        self, body: WaitStep, *, captured: bool
+    ) -> tuple[str, dict[str, Json], float] | None:
+        probe = self.probe(body, captured=captured)
+        if probe is None:
+            return None
+        params: dict[str, Json] = {
+            "probe": probe,
+            "for": body.hold,
+            "within": body.within,
+            "interval": body.interval,
+            "service": isinstance(body, HealthyStep) and body.alive,
+        }
+        return "healthy", params, body.within + body.hold + MARGIN
+
+    def run(self, body: RunStep | Undo, timeout: float, output_max: int = 4096) -> dict[str, Json]:
+        """The parameters of a ``run``."""
+        return {
+            "argv": list(body.argv),
+            "env": {**body.env},
+            "cwd": body.cwd,
+            "timeout": timeout,
+            "exit": list(body.exit),
+            "check": self.probe(body.check) if body.check else None,
+            "output_max": output_max,
+        }
+
+
+def _undo_effect(body: RunStep) -> Effect:
+    if isinstance(body.undo, Undo):
+        return "reversible"
+    effects: dict[str, Effect] = {
+        "none": "none",
+        "snapshot": "restorable",
+        "impossible": "irreversible",
+    }
+    return effects[body.undo]
+
+
+def forward(runbook: Runbook, maker: Maker) -> Program:
+    """The way to the new release."""
+    names = step_names(runbook.node)
+    steps: list[Step] = []
+    for name, written in zip(names, runbook.node, strict=True):
+        made = maker.step(name, written)
+        if made is not None:
+            steps.append(_with_snapshot(made, name))
+    ends = [written.body.decision for written in runbook.node]
+    return Program(name="forward", legs=_legs(steps, ends, runbook))
+
+
+def _with_snapshot(step: Step, name: str) -> Step:
+    if step.op != "snapshot":
+        return step
+    return step.model_copy(update={"params": {**step.params, "id": _snapshot_id(name)}})
+
+
+def _snapshot_id(name: str) -> str:
+    return "e{snapshot.epoch}-" + name
+
+
+def _legs(steps: list[Step], ends: list[bool], runbook: Runbook) -> tuple[Leg, ...]:
+    bodies = [written.body for written in runbook.node]
+    attempts = max([runbook.retry.attempts, *(body.attempts or 0 for body in bodies)])
+    backoff = max([runbook.retry.backoff, *(body.backoff or 0.0 for body in bodies)])
+    legs: list[Leg] = []
+    begun: list[Step] = []
+    for index, step in enumerate(steps):
+        begun.append(step)
+        if (index < len(ends) and ends[index]) or index == len(steps) - 1:
+            legs.append(Leg(steps=tuple(begun), attempts=attempts, backoff=backoff))
+            begun = []
+    return tuple(legs)
+
+
+def way_back(runbook: Runbook, maker: Maker, *, restore: bool) -> Program:
+    """The way to the old release from anywhere in the forward program.
+
+    Commands marked ``also_back`` keep their place. Commands that undo others run mirrored: those of steps behind the
+    start before the stop, those of steps before the stop last. With ``restore``, the snapshot is put back
+    between stop and switch.
+    """
+    names = step_names(runbook.node)
+    all_steps = list(zip(names, runbook.node, strict=True))
+    verbs = [written.verb for written in runbook.node]
+    stop, start = verbs.index("stop"), verbs.index("start")
+    before, between, behind = all_steps[:stop], all_steps[stop + 1 : start], all_steps[start + 1 :]
+    moves = {written.verb: (name, written) for name, written in all_steps}
+    steps: list[Step | None] = [
+        *_again(before, maker),
+        *_undone(behind, maker),
+        maker.step(*moves["stop"], captured=False),
+        *_undone(between, maker),
+    ]
+    if restore:
+        steps.append(_restore(moves["snapshot"], maker))
+    steps += [maker.step(*moves[verb], captured=False) for verb in ("switch", "configure")]
+    steps += _again(between, maker)
+    steps.append(maker.step(*moves["start"], captured=False))
+    steps += _looked_at(behind, runbook, maker)
+    steps += _again(behind, maker)
+    steps += _undone(before, maker)
+    done = [_lasting(step) for step in steps if step is not None]
+    return Program(name="restore" if restore else "back", legs=_legs(done, [], runbook))
+
+
+def _lasting(step: Step) -> Step:
+    """A step on the way back: what it costs to undo is not asked there."""
+    return step.model_copy(update={"effect": "reversible" if step.effect != "none" else "none"})
+
+
+def _again(steps: list[tuple[str, NodeStep]], maker: Maker) -> list[Step | None]:
+    return [
+        maker.step(name, written, captured=False)
+        for name, written in steps
+        if written.run is not None and written.run.also_back
+    ]
+
+
+def _undone(steps: list[tuple[str, NodeStep]], maker: Maker) -> list[Step | None]:
+    found: list[Step | None] = []
+    for name, written in reversed(steps):
+        undo = written.run.undo if written.run is not None else None
+        if isinstance(undo, Undo):
+            params = maker.run(undo, undo.timeout)
+            said = f"takes back {name}"
+            timeout = undo.timeout + MARGIN
+            found.append(
+                Step(name=f"undo-{name}"[:63], op="run", params=params, timeout=timeout, said=said)
+            )
+    return found
+
+
+def _restore(snapshot: tuple[str, NodeStep], maker: Maker) -> Step:
+    name, written = snapshot
+    body = written.snapshot or SnapshotStep()
+    params: dict[str, Json] = {"id": _snapshot_id(name), "keep": list(body.keep_newest)}
+    return Step(
+        name="restore",
+        op="restore",
+        params=params,
+        effect="irreversible",
+        timeout=body.timeout or 3600.0,
+    )
+
+
+def _looked_at(
+    steps: list[tuple[str, NodeStep]], runbook: Runbook, maker: Maker
+) -> list[Step | None]:
+    if runbook.rollback.healthy is not None:
+        return [maker.step("healthy", NodeStep(healthy=runbook.rollback.healthy))]
+    found = [
+        maker.step(name, written, captured=False)
+        for name, written in steps
+        if written.verb in {"healthy", "wait", "probe"}
+    ]
+    return found
+
+
+def finalize(runbook: Runbook, maker: Maker) -> Program | None:
+    """The steps behind the last wave; None when the runbook has none."""
+    if runbook.finalize is None:
+        return None
+    names = step_names(runbook.finalize.steps)
+    steps = [
+        made
+        for name, written in zip(names, runbook.finalize.steps, strict=True)
+        if (made := maker.step(name, written)) is not None
+    ]
+    return Program(name="finalize", legs=_legs(steps, [], runbook))
+
+
+def bake_probe(runbook: Runbook, maker: Maker) -> dict[str, Json]:
+    """What a bake looks at unless the runbook says otherwise: the daemon runs and every health condition holds."""
+    parts: list[Json] = [{"service": {"running": True}}]
+    for written in runbook.node:
+        if written.healthy is not None:
+            made = maker.probe(written.healthy)
+            if made is not None:
+                parts.append(made)
+    return {"all": parts}
+
+
+def preflight(runbook: Runbook, maker: Maker) -> tuple[Step, ...]:
+    """The probes that must pass before the first step."""
+    return tuple(
+        Step(
+            name=f"preflight-{index + 1}",
+            op="probe",
+            params={"probe": probe},
+            timeout=30.0 + MARGIN,
+        )
+        for index, condition in enumerate(runbook.preflight)
+        if (probe := maker.probe(condition)) is not None
+    )
+
+
+def step_paths(runbook: Runbook) -> list[tuple[Path, str, NodeStep]]:
+    """Each written step with its place and its name."""
+    lists: list[tuple[Path, tuple[NodeStep, ...]]] = [(("node",), runbook.node)]
+    if runbook.finalize is not None:
+        lists.append((("finalize", "steps"), runbook.finalize.steps))
+    found: list[tuple[Path, str, NodeStep]] = []
+    for base, steps in lists:
+        for index, (name, step) in enumerate(zip(step_names(steps), steps, strict=True)):
+            found.append(((*base, index), name, step))
+    return found
+
+
+def plain(value: Any) -> dict[str, Json]:
+    """A model as the plain tree that placeholders are looked for in."""
+    made: dict[str, Json] = value.model_dump(mode="json", by_alias=True)
+    return made

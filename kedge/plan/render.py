@@ -1,0 +1,282 @@
+"""From a plan to what a host program is told: placeholders filled in for one node, never through a shell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from kedge.model.base import Json
+from kedge.model.plan import (
+    Artifact,
+    Configuration,
+    Leg,
+    Plan,
+    PlannedNode,
+    PlannedRelease,
+    ProgramName,
+    Step,
+)
+from kedge.plan.template import Rendered, Values, compiled, compiled_text, expand_flags
+
+Operation = dict[str, Json]
+Side = Literal["before", "after"]
+Probes = Literal["preflight", "rules", "bake"]
+_FORWARD = ("forward", "finalize")
+
+
+class Ground:
+    """What templates of one fleet under one or two releases are filled in from, read once."""
+
+    def __init__(
+        self,
+        fleet: str,
+        variables: Mapping[str, str],
+        nodes: tuple[PlannedNode, ...],
+        releases: Mapping[Side, PlannedRelease],
+    ) -> None:
+        self.nodes = nodes
+        self.releases = dict(releases)
+        self._plain = {
+            "fleet.name": fleet,
+            **{f"vars.{name}": text for name, text in variables.items()},
+        }
+        self.artifacts: dict[Side, dict[str, Artifact]] = {}
+        self.configured: dict[Side, Configured] = {}
+        for side, release in releases.items():
+            self._plain |= {f"{side}.version": release.version, f"{side}.reports": release.reports}
+            self.artifacts[side] = {artifact.platform: artifact for artifact in release.artifacts}
+            self.configured[side] = Configured(release.configuration)
+
+    def values(self, node: int, side: Side, run_id: str, epoch: int) -> dict[str, str]:
+        """What every placeholder stands for on a node; ``side`` is the release that ``release.*`` speaks of."""
+        planned = self.nodes[node]
+        release = self.releases[side]
+        values = {
+            **self._plain,
+            **node_values(planned, node),
+            "run.id": run_id,
+            "run.epoch": str(epoch),
+            "snapshot.epoch": str(epoch),
+            "release.version": release.version,
+            "release.reports": release.reports,
+        }
+        for other, artifacts in self.artifacts.items():
+            artifact = artifacts.get(planned.platform)
+            if artifact is not None:
+                values[f"{other}.digest"] = artifact.digest
+                if other == side:
+                    values["release.digest"] = artifact.digest
+        self.configured[side].settle(planned, values)
+        return values
+
+    def complete(
+        self, operation: Operation, node: int, side: Side, values: dict[str, str]
+    ) -> Operation:
+        """An operation with what its kind takes from the release: digest and length, or the configuration."""
+        kind = operation["op"]
+        planned = self.nodes[node]
+        if kind in {"stage", "switch"}:
+            artifact = self.artifacts[side][planned.platform]
+            operation["digest"] = artifact.digest
+            if kind == "stage":
+                operation["length"] = artifact.length
+                operation["source"] = None
+        elif kind == "configure":
+            operation |= self.configured[side].operation(planned, values)
+        return operation
+
+
+class Rendering:
+    """One plan, its templates read once. Cheap per node; keeps nothing of a node."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        releases: dict[Side, PlannedRelease] = {"before": plan.before, "after": plan.after}
+        self._ground = Ground(plan.fleet.name, plan.vars, plan.nodes, releases)
+        self._legs: dict[tuple[str, int], list[tuple[Step, Rendered, Rendered | None]]] = {}
+        self._probes: dict[tuple[str, int], list[Rendered]] = {}
+
+    def operations(
+        self,
+        node: int,
+        program: ProgramName,
+        leg: int,
+        *,
+        run_id: str,
+        epoch: int,
+        snapshot_epoch: int | None = None,
+    ) -> tuple[Operation, ...]:
+        """See :func:`operations`."""
+        side: Side = "after" if program in _FORWARD else "before"
+        values = self._ground.values(node, side, run_id, epoch)
+        if snapshot_epoch is not None:
+            values["snapshot.epoch"] = str(snapshot_epoch)
+        prefix = f"{run_id}@{epoch}/{self.plan.nodes[node].name}/{program}/"
+        made: list[Operation] = []
+        for step, params, when in self._steps(program, leg):
+            operation: Operation = {"key": prefix + step.name, "op": step.op}
+            if when is not None:
+                operation["when"] = when(values)
+            rendered = params(values)
+            if isinstance(rendered, dict):
+                operation |= rendered
+            made.append(self._ground.complete(operation, node, side, values))
+        return tuple(made)
+
+    def _steps(
+        self, program: ProgramName, leg: int
+    ) -> list[tuple[Step, Rendered, Rendered | None]]:
+        found = self._legs.get((program, leg))
+        if found is None:
+            steps: Leg = self.plan.program(program).legs[leg]
+            found = [
+                (
+                    step,
+                    compiled(step.params),
+                    compiled(step.when) if step.when is not None else None,
+                )
+                for step in steps.steps
+            ]
+            self._legs[program, leg] = found
+        return found
+
+    def probes(
+        self, node: int, what: Probes, *, wave: int, run_id: str, epoch: int
+    ) -> tuple[Json, ...]:
+        """See :func:`probes`."""
+        found = self._probes.get((what, wave))
+        if found is None:
+            found = [compiled(probe) for probe in self._probes_of(what, wave)]
+            self._probes[what, wave] = found
+        if not found:
+            return ()
+        values = self._ground.values(node, "after" if what == "bake" else "before", run_id, epoch)
+        return tuple(put(values) for put in found)
+
+    def _probes_of(self, what: Probes, wave: int) -> list[Json]:
+        if what == "preflight":
+            return [step.params["probe"] for step in self.plan.preflight]
+        chosen = self.plan.waves[wave]
+        if what == "rules":
+            return [rule.probe for rule in chosen.rules]
+        return (
+            [chosen.bake.probe] if chosen.bake is not None and chosen.bake.probe is not None else []
+        )
+
+
+class Configured:
+    """Settings, files and service of one release, as templates read once."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._settings = [
+            (f"settings.{key}", compiled_text(text)) for key, text in configuration.settings.items()
+        ]
+        self._files = [
+            (name, compiled_text(text)) for name, text in sorted(configuration.files.items())
+        ]
+        service = configuration.service
+        self._env = [(name, compiled_text(text)) for name, text in sorted(service.env.items())]
+        self._cwd = compiled_text(service.cwd)
+        self._argv = self._line(configuration.settings)
+
+    def _line(self, settings: dict[str, str]) -> list[Callable[[Values], str]]:
+        return [
+            compiled_text(text) for text in expand_flags(self._configuration.service.argv, settings)
+        ]
+
+    def settle(self, node: PlannedNode, values: dict[str, str]) -> None:
+        """Put the node's effective settings among its ``values``."""
+        for name, put in self._settings:
+            values[name] = put(values)
+        for key, text in own_settings(node, self._configuration).items():
+            values[f"settings.{key}"] = compiled_text(text)(values)
+
+    def operation(self, node: PlannedNode, values: dict[str, str]) -> Operation:
+        """The parameters of ``configure``: files, service, and the generation they make."""
+        own = own_settings(node, self._configuration)
+        argv = self._line({**self._configuration.settings, **own}) if own else self._argv
+        files: dict[str, Json] = {name: put(values) for name, put in self._files}
+        env: dict[str, Json] = {name: put(values) for name, put in self._env}
+        line: list[Json] = [put(values) for put in argv]
+        service: dict[str, Json] = {"argv": line, "env": env, "cwd": self._cwd(values)}
+        content = json.dumps(
+            {"files": files, "service": service}, sort_keys=True, separators=(",", ":")
+        )
+        generation = hashlib.sha256(content.encode()).hexdigest()
+        return {"generation": generation, "files": files, "service": service}
+
+
+def own_settings(node: PlannedNode, configuration: Configuration) -> dict[str, str]:
+    """A node's own settings by the names its release knows them by."""
+    if not node.settings:
+        return {}
+    names, gone = configuration.renamed, set(configuration.removed)
+    return {names.get(key, key): value for key, value in node.settings.items() if key not in gone}
+
+
+def node_values(node: PlannedNode, index: int) -> dict[str, str]:
+    """What the ``node.*`` placeholders, and the node's own ``vars``, stand for."""
+    values = {
+        "node.name": node.name,
+        "node.address": node.address,
+        "node.platform": node.platform,
+        "node.index": str(index),
+        "node.root": node.root,
+        "node.current": f"{node.root}/current",
+        "node.config": f"{node.root}/config/current",
+        "node.data": f"{node.root}/data",
+    }
+    for label, value in node.labels.items():
+        values[f"node.labels.{label}"] = value
+    for name, value in node.vars.items():
+        values[f"vars.{name}"] = value
+    return values
+
+
+_kept: OrderedDict[int, Rendering] = OrderedDict()
+_KEEP = 8
+
+
+def rendering(plan: Plan) -> Rendering:
+    """The rendering of a plan; the last few are kept, so that calling this for each node costs nothing."""
+    found = _kept.get(id(plan))
+    # The kept rendering holds its plan, so an id cannot have gone to another plan meanwhile.
+    if found is None:
+        found = _kept[id(plan)] = Rendering(plan)
+        while len(_kept) > _KEEP:
+            _kept.popitem(last=False)
+    return found
+
+
+def operations(
+    plan: Plan,
+    node: int,
+    program: ProgramName,
+    leg: int,
+    *,
+    run_id: str,
+    epoch: int,
+    snapshot_epoch: int | None = None,
+) -> tuple[Operation, ...]:
+    """The host operations of one leg on one node, with their idempotency keys (docs/host-protocol.md).
+
+    ``stage`` comes with ``source: null``: whoever brings the archive to the host fills it in. Snapshots are named after the
+    epoch they were made in; ``snapshot_epoch`` is that epoch when another run restores them.
+    Parts that are equal for all nodes are shared between answers: treat them as constant.
+    Raises ``KeyError`` or ``IndexError`` for a program or leg the plan does not have.
+    """
+    return rendering(plan).operations(
+        node, program, leg, run_id=run_id, epoch=epoch, snapshot_epoch=snapshot_epoch
+    )
+
+
+def probes(
+    plan: Plan, node: int, what: Probes, *, wave: int = 0, run_id: str = "", epoch: int = 0
+) -> tuple[Json, ...]:
+    """The probes to ask on one node: before the run (``preflight``), when a wave opens (``rules``, in the order of
+    ``Wave.rules``), or in its ``bake``. ``release.*`` is the old release in the first two, the new one in the last."""
+    return rendering(plan).probes(node, what, wave=wave, run_id=run_id, epoch=epoch)

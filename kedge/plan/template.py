@@ -1,0 +1,147 @@
+"""Placeholders: what may stand in braces, and how a tree of texts is rendered for one node.
+
+A placeholder is ``{word.word…}`` of letters, digits, ``_``, ``-`` and dots; ``{{word.word}}`` is that text itself;
+every other brace is just a brace, so that JSON and configuration files need no escapes. What a placeholder gives is
+put in as it is, never read again and never given to a shell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from kedge.model.base import Json
+from kedge.model.notation import Path
+
+FLAGS = "{settings.flags}"
+"""As a whole element of a command line: one ``--name=value`` per setting, sorted by name."""
+
+_PLACEHOLDER = re.compile(
+    r"\{\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}\}|\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}"
+)
+
+Values = Mapping[str, str]
+Rendered = Callable[[Values], Json]
+
+
+class UnknownPlaceholder(KeyError):
+    """A placeholder that nothing answers; checked when a plan is made, so not met afterwards."""
+
+
+def placeholders(text: str) -> tuple[str, ...]:
+    """The names in a text, in order, repeated ones repeated."""
+    return tuple(match[2] for match in _PLACEHOLDER.finditer(text) if match[2])
+
+
+def strings(value: Json, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every text of a tree with its place; keys are not templates."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from strings(part, (*path, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from strings(part, (*path, index))
+
+
+def render(text: str, values: Values) -> str:
+    """The text with every placeholder replaced; raises ``UnknownPlaceholder``."""
+    return str(compiled_text(text)(values))
+
+
+def compiled_text(text: str) -> Callable[[Values], str]:
+    """A function that renders a text."""
+    parts: list[str] = []
+    names: list[str] = []
+    end, literal = 0, ""
+    for match in _PLACEHOLDER.finditer(text):
+        literal += text[end : match.start()]
+        end = match.end()
+        if match[1]:
+            literal += "{" + match[1] + "}"
+            continue
+        parts.append(literal)
+        names.append(match[2])
+        literal = ""
+    literal += text[end:]
+    if not names:
+        return lambda _values: literal
+    pairs = tuple(zip(parts, names, strict=True))
+
+    def put(values: Values) -> str:
+        try:
+            return "".join([part + values[name] for part, name in pairs]) + literal
+        except KeyError as error:
+            raise UnknownPlaceholder(str(error.args[0])) from None
+
+    return put
+
+
+def compiled(value: Json) -> Rendered:
+    """A function that renders a tree. Parts without placeholders are shared, not copied: treat them as constant.
+
+    Two places are not plain text: ``http.json`` becomes the ``body`` text of its rendered tree, and ``tcp.port`` a number.
+    """
+    if not any(placeholders(text) or "{{" in text for _, text in strings(value)) and not _special(
+        value
+    ):
+        return lambda _values: value
+    if isinstance(value, str):
+        return compiled_text(value)
+    if isinstance(value, list):
+        items = [compiled(part) for part in value]
+        return lambda values: [item(values) for item in items]
+    if isinstance(value, dict):
+        return _compiled_mapping(value)
+    return lambda _values: value
+
+
+def _special(value: Json) -> bool:
+    if isinstance(value, dict):
+        http, tcp = value.get("http"), value.get("tcp")
+        if (isinstance(http, dict) and "json" in http) or (
+            isinstance(tcp, dict) and isinstance(tcp.get("port"), str)
+        ):
+            return True
+        return any(_special(part) for part in value.values())
+    return isinstance(value, list) and any(_special(part) for part in value)
+
+
+def _compiled_mapping(value: dict[str, Json]) -> Rendered:
+    fields = [(key, _field(key, part)) for key, part in value.items()]
+    return lambda values: {key: field(values) for key, field in fields}
+
+
+def _field(key: str, part: Json) -> Rendered:
+    if key == "http" and isinstance(part, dict) and "json" in part:
+        inner = compiled(part["json"])
+        rest = compiled({name: field for name, field in part.items() if name != "json"})
+
+        def http(values: Values) -> Json:
+            call = rest(values)
+            return {**(call if isinstance(call, dict) else {}), "body": json.dumps(inner(values))}
+
+        return http
+    if key == "tcp" and isinstance(part, dict) and isinstance(part.get("port"), str):
+        whole = compiled_mapping_of_text(part)
+
+        def tcp(values: Values) -> Json:
+            call = whole(values)
+            return {**call, "port": int(str(call["port"]))}
+
+        return tcp
+    return compiled(part)
+
+
+def compiled_mapping_of_text(value: dict[str, Json]) -> Callable[[Values], dict[str, Json]]:
+    """A function that renders a mapping one level deep."""
+    fields = [(key, compiled(part)) for key, part in value.items()]
+    return lambda values: {key: field(values) for key, field in fields}
+
+
+def expand_flags(argv: tuple[str, ...], settings: Mapping[str, str]) -> list[str]:
+    """The command line with ``{settings.flags}`` replaced by ``--name=value``, sorted by name; still templates."""
+    flags = [f"--{name}={settings[name]}" for name in sorted(settings)]
+    return [part for element in argv for part in (flags if element == FLAGS else [element])]
