@@ -1,0 +1,236 @@
+"""The one place that reads document files for the faces: bounded, regular files only, references followed safely.
+
+Every problem of every file is told at once, as ``file:line:column: path: what is wrong, what would be right``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kedge.model.errors import DocumentError
+from kedge.model.fleet import Fleet
+from kedge.model.plan import Plan
+from kedge.model.policy import Policy
+from kedge.model.release import Release, ReleaseArtifact
+from kedge.model.runbook import Runbook
+from kedge.plan.check import cycles, install_problems
+from kedge.plan.compile import Conflicts, compile_plan
+from kedge.plan.parse import D, Parsed, parse, parse_any
+from kedge.plan.yamltree import MAX_BYTES
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:")
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What a plan is made from. ``before`` is the release the fleet runs now.
+
+    Artifact sources that are paths are absolute here, so that a worker elsewhere on this machine finds them.
+    """
+
+    fleet: Fleet
+    before: Release
+    after: Release
+    runbook: Runbook
+    policy: Policy
+    parsed: dict[str, Parsed[Fleet] | Parsed[Release] | Parsed[Runbook] | Parsed[Policy]]
+    """By the compiler's name of the document: fleet, before, after, runbook, policy."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file of at most 8 MiB. Raises ``DocumentError`` with one problem."""
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DocumentError((f"{path}:1:1: cannot be read: {reason}",)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DocumentError((f"{path}:1:1: is not a regular file",))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DocumentError((f"{path}:1:1: cannot be read: {error.strerror}",)) from error
+    finally:
+        os.close(descriptor)
+
+
+def read_fleet(path: Path) -> Parsed[Fleet]:
+    """A Fleet document. Raises ``DocumentError`` with every problem."""
+    return parse(read_bytes(path), str(path), Fleet)
+
+
+def read_release(path: Path) -> Parsed[Release]:
+    """A Release document, its artifacts' paths made absolute. Raises ``DocumentError`` with every problem."""
+    parsed = parse(read_bytes(path), str(path), Release)
+    return Parsed(parsed.name, _anchored(parsed.value, path), parsed.root)
+
+
+def read_runbook(path: Path) -> Parsed[Runbook]:
+    """A Runbook document. Raises ``DocumentError`` with every problem."""
+    return parse(read_bytes(path), str(path), Runbook)
+
+
+def read_policy(path: Path) -> Parsed[Policy]:
+    """A Policy document. Raises ``DocumentError`` with every problem."""
+    return parse(read_bytes(path), str(path), Policy)
+
+
+def _anchored(release: Release, path: Path) -> Release:
+    here = Path(os.path.abspath(path)).parent  # noqa: PTH100 - resolve() would follow links, and name another place
+    artifacts = {
+        platform: artifact if _SCHEME.match(artifact.source) else _absolute(artifact, here)
+        for platform, artifact in release.artifacts.items()
+    }
+    return release.model_copy(update={"artifacts": artifacts})
+
+
+def _absolute(artifact: ReleaseArtifact, here: Path) -> ReleaseArtifact:
+    return artifact.model_copy(update={"source": os.path.normpath(here / artifact.source)})
+
+
+def baseline_path(fleet: Parsed[Fleet]) -> Path:
+    """Where a fleet's ``release:`` lies. Raises ``DocumentError`` when it is no relative path."""
+    reference = fleet.value.release
+    if PurePosixPath(reference).is_absolute() or _SCHEME.match(reference):
+        said = "must be a path relative to this document"
+        raise DocumentError((fleet.problem(("release",), said),))
+    return Path(os.path.normpath(Path(fleet.name).parent / reference))
+
+
+def read_baseline(fleet: Parsed[Fleet]) -> Parsed[Release]:
+    """The release a fleet runs now, by its document. Raises ``DocumentError`` with every problem."""
+    path = baseline_path(fleet)
+    if not path.exists():
+        raise DocumentError((fleet.problem(("release",), f"there is no file {path}"),))
+    return read_release(path)
+
+
+def read_documents(
+    fleet_path: Path,
+    release_path: Path,
+    runbook_path: Path,
+    policy_path: Path,
+    *,
+    before_path: Path | None = None,
+) -> Documents:
+    """Everything a plan is made from. Raises ``DocumentError`` with every problem of every file at once.
+
+    ``before_path`` is the release that runs now, where that is not what the fleet's document says.
+    """
+    problems: list[str] = []
+    fleet = _tried(read_fleet, fleet_path, problems)
+    after = _tried(read_release, release_path, problems)
+    runbook = _tried(read_runbook, runbook_path, problems)
+    policy = _tried(read_policy, policy_path, problems)
+    before: Parsed[Release] | None = None
+    if before_path is not None:
+        before = _tried(read_release, before_path, problems)
+    elif fleet is not None:
+        try:
+            before = read_baseline(fleet)
+        except DocumentError as error:
+            problems += error.problems
+    if fleet is None or before is None or after is None or runbook is None or policy is None:
+        raise DocumentError(
+            tuple(dict.fromkeys(problems)), next_step="kedge runbook lint FILE… looks again"
+        )
+    return Documents(
+        fleet=fleet.value,
+        before=before.value,
+        after=after.value,
+        runbook=runbook.value,
+        policy=policy.value,
+        parsed={
+            "fleet": fleet,
+            "before": before,
+            "after": after,
+            "runbook": runbook,
+            "policy": policy,
+        },
+    )
+
+
+def _tried(read: Callable[[Path], Parsed[D]], path: Path, problems: list[str]) -> Parsed[D] | None:
+    try:
+        return read(path)
+    except DocumentError as error:
+        problems += error.problems
+        return None
+
+
+def compiled(documents: Documents) -> Plan:
+    """The plan of documents that were read. Raises ``DocumentError``: conflicts with their places in the files."""
+    try:
+        return compile_plan(
+            documents.fleet, documents.before, documents.after, documents.runbook, documents.policy
+        )
+    except Conflicts as error:
+        problems = tuple(
+            documents.parsed[name].problem(path, said) for name, path, said in error.conflicts
+        )
+        raise DocumentError(problems, next_step=error.next_step) from error
+
+
+def compile_files(
+    fleet_path: Path,
+    release_path: Path,
+    runbook_path: Path,
+    policy_path: Path,
+    *,
+    before_path: Path | None = None,
+) -> Plan:
+    """The plan of files. Raises ``DocumentError`` with every problem at once."""
+    return compiled(
+        read_documents(fleet_path, release_path, runbook_path, policy_path, before_path=before_path)
+    )
+
+
+def lint(paths: Iterable[Path]) -> tuple[str, ...]:
+    """Every problem of documents of any kind; of fleets that are looked at together also rings of dependencies."""
+    problems: list[str] = []
+    fleets: dict[str, Parsed[Fleet]] = {}
+    for path in paths:
+        try:
+            parsed = parse_any(read_bytes(path), str(path))
+        except DocumentError as error:
+            problems += error.problems
+            continue
+        if isinstance(parsed.value, Fleet):
+            fleet = Parsed(parsed.name, parsed.value, parsed.root)
+            if parsed.value.name in fleets:
+                other = fleets[parsed.value.name].name
+                problems.append(
+                    fleet.problem(("name",), f"{other} is a fleet of this name already")
+                )
+            fleets.setdefault(parsed.value.name, fleet)
+            problems += _fleet_problems(fleet)
+    problems += _rings(list(fleets.values()))
+    return tuple(dict.fromkeys(problems))
+
+
+def _fleet_problems(fleet: Parsed[Fleet]) -> Sequence[str]:
+    """What is wrong with a fleet under the release it names. What the runbook's vars give is not known here."""
+    try:
+        baseline = read_baseline(fleet)
+    except DocumentError as error:
+        return error.problems
+    found = install_problems(fleet.value, baseline.value)
+    return [
+        (baseline if document == "release" else fleet).problem(path, said)
+        for document, path, said in found
+    ]
+
+
+def _rings(fleets: Sequence[Parsed[Fleet]]) -> list[str]:
+    by_name = {fleet.value.name: fleet for fleet in fleets}
+    return [
+        by_name[name].problem(("dependencies",), said)
+        for name, said in cycles([fleet.value for fleet in fleets])
+    ]
