@@ -22,9 +22,10 @@ import re
 
 from kedge.model.base import Digest, Frozen
 from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Tally
-from kedge.model.plan import Gate, Plan, ProgramName, WayBack
+from kedge.model.plan import Gate, Plan, ProgramName
 from kedge.model.policy import Minimum, Policy
 from kedge.model.run import Warrant
+from kedge.plan.wayback import way_back_at
 from kedge.trust.approvals import tally
 from kedge.trust.envelope import read
 from kedge.trust.orders import judge
@@ -231,31 +232,34 @@ def _gates_forward(
 def _gates_back(
     plan: Plan, program: ProgramName, begun: int | None, nodes: tuple[int, ...], *, automatic: bool
 ) -> tuple[str, ...]:
-    """The gate before the way back from where the fleet is."""
+    """The gates before the way back from where the fleet is.
+
+    ``restore`` loses writes, so it needs the gate of every way back that restores, wherever the fleet is said to
+    be. ``back`` needs the gate of the way back from there. By itself a run goes through no gate, and for it a node's
+    own wave counts as begun: a node further on may merely have died, but then a person can order it back.
+    """
     if begun is None and not nodes:
         return ()
     if program not in {"back", "restore"}:
         raise _NotCarriedError(f"a rollback does not run the program {program}; an upgrade does")
     touched = set(nodes)
     least = max((wave.index for wave in plan.waves if touched & set(wave.nodes)), default=0)
-    way = _way_back(plan, max(least, begun or 0))
+    if begun is None:
+        begun = least
+    way = way_back_at(plan.way_back, max(least, begun) if automatic else begun)
     if way.kind == "forbidden":
         raise _NotCarriedError(f"there is no way back from there: {way.lost}")
-    if automatic and way.gate is not None:
+    ways = [way]
+    if program == "restore":
+        ways = [one for one in plan.way_back if one.kind == "restore"]
+        if not ways:
+            raise _NotCarriedError("the plan has no way back that restores")
+    gates = tuple(dict.fromkeys(one.gate for one in ways if one.gate is not None))
+    if automatic and gates:
         raise _NotCarriedError(
-            f"the way back asks for the gate {way.gate}, so it is not taken without an order"
+            f"the way back asks for the gate {gates[0]}, so it is not taken without an order"
         )
-    return () if way.gate is None else (way.gate,)
-
-
-def _way_back(plan: Plan, begun: int) -> WayBack:
-    """The entry with the most waves begun that is not beyond ``begun``; none at all is no way back."""
-    fitting = [way for way in plan.way_back if way.from_wave <= begun]
-    if not fitting:
-        return WayBack(
-            from_wave=begun, kind="forbidden", lost="the plan names no way back from here"
-        )
-    return max(fitting, key=lambda way: way.from_wave)
+    return gates
 
 
 def _gate(plan: Plan, name: str) -> Gate:

@@ -308,15 +308,24 @@ def test_where_no_way_leads_back_none_is_taken() -> None:
     assert "no way back" in back(rollback(), plan=world.plan(way_back=())).said
 
 
-def test_a_node_says_how_far_the_fleet_was_at_least() -> None:
-    gated = world.plan(
-        way_back=(
-            WayBack(from_wave=0, kind="switch-back"),
-            WayBack(from_wave=2, kind="restore", gate="data-loss"),
-        )
+def test_restoring_needs_its_gate_wherever_the_fleet_is_said_to_be() -> None:
+    for claimed in (None, 0, 1, 3):
+        found = back(rollback(), wave=claimed, nodes=(0,), program="restore")
+        assert "data-loss lacks 1" in found.said
+    plain = world.plan(way_back=(WayBack(from_wave=0, kind="switch-back"),))
+    assert "no way back that restores" in back(rollback(), plan=plain, program="restore").said
+
+
+def test_by_itself_a_run_takes_no_node_further_back_than_its_own_wave_allows() -> None:
+    gated = (
+        WayBack(from_wave=0, kind="switch-back"),
+        WayBack(from_wave=2, kind="restore", gate="data-loss"),
     )
-    assert back(rollback(), plan=gated, wave=0, nodes=(1,)).ok
-    assert "data-loss" in back(rollback(), plan=gated, wave=0, nodes=(3,), program="restore").said
+    plan = world.plan(on_failure="rollback", way_back=gated)
+    assert back(start(), plan=plan, wave=1, nodes=(1,)).ok
+    assert "not taken without an order" in back(start(), plan=plan, wave=1, nodes=(3,)).said
+    assert back(rollback(), plan=plan, wave=1, nodes=(3,)).ok
+    assert "data-loss" in back(rollback(), plan=plan, wave=None, nodes=(3,)).said
 
 
 def test_fencing_and_observing_need_the_order_alone() -> None:
