@@ -54,7 +54,8 @@ def demo(ctx: typer.Context) -> None:
     """Watch a real etcd cluster move, fail, go back and go on."""
     from cli.home import run_demo
 
-    run_demo(begin(ctx))
+    begin(ctx)
+    run_demo()
 
 
 def register(app: typer.Typer) -> None:

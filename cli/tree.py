@@ -19,6 +19,7 @@ MARKS = {
     "running": ("▸", "bold cyan"),
     "baking": ("◔", "bold cyan"),
     "done": ("✓", "green"),
+    "gate": ("◇", "bold yellow"),
     "stopped": ("■", "bold yellow"),
     "failed": ("✗", "bold red"),
 }
@@ -36,6 +37,12 @@ PHASES = {
     "rolled-back": "rolled back",
     "preempted": "pre-empted by a rollback",
     "rejected": "rejected",
+}
+WAYS_BACK = {
+    "none": "nothing was changed yet",
+    "switch-back": "every node can be switched back",
+    "restore": "by restoring snapshots; what was written since then is lost",
+    "forbidden": "none; from here it only goes forward",
 }
 _GUIDE = "grey50"
 
@@ -119,7 +126,7 @@ def _phase_line(status: RunStatus, phase: str, name: str, before: tuple[str, ...
 def _marked(state: str, name: str) -> Text:
     mark, style = MARKS[state]
     text = Text(f"{mark} ", style=style)
-    text.append(name, style="" if state in {"running", "baking", "stopped"} else style)
+    text.append(name, style="" if state in {"running", "baking", "stopped", "gate"} else style)
     return text
 
 
@@ -159,8 +166,8 @@ def _is_near(view: RunView) -> bool:
 
 
 def _add_wave(tree: Tree, view: RunView, wave: WaveView, rows: int) -> None:
-    text = _marked(wave.state, wave.name)
-    text.append(f"  {_wave_words(view, wave)}", style="dim")
+    text = _marked("gate" if _is_at(view, wave) else wave.state, wave.name)
+    text.append(f"  {_wave_words(view, wave)}", style="yellow" if _is_at(view, wave) else "dim")
     branch = tree.add(text)
     lines = wave.nodes
     if len(lines) > rows:
@@ -171,10 +178,27 @@ def _add_wave(tree: Tree, view: RunView, wave: WaveView, rows: int) -> None:
         branch.add(Text(f"and {len(lines) - rows} more", style="dim"))
 
 
+def _is_at(view: RunView, wave: WaveView) -> bool:
+    """Whether the run waits at the gate before this wave."""
+    waiting = view.status.waiting
+    return (
+        waiting is not None
+        and waiting.kind == "gate"
+        and waiting.subject == wave.gate
+        and wave.state == "waiting"
+    )
+
+
 def _wave_words(view: RunView, wave: WaveView) -> str:
     if wave.state == "waiting":
-        said = words.count(wave.total, "node")
-        return f"{said}, behind gate {wave.gate}" if wave.gate else said
+        said = words.count(wave.total, "node") if wave.total else ""
+        if wave.gate is None:
+            return said
+        return (
+            f"{said}, gate {wave.gate} waits"
+            if _is_at(view, wave)
+            else f"{said}, behind gate {wave.gate}"
+        )
     if wave.state == "done" and wave.counts["failed"] == 0:
         return words.count(wave.total, "node")
     said = f"{wave.counts['done']} of {words.count(wave.total, 'node')} done"
@@ -211,17 +235,18 @@ def _below(view: RunView, program: Sequence[str]) -> list[RenderableType]:
     open_answers = answers(status, program)
     if open_answers:
         lines += ["", *waiting_lines(status, view.now)]
+        width = max(len(answer.does) for answer in open_answers)
         for answer in open_answers:
-            text = Text("   ")
-            text.append(answer.command, style="bold")
-            text.append(f"   {answer.does}", style="dim")
+            # What it does comes first: a narrow screen may cut a command, never its meaning.
+            text = Text(f"   {answer.does:<{width}}  ", style="dim")
+            text.append(answer.command, style="bold not dim")
             lines.append(text)
     elif status.said:
         lines += ["", Text(status.said, style="dim")]
     back = way_back(status, program)
-    if back is not None and view.way_back not in {"", "forbidden"}:
-        text = Text(f"way back ({view.way_back}): ", style="dim")
-        text.append(back.command, style="dim bold")
+    if back is not None and view.back is None and view.way_back in {"switch-back", "restore"}:
+        text = Text(f"{back.does}, at any moment: ", style="dim")
+        text.append(back.command, style="bold not dim")
         lines.append(text)
     return lines
 
@@ -251,7 +276,8 @@ def showing_lines(showing: Showing) -> list[Text]:
     if len(showing.failures) > 5:
         lines.append(Text(f"   and {len(showing.failures) - 5} more failures", style="red"))
     if showing.reversible:
-        lines.append(Text(f"   way back from here: {showing.reversible}", style="dim"))
+        said = WAYS_BACK.get(showing.reversible, showing.reversible)
+        lines.append(Text(f"   way back from here: {said}", style="dim"))
     if showing.lost:
         lines.append(Text(f"   lost for good behind it: {showing.lost}", style="red"))
     return lines

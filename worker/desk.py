@@ -4,30 +4,33 @@ It is the composition for people's faces: it loads the settings, opens the store
 to Temporal when a question needs it. It decides nothing; faces format what it answers. Every error that
 leaves it is of the ``KedgeError`` tree.
 """
+# ruff: noqa: PLC0415 - what talks to Temporal is loaded by those who ask it something
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from kedge.drivers.ports import Blobs, Fleets, PolicyPins
-from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
+from kedge.drivers.registry import DriverSettings, open_drivers
 from kedge.model.base import canonical
 from kedge.model.errors import DriverError, EngineError, SettingsError
 from kedge.model.order import Envelope
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
-from worker import desk_orders, desk_up
-from worker.client import EngineUnreachableError, connect
+from worker import desk_orders
 from worker.desk_orders import Asked, Draft
-from worker.desk_runs import Runs, RunSummary
-from worker.desk_views import RunView
-from worker.desk_watch import watch
 from worker.settings import Settings
 from worker.settings import SettingsError as SettingsMistake
+
+if TYPE_CHECKING:
+    from worker.desk_runs import Runs, RunSummary
+    from worker.desk_up import Place, Say, Stopped
+    from worker.desk_views import RunView
 
 
 class Desk:
@@ -48,15 +51,19 @@ class Desk:
             settings = Settings.load(home)
         except SettingsMistake as error:
             raise SettingsError(str(error)) from error
-        blobs = FileBlobs(settings.home / "blobs")
-        pins = FilePolicyPins(settings.policy_dir)
-        return cls(settings, blobs, pins, FileFleets(settings.home / "fleets", blobs))
+        # Nothing is started here: of all drivers a face uses the stores alone.
+        drivers = open_drivers(DriverSettings(home=settings.home, policies=settings.policy_dir))
+        return cls(settings, drivers.blobs, drivers.pins, drivers.fleets)
 
     # -- the connection ---------------------------------------------------------------------------
 
     async def runs(self) -> Runs:
         """Questions and orders over a connection, which is made when there is none. Raises ``EngineError``."""
         if self._runs is None:
+            # The client of Temporal takes half a second to load: only who talks to it pays.
+            from worker.client import EngineUnreachableError, connect
+            from worker.desk_runs import Runs
+
             try:
                 client = await connect(self.settings)
             except EngineUnreachableError as error:
@@ -84,6 +91,8 @@ class Desk:
 
     def watch(self, run: str) -> AsyncIterator[RunView]:
         """Views of a run until it is over, through restarts of the engine (:func:`worker.desk_watch.watch`)."""
+        from worker.desk_watch import watch
+
         return watch(self, run)
 
     async def plan(self, digest: str) -> Plan:
@@ -128,10 +137,9 @@ class Desk:
 
     async def draft_rollback(self, asked: Asked, *, carried: bool = False) -> Draft:
         """An order to take a fleet back: it names the plan of the run that holds the fleet, or of the last one."""
-        fleet = await self.fleet_status(_fleet_of(asked.target))
-        status = await self.status_of(desk_orders.run_to_undo(fleet))
-        life = desk_orders.life_of(asked, await self.policy(status.fleet), carried=carried)
-        plan = status.plan
+        name = _fleet_of(asked.target)
+        plan = desk_orders.plan_to_undo(await self.fleet_status(name))
+        life = desk_orders.life_of(asked, await self.policy(name), carried=carried)
         return desk_orders.draft(asked, plan=plan, shown=plan, subject="", showing=None, life=life)
 
     async def draft_for_run(self, asked: Asked, *, carried: bool = False) -> Draft:
@@ -153,14 +161,18 @@ class Desk:
 
     # -- the home ---------------------------------------------------------------------------------
 
-    async def start_up(self, say: desk_up.Say) -> desk_up.Place:
+    async def start_up(self, say: Say) -> Place:
         """Starts engine and worker where they do not run. Raises ``EngineError``."""
+        from worker import desk_up
+
         place = await desk_up.start(self.settings, say)
         self.hang_up()
         return place
 
-    async def shut_down(self) -> desk_up.Stopped:
+    async def shut_down(self) -> Stopped:
         """Stops worker and engine; nodes go on. Raises ``EngineError``."""
+        from worker import desk_up
+
         self.hang_up()
         return await desk_up.stop(self.settings)
 

@@ -147,20 +147,19 @@ def _check_choice(asked: Asked, showing: Showing) -> None:
         )
 
 
-def run_to_undo(fleet: FleetStatus) -> str:
-    """The run whose plan a rollback names: the one that has the lease, else the last one.
+def plan_to_undo(fleet: FleetStatus) -> Digest:
+    """The plan that a rollback names: that of the run that has the lease, else of the last one.
 
     Raises ``DriverError`` kind ``NotFound`` when the fleet never had a run.
     """
-    run = fleet.holder or fleet.last
-    if run is None:
+    if fleet.plan is None:
         raise DriverError(
             "NotFound",
             f"fleet {fleet.fleet} has had no run yet, so there is nothing to take back",
             retryable=False,
             next_step="`kedge list` shows the runs there are",
         )
-    return run
+    return fleet.plan
 
 
 def owner_of(policy: Policy | None, public_key: str | None) -> str:

@@ -173,6 +173,19 @@ class Runs:
             except TimeoutError as error:
                 raise await self._silence(f"ensure/{fleet}") from error
 
+    async def ensured(self, fleet: str) -> EnsureResult | None:
+        """What the last :meth:`ensure` that came to its end saw; None when there was none yet."""
+        handle = self._client.get_workflow_handle(f"ensure/{fleet}", result_type=EnsureResult)
+        try:
+            with self._faults(f"ensure/{fleet}"):
+                described = await handle.describe(rpc_timeout=timedelta(seconds=ANSWER_SECONDS))
+                if described.status != WorkflowExecutionStatus.COMPLETED:
+                    return None
+                result: EnsureResult = await handle.result()
+        except DriverError:
+            return None
+        return result
+
     async def pieces(self, run: str, *, seconds: float) -> Pieces:
         """One round of questions about a run: itself, its widening, its wave, the steps its legs are at.
 

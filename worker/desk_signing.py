@@ -18,8 +18,9 @@ from kedge.model.errors import OrderError
 from kedge.model.order import Envelope
 from kedge.model.policy import Policy
 from kedge.trust import envelope as envelopes
-from kedge.trust.keys import parse_public_key
-from worker.desk_orders import Draft, owner_of
+from kedge.trust.keys import parse_blob, parse_public_key
+from kedge.trust.sshsig import check, parse
+from worker.desk_orders import Draft, Sent, owner_of
 
 
 class Signer(Frozen):
@@ -85,3 +86,16 @@ def _public_line(key: Path) -> str | None:
         exported: str = asyncssh.read_private_key(str(key)).export_public_key().decode()
         return exported.strip()
     return None
+
+
+def signed_by(sent: Sent) -> str:
+    """The fingerprint of the key that signed a sent order, after checking that the signature holds.
+
+    Raises ``OrderError`` when it does not: it says nothing about who may sign.
+    """
+    signature = parse(sent.envelope.signature)
+    blob = signature.key_blob
+    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")].decode("ascii", "replace")
+    key = parse_blob(blob, kind=kind)
+    check(signature, key, sent.envelope.order.encode())
+    return key.fingerprint

@@ -274,7 +274,9 @@ def _way_back(pieces: Pieces, plan: Plan) -> WaveView:
         state = "done" if status.phase in {"done", "rolled-back"} else "stopped"
     elif status.phase in {"parked", "paused"}:
         state = "stopped"
-    total = max(status.nodes, len(known))
-    counts = _counts(known, tuple(range(total)), state, status.nodes_done)
+    # How many nodes have to go back the run finds out by looking, part by part.
+    total = status.nodes_done + len(known)
+    named_done = sum(1 for held in known.values() if held == "done")
+    counts = _counts(known, tuple(range(total)), state, status.nodes_done + named_done)
     lines = () if ended else _lines(pieces, plan, known, total)
     return WaveView(index=0, name="way back", state=state, total=total, counts=counts, nodes=lines)

@@ -1,0 +1,145 @@
+"""``up``, ``down``, ``doctor``, ``demo``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from cli import words
+from cli.exits import Exit
+from cli.session import Session
+from kedge.model.errors import OrderError, PlanError
+from kedge.model.run import EnsureResult
+from worker.desk import Desk
+from worker.desk_doctor import Check
+from worker.desk_doctor import examine as examine_home
+from worker.desk_up import Place
+
+MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", "yellow")}
+
+
+def bring_up(session: Session, fleets: tuple[Path, ...], policy: Path | None) -> None:
+    """Engine, worker, policies, fleets, nodes: whatever of them is not there yet."""
+    place, results = session.run(_bring_up(session, fleets, policy))
+    session.say(*_place_lines(place))
+    for result in results:
+        session.say(*_fleet_lines(result))
+    if not results:
+        session.say("no fleet is known here: `kedge up --fleet F.yaml --policy P.yaml` adds one")
+    session.document(
+        {
+            "place": place.model_dump(mode="json"),
+            "fleets": [result.model_dump(mode="json") for result in results],
+        }
+    )
+    if any(result.problems for result in results):
+        session.note(
+            "next: mend what is said above, then `kedge up` again; `kedge doctor` looks closer"
+        )
+        raise typer.Exit(Exit.ENDED_BADLY)
+
+
+async def _bring_up(
+    session: Session, fleets: tuple[Path, ...], policy: Path | None
+) -> tuple[Place, list[EnsureResult]]:
+    desk = session.desk()
+    if policy is not None and not fleets:
+        raise OrderError("a policy is pinned for fleets", next_step="name them with --fleet FILE")
+    # Before anything is started: a document with a mistake should cost no waiting.
+    known = [await desk.make_known(fleet, policy) for fleet in fleets]
+    for name in known:
+        session.note(
+            f"fleet {name} is known here" + ("" if policy is None else ", its policy pinned")
+        )
+    place = await desk.start_up(session.note)
+    results = []
+    for record in await desk.fleets.every():
+        session.note(f"looks after the nodes of {record.fleet}")
+        results.append(await desk.ensure(record.fleet))
+    return place, results
+
+
+def _place_lines(place: Place) -> list[Text]:
+    def state(name: str, pid: int | None) -> str:
+        return f"{'started' if name in place.started else 'runs'}, pid {pid}"
+
+    lines = [Text("kedge is up", style="bold green")]
+    if place.engine_pid is not None:
+        lines.append(Text(f"   engine   {place.address} ({state('engine', place.engine_pid)})"))
+    else:
+        lines.append(Text(f"   engine   {place.address} (a cluster elsewhere)"))
+    lines.append(Text(f"   worker   {state('worker', place.worker_pid)}"))
+    if place.ui is not None:
+        lines.append(Text(f"   web UI   {place.ui}"))
+    lines.append(Text(f"   home     {place.home}"))
+    lines.append(Text(f"   logs     {place.logs}"))
+    return lines
+
+
+def _fleet_lines(result: EnsureResult) -> list[Text]:
+    said = f"   fleet    {result.fleet}: {result.running} of {words.count(result.nodes, 'node')} running"
+    if result.installed:
+        said += f", {result.installed} installed"
+    if result.started:
+        said += f", {result.started} started"
+    lines = [Text(said, style="red" if result.problems else "")]
+    lines += [Text(f"      {problem}", style="red") for problem in result.problems[:20]]
+    if len(result.problems) > 20:
+        lines.append(Text(f"      and {len(result.problems) - 20} more", style="red"))
+    return lines
+
+
+def bring_down(session: Session) -> None:
+    """Worker and engine end; nodes go on."""
+    stopped = session.run(session.desk().shut_down())
+    session.say(
+        f"worker: {stopped.worker}; engine: {stopped.engine}",
+        "nodes go on, and so will runs after the next `kedge up`",
+    )
+    session.document(stopped)
+
+
+def examine(session: Session) -> None:
+    """Everything that is looked at, and what to do about what is not right."""
+    checks = session.run(_examine(session.desk()))
+    for check in checks:
+        mark, style = MARKS[check.verdict]
+        line = Text(f"{mark} ", style=style)
+        line.append(f"{check.name:<16} ", style="bold")
+        line.append(check.said)
+        session.say(line)
+        if check.next_step and check.verdict != "ok":
+            session.say(Text(f"  {'':<16} next: {check.next_step}", style="yellow"))
+    session.document({"checks": [check.model_dump(mode="json") for check in checks]})
+    if any(check.verdict == "wrong" for check in checks):
+        raise typer.Exit(_worst(checks))
+
+
+async def _examine(desk: Desk) -> tuple[Check, ...]:
+    return await examine_home(desk)
+
+
+def _worst(checks: tuple[Check, ...]) -> Exit:
+    """5 when engine or worker are missing, otherwise 2: something here has to be put right."""
+    missing = {check.name for check in checks if check.verdict == "wrong"}
+    return Exit.UNREACHABLE if missing & {"engine", "worker", "worker process"} else Exit.BAD_INPUT
+
+
+def run_demo() -> None:
+    """Hands over to the demonstration, which is a package of its own."""
+    try:
+        demonstration: Any = importlib.import_module("demo.main")
+    except ModuleNotFoundError as error:
+        if error.name not in {"demo", "demo.main"}:
+            raise
+        raise PlanError(
+            "the demonstration is not installed here",
+            next_step="call `make demo` in a checkout of kedge",
+        ) from error
+    ended = demonstration.run()
+    if isinstance(ended, int) and ended != 0:
+        raise typer.Exit(ended)

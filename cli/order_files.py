@@ -1,0 +1,161 @@
+"""``kedge order request|send|show``: orders as files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from cli import words
+from cli.documents import Documents
+from cli.ordering import (
+    choice_of,
+    life_of,
+    refuse_if_refused,
+    show_draft,
+    tell_run,
+    verb_of,
+)
+from cli.session import Session
+from kedge.model.errors import OrderError
+from kedge.model.order import NAMESPACE, Order
+from worker.desk import Desk
+from worker.desk_orders import FLEET_VERBS, Asked, Draft, read_sent
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What ``kedge order request`` was asked for, as text."""
+
+    verb: str
+    target: str
+    subject: str
+    choice: str
+    plan: str
+    person: str
+    comment: str
+    valid: str
+
+
+def write_request(session: Session, wanted: Wanted, documents: Documents, output: Path) -> None:
+    """Writes the exact bytes to sign to ``output`` and says how to sign them."""
+    draft = session.run(_request(session, wanted, documents))
+    output.write_bytes(draft.bytes_to_sign)
+    show_draft(session, draft)
+    signature = f"{output}.sig"
+    signing = words.command(
+        "ssh-keygen", "-Y", "sign", "-n", NAMESPACE, "-f", "<your key>", str(output)
+    )
+    sending = words.command(*session.program, "order", "send", str(output), signature)
+    session.say(
+        "", f"written to {output}; sign it and send it with:", f"   {signing}", f"   {sending}"
+    )
+    session.document(
+        {
+            "file": str(output),
+            "order": draft.order.model_dump(mode="json"),
+            "showing": None if draft.showing is None else draft.showing.model_dump(mode="json"),
+            "sign": signing,
+            "send": sending,
+        }
+    )
+
+
+async def _request(session: Session, wanted: Wanted, documents: Documents) -> Draft:
+    verb = verb_of(wanted.verb)
+    desk = session.desk()
+    target = wanted.target
+    if verb in FLEET_VERBS:
+        target = f"fleet/{target.removeprefix('fleet/')}"
+    asked = Asked(
+        verb=verb,
+        target=target,
+        subject=wanted.subject,
+        choice=choice_of(wanted.choice),
+        person=wanted.person,
+        comment=wanted.comment,
+        life=life_of(wanted.valid),
+    )
+    if verb == "start":
+        return await _request_start(session, desk, asked, wanted.plan, documents)
+    if verb == "rollback":
+        return await desk.draft_rollback(asked, carried=True)
+    return await desk.draft_for_run(asked, carried=True)
+
+
+async def _request_start(
+    session: Session, desk: Desk, asked: Asked, plan: str, documents: Documents
+) -> Draft:
+    if plan and documents.given:
+        raise OrderError(
+            "--plan and documents say the same thing twice", next_step="leave one of them out"
+        )
+    if plan:
+        return await desk.draft_start(asked, plan, carried=True)
+    made = await desk.make_plan(documents.files())
+    if asked.target != f"fleet/{made.plan.fleet.name}":
+        raise OrderError(
+            f"the documents are for fleet {made.plan.fleet.name}, not for {asked.target}",
+            next_step=f"`kedge order request start {made.plan.fleet.name} …`",
+        )
+    await desk.keep_plan(made.plan)
+    session.note(f"plan {made.digest} is stored")
+    return await desk.draft_start(asked, made.digest, policy=made.policy, carried=True)
+
+
+def send_files(session: Session, order: Path, signature: Path, *, signal: bool) -> None:
+    """Sends a signed order: as an update, whose verdict is printed, or as a plain signal."""
+    sent = read_sent(order, signature)
+    desk = session.desk()
+    if signal:
+        session.run(desk.signal(sent.order.target, sent.envelope))
+        session.say(
+            "sent as a signal: it is judged like any other, but nobody waits for the verdict",
+            f"   {words.command(*session.program, 'status', sent.order.target)} shows it",
+        )
+        session.document({"target": sent.order.target, "sent": "signal"})
+        return
+    submitted = session.run(desk.submit(sent.order.target, sent.envelope, sent.order.nonce))
+    refuse_if_refused(session, submitted.verdict)
+    if submitted.run is not None:
+        session.note(f"accepted: {submitted.verdict.said}")
+        tell_run(session, submitted.run)
+        return
+    session.say(Text(f"accepted: {submitted.verdict.said}", style="green"))
+    session.document(
+        {"run": sent.order.target, "verdict": submitted.verdict.model_dump(mode="json")}
+    )
+
+
+def show_files(session: Session, order: Path, signature: Path | None) -> None:
+    """Says what an order says, and who signed it. It is read, not judged."""
+    sent = read_sent(order, signature)
+    document: dict[str, Any] = {"order": sent.order.model_dump(mode="json")}
+    session.say(*_lines(sent.order))
+    if signature is not None:
+        from worker.desk_signing import signed_by  # noqa: PLC0415 - heavy, and only for this
+
+        key = signed_by(sent)
+        document["key"] = key
+        session.say(f"   signed by  {key}; whether it counts, the policy decides when it is sent")
+    session.document(document)
+
+
+def _lines(order: Order) -> list[Text]:
+    rows = {
+        "target": order.target,
+        "subject": order.subject,
+        "choice": order.choice or "",
+        "plan": order.plan,
+        "shown": order.shown if order.shown != order.plan else "",
+        "person": order.person or "the owner of the key that signs",
+        "comment": order.comment,
+        "issued": order.issued,
+        "expires": order.expires,
+        "nonce": order.nonce,
+    }
+    lines = [Text(order.verb, style="bold")]
+    lines += [Text(f"   {name:<10} {value}") for name, value in rows.items() if value]
+    return lines

@@ -1,0 +1,250 @@
+"""From a word to a verdict: draft, show, ask, sign, send, tell."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import sys
+from typing import Any, get_args
+
+import typer
+from rich.text import Text
+
+from cli import words
+from cli.exits import Exit
+from cli.session import Session
+from cli.signing import Signing
+from cli.tree import showing_lines, tally_words
+from kedge.model.errors import DriverError, EngineError, OrderError
+from kedge.model.order import OrderVerdict, Tally
+from kedge.model.plan import Choice, Verb
+from kedge.model.policy import Policy
+from kedge.model.run import RunStatus, Submitted
+from worker.desk import Desk
+from worker.desk_orders import FLEET_VERBS, Asked, Draft
+from worker.desk_signing import Signer, person_of, sign
+
+VERBS: tuple[Verb, ...] = get_args(Verb)
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+ASKS: dict[Verb, str] = {
+    "start": "start this migration",
+    "approve": "sign for this",
+    "reject": "refuse this",
+    "pause": "pause the run",
+    "resume": "let the run go on",
+    "abort": "end the run as it stands",
+    "decide": "decide this",
+    "rollback": "take the fleet back",
+}
+
+
+def give(
+    session: Session,
+    verb: Verb,
+    target: str,
+    signing: Signing,
+    *,
+    subject: str = "",
+    choice: str = "",
+) -> None:
+    """One order about a run (or, for a rollback, a fleet), from drafting to the verdict."""
+    session.run(_give(session, verb, target, signing, subject=subject, choice=choice))
+
+
+async def _give(
+    session: Session, verb: Verb, target: str, signing: Signing, *, subject: str, choice: str
+) -> None:
+    desk = session.desk()
+    signer = signer_of(signing)
+    if verb == "rollback":
+        target = f"fleet/{target.removeprefix('fleet/')}"
+    policy = await _policy_for(desk, verb, target)
+    asked = Asked(
+        verb=verb,
+        target=target,
+        subject=subject,
+        choice=choice_of(choice),
+        person=signing.person or person_of(policy, signer),
+        comment=signing.comment,
+        life=life_of(signing.valid),
+    )
+    draft = await (desk.draft_rollback(asked) if verb in FLEET_VERBS else desk.draft_for_run(asked))
+    show_draft(session, draft)
+    submitted = await sign_and_send(session, desk, draft, signer, yes=signing.yes)
+    await _tell(session, desk, draft, submitted)
+
+
+async def _policy_for(desk: Desk, verb: Verb, target: str) -> Policy | None:
+    """The policy pinned here for the fleet that the order is about; names the key's owner."""
+    if verb in FLEET_VERBS:
+        return await desk.policy(target.removeprefix("fleet/"))
+    parts = target.split("/")
+    return await desk.policy(parts[1]) if len(parts) == 3 else None
+
+
+def signer_of(signing: Signing) -> Signer:
+    """The key file or agent key to sign with. Raises ``OrderError`` unless exactly one was named."""
+    if (signing.key is None) == (signing.agent is None):
+        raise OrderError(
+            "an order is signed with exactly one key",
+            next_step="name a private key with --key FILE, or a key of the ssh-agent with --agent KEY; "
+            "`kedge order request` writes an order for signing elsewhere",
+        )
+    return Signer(key=signing.key, agent=signing.agent)
+
+
+def choice_of(text: str) -> Choice | None:
+    """A choice by its name. Raises ``OrderError`` for any other word."""
+    if not text:
+        return None
+    if text not in CHOICES:
+        raise OrderError(
+            f"{text!r} is no choice", next_step=f"--choice with one of: {' | '.join(CHOICES)}"
+        )
+    return text
+
+
+def verb_of(text: str) -> Verb:
+    """A verb by its name. Raises ``OrderError`` for any other word."""
+    if text not in VERBS:
+        raise OrderError(f"{text!r} is no verb", next_step=f"one of: {', '.join(VERBS)}")
+    return text
+
+
+def life_of(text: str) -> float | None:
+    """Seconds in ``90s``, ``15m``, ``2h`` or ``1d``; None for nothing. Raises ``OrderError``."""
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if match is None or int(match[1]) == 0:
+        raise OrderError(
+            f"{text!r} is not a length of time", next_step="write it as 90s, 15m, 2h or 1d"
+        )
+    return float(int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]])
+
+
+def show_draft(session: Session, draft: Draft) -> None:
+    """What is about to be signed, in words."""
+    order = draft.order
+    head = Text(f"{order.verb} ", style="bold")
+    head.append(order.target, style="bold magenta")
+    if order.subject:
+        head.append(f"  {order.subject}", style="bold")
+    if order.choice:
+        head.append(f": {order.choice}", style="bold")
+    session.say(head)
+    if draft.showing is not None:
+        session.say(*showing_lines(draft.showing))
+    session.say(Text(f"   plan {order.plan}", style="dim"))
+    if order.shown != order.plan:
+        session.say(Text(f"   what you see here has the digest {order.shown}", style="dim"))
+    by = order.person or "the owner of the key"
+    life = words.duration(words.between(order.issued, order.expires))
+    session.say(Text(f"   signed as {by}, valid for {life}", style="dim"))
+
+
+async def sign_and_send(
+    session: Session, desk: Desk, draft: Draft, signer: Signer, *, yes: bool
+) -> Submitted:
+    """Asks (on a terminal), signs exactly what was shown, sends it, waits for the verdict."""
+    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+        wanted = typer.confirm(f"{ASKS[draft.order.verb]}?", default=False, err=True)
+        if not wanted:
+            session.note("nothing was signed and nothing was sent")
+            raise typer.Exit(Exit.BAD_INPUT)
+    envelope = await sign(draft, signer, _ask_passphrase if sys.stdin.isatty() else None)
+    return await desk.submit(draft.order.target, envelope, draft.order.nonce)
+
+
+def _ask_passphrase() -> str:
+    return getpass.getpass("passphrase of the key: ", stream=sys.stderr)
+
+
+def refuse_if_refused(session: Session, verdict: OrderVerdict) -> None:
+    """Ends the command when the order was refused: the rule's name, the sentence, exit code 3."""
+    if verdict.accepted:
+        return
+    step = next_step(verdict)
+    session.note(f"refused, rule {verdict.rule}: {verdict.said}")
+    session.note(f"next: {step}")
+    error = {
+        "type": "Refused",
+        "rule": verdict.rule,
+        "message": verdict.said,
+        "next": step,
+        "exit": int(Exit.REFUSED),
+    }
+    session.document({"error": error, "verdict": verdict.model_dump(mode="json")})
+    raise typer.Exit(Exit.REFUSED)
+
+
+def next_step(verdict: OrderVerdict) -> str:
+    """What somebody whose order was refused can do."""
+    rule = verdict.rule
+    if rule in {"expired", "not-yet-valid", "too-long-lived", "nonce-spent"}:
+        return "make a new order; `kedge doctor` looks at this machine's clock"
+    if rule in {
+        "unknown-person",
+        "unknown-key",
+        "role",
+        "requester",
+        "duplicate-person",
+        "duplicate-key",
+    }:
+        return "somebody else has to sign: the policy says who may, with which key"
+    if rule in {"policy", "plan"}:
+        return "pin the policy with `kedge up --fleet F --policy P`, make the plan again, then sign that"
+    if rule == "lease":
+        return "`kedge list` shows the run that has the fleet; wait for it, or `kedge rollback` it"
+    if rule in {"not-open", "subject", "shown", "choice", "verb"} and verdict.target:
+        return (
+            f"`{words.command('kedge', 'status', verdict.target)}` says what is open now; sign that"
+        )
+    return "make the order anew with `kedge order request`, and sign its bytes as they are"
+
+
+async def _tell(session: Session, desk: Desk, draft: Draft, submitted: Submitted) -> None:
+    verdict = submitted.verdict
+    refuse_if_refused(session, verdict)
+    if submitted.run is not None:
+        session.note(f"accepted: {verdict.said}")
+        tell_run(session, submitted.run)
+        return
+    document: dict[str, Any] = {
+        "run": draft.order.target,
+        "verdict": verdict.model_dump(mode="json"),
+    }
+    session.say(Text(f"accepted: {verdict.said}", style="green"))
+    if draft.order.verb == "approve":
+        status = await _status_after(desk, draft.order.target)
+        tally = _tally(status, draft.order.subject)
+        document |= {"tally": tally.model_dump(mode="json") if tally else None}
+        document |= {"open": tally is not None}
+        if tally is not None:
+            session.say(f"gate {draft.order.subject}: {tally_words(tally)}")
+        elif status is not None:
+            session.say(f"gate {draft.order.subject} is passed; the run is in phase {status.phase}")
+    session.document(document)
+
+
+async def _status_after(desk: Desk, run: str) -> RunStatus | None:
+    """The run after the verdict. The order stands whether or not this can be answered."""
+    try:
+        return await desk.status_of(run)
+    except (DriverError, EngineError):
+        return None
+
+
+def _tally(status: RunStatus | None, gate: str) -> Tally | None:
+    waiting = status.waiting if status is not None else None
+    return waiting.tally if waiting is not None and waiting.subject == gate else None
+
+
+def tell_run(session: Session, run: str) -> None:
+    """A run that an order started: its id is the last line of standard output, and nothing but it."""
+    session.note(f"watch it with: {words.command(*session.program, 'watch', run)}")
+    if session.json:
+        session.document({"run": run})
+    else:
+        sys.stdout.write(f"{run}\n")
+        sys.stdout.flush()

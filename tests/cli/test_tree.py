@@ -1,0 +1,190 @@
+"""What a watcher sees: views from statuses, drawn as text and compared with pictures that were looked at."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from rich.console import Console
+from syrupy.assertion import SnapshotAssertion
+
+from cli.tree import render
+from kedge.model.run import RunStatus, WaveProgress, WideningProgress
+from tests.cli import worlds
+from worker.desk_views import Pieces, RunView, StepNow, view_of
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of day are shown as the viewer's clock has them."""
+    import time
+
+    monkeypatch.setitem(os.environ, "TZ", "UTC")
+    time.tzset()
+
+
+def drawn(view: RunView, rows: int = 200) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=110, legacy_windows=False).print(render(view, rows=rows))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def upgrading() -> Pieces:
+    """Wave followers: one done, one healthy in a moment, one stopping for the second time."""
+    return Pieces(
+        status=worlds.status(child="upgrade/etcd/1/widening/1"),
+        widening=WideningProgress(
+            wave=1, state="upgrading", child="upgrade/etcd/1/wave-1/3", nodes_done=0
+        ),
+        wave=WaveProgress(
+            wave=1, program="forward", waiting=(), running=(2, 3), done=(1,), failed=()
+        ),
+        steps={
+            2: StepNow(step="healthy", said="healthy for 2 of 5 s"),
+            3: StepNow(step="stop", said="waits for the end", attempt=2),
+        },
+    )
+
+
+def baking() -> Pieces:
+    return Pieces(
+        status=worlds.status(nodes_done=0, wave=0, said="wave canary: 1 node"),
+        widening=WideningProgress(
+            wave=0, state="baking", child=None, until="2026-03-01T12:14:10Z", nodes_done=1
+        ),
+    )
+
+
+def going_back() -> Pieces:
+    back = worlds.status(
+        run="rollback/etcd/1-auto",
+        kind="rollback",
+        phase="going-back",
+        before="3.5.1",
+        after="3.5.0",
+        nodes_done=0,
+        waves=1,
+        wave=0,
+    )
+    return Pieces(
+        status=worlds.status(
+            phase="going-back",
+            said="going back by itself: etcd-1: not healthy",
+            wave=0,
+            nodes_done=0,
+            failures=(worlds.failure(0),),
+            successor="rollback/etcd/1-auto",
+        ),
+        back=Pieces(
+            status=back,
+            wave=WaveProgress(
+                wave=None, program="back", waiting=(), running=(0,), done=(), failed=()
+            ),
+            steps={0: StepNow(step="switch", said="")},
+        ),
+    )
+
+
+def preflight() -> Pieces:
+    return Pieces(
+        status=worlds.status(phase="preflight", said="looks at 5 nodes", wave=0, nodes_done=0)
+    )
+
+
+SCENES = {
+    "preflight looks at every node": preflight(),
+    "a wave runs": upgrading(),
+    "the canary bakes": baking(),
+    "a gate waits for one more signature": Pieces(status=worlds.at_gate()),
+    "a node failed and the run is parked": Pieces(status=worlds.parked()),
+    "paused": Pieces(status=worlds.status(phase="paused", said="paused: waits for a resume or an abort")),
+    "the canary goes back by itself": going_back(),
+    "done": Pieces(
+        status=worlds.status(
+            phase="done", said="done: every node is on the new release", wave=3, nodes_done=5,
+            ended="2026-03-01T12:09:00Z", outcome="done",
+        )
+    ),
+    "pre-empted half way": Pieces(
+        status=worlds.status(
+            phase="preempted", said="pre-empted by rollback/etcd/2", nodes_done=2,
+            successor="rollback/etcd/2", ended="2026-03-01T12:09:00Z", outcome="preempted",
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_run_is_drawn_as_a_tree(name: str, snapshot: SnapshotAssertion) -> None:
+    view = view_of(SCENES[name], worlds.plan(), worlds.NOW)
+    assert drawn(view) == snapshot
+
+
+def test_an_engine_that_is_gone_is_said_first_and_the_rest_stays(
+    snapshot: SnapshotAssertion,
+) -> None:
+    view = view_of(upgrading(), worlds.plan(), worlds.NOW)
+    gone = view.model_copy(update={"gone": 4.2, "gone_why": "engine unreachable"})
+    assert "engine unreachable for 4 s" in drawn(gone)
+    assert drawn(gone) == snapshot
+
+
+def test_a_wave_of_hundreds_shows_counts_and_only_the_nodes_that_run_or_failed(
+    snapshot: SnapshotAssertion,
+) -> None:
+    pieces = Pieces(
+        status=worlds.status(nodes=500, failures=(worlds.failure(7),)),
+        widening=WideningProgress(wave=1, state="upgrading", child="x", nodes_done=200),
+        wave=WaveProgress(
+            wave=1,
+            program="forward",
+            waiting=tuple(range(206, 300)),
+            running=(203, 204, 205),
+            done=(201, 202),
+            failed=(7,),
+        ),
+        steps={203: StepNow(step="switch"), 204: StepNow(step="start")},
+    )
+    text = drawn(view_of(pieces, worlds.plan(500), worlds.NOW))
+    assert "of 498 nodes done" in text
+    assert text.count("etcd-") < 12
+    assert text == snapshot
+
+
+def test_what_does_not_fit_the_screen_is_counted() -> None:
+    pieces = upgrading()
+    pieces = pieces.model_copy(
+        update={
+            "wave": WaveProgress(
+                wave=1,
+                program="forward",
+                waiting=(),
+                running=tuple(range(1, 40)),
+                done=(),
+                failed=(),
+            )
+        }
+    )
+    text = drawn(view_of(pieces, worlds.plan(50), worlds.NOW), rows=5)
+    assert "and 34 more" in text
+
+
+def test_without_the_plan_a_run_is_still_shown() -> None:
+    view = view_of(upgrading(), None, worlds.NOW)
+    assert "wave 2 of 3, 1 of 5 nodes done" in drawn(view)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (worlds.at_gate(), "kedge approve upgrade/etcd/1 --gate ship-it --key <your key>"),
+        (
+            worlds.parked(),
+            "kedge decide upgrade/etcd/1 --item wave-1 --choice retry --key <your key>",
+        ),
+        (worlds.status(phase="paused"), "kedge resume upgrade/etcd/1 --key <your key>"),
+    ],
+)
+def test_the_very_command_that_answers_is_shown(status: RunStatus, words: str) -> None:
+    assert words in drawn(view_of(Pieces(status=status), worlds.plan(), worlds.NOW))
