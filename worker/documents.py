@@ -19,7 +19,7 @@ from kedge.model.policy import Policy
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
 from kedge.plan.check import cycles, install_problems
-from kedge.plan.compile import Conflicts, compile_plan
+from kedge.plan.compile import ConflictsError, compile_plan
 from kedge.plan.parse import D, Parsed, parse, parse_any
 from kedge.plan.yamltree import MAX_BYTES
 
@@ -171,7 +171,7 @@ def compiled(documents: Documents) -> Plan:
         return compile_plan(
             documents.fleet, documents.before, documents.after, documents.runbook, documents.policy
         )
-    except Conflicts as error:
+    except ConflictsError as error:
         problems = tuple(
             documents.parsed[name].problem(path, said) for name, path, said in error.conflicts
         )

@@ -24,7 +24,8 @@ class Join(Frozen):
 
 class Daemon(Frozen):
     """How the daemon is run. The element ``{settings.flags}`` of ``argv`` becomes one ``--name=value`` for each
-    setting, in the order of their names."""
+    setting, in the order of their names.
+    """
 
     argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     env: dict[Key, Text] = {}
@@ -40,7 +41,8 @@ class NodeOverrides(Frozen):
 
 class Node(Frozen):
     """One machine, or one place on a machine. ``labels`` say role, failure domain, ports: whatever orders and
-    templates ask for. ``options`` are the drivers' own, over those of the fleet."""
+    templates ask for. ``options`` are the drivers' own, over those of the fleet.
+    """
 
     name: Name
     address: Annotated[Text, Field(min_length=1, max_length=255)] = "127.0.0.1"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Json, Name
@@ -146,18 +146,7 @@ class Probe(Entry):
         return (*inner, self.negated) if self.negated is not None else inner
 
 
-Condition = Annotated[
-    Probe,
-    BeforeValidator(_fact),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "description": "the name of one of the runbook's facts"},
-                {"$ref": "#/$defs/Probe"},
-            ]
-        }
-    ),
-]
+Condition = Annotated[Probe, BeforeValidator(_fact)]
 """A probe, or the name of one of the runbook's ``facts``."""
 
 

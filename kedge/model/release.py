@@ -68,7 +68,8 @@ class StoredFormat(Frozen):
 
 class ConfigurationChanges(Frozen):
     """What becomes of a fleet's settings: ``renamed`` old to new, ``removed`` ones are left out, ``defaults`` are
-    written where the fleet says nothing."""
+    written where the fleet says nothing.
+    """
 
     renamed: dict[Key, Key] = {}
     removed: tuple[Key, ...] = ()

@@ -14,7 +14,8 @@ from kedge.model.steps import HealthyStep, NodeStep, Positive, Verb, Written
 
 class BakeRule(Entry):
     """Time after a wave in which its nodes are looked at every ``interval`` with ``probe`` (default: the conditions of
-    the node's ``healthy`` steps)."""
+    the node's ``healthy`` steps).
+    """
 
     duration: Positive
     interval: Annotated[Positive, Field(le=3600)] = 5.0
@@ -101,7 +102,8 @@ class GateRule(Entry):
 
 class CommitRule(Entry):
     """The point of no return: ``before`` the last-node wave, a wave by name, or the finalize steps. ``lost`` says in
-    words what can no longer be had behind it."""
+    words what can no longer be had behind it.
+    """
 
     before: Name
     gate: Name

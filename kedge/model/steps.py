@@ -105,7 +105,8 @@ class StopStep(StepBase):
 
 class SnapshotStep(StepBase):
     """A copy of ``paths`` under the root, complete or absent. ``keep_out`` (globs) is not copied;
-    ``keep_newest`` (globs) is not put back by a restore: what is there then stays."""
+    ``keep_newest`` (globs) is not put back by a restore: what is there then stays.
+    """
 
     paths: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)] = ("data",)
     keep_out: tuple[Text, ...] = ()

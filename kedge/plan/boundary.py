@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kedge.model.plan import Effect, PointOfNoReturn, Wave, WayBack
+from kedge.model.plan import Effect, PointOfNoReturn, Wave, WayBack, WayBackKind
 from kedge.model.release import Release
 from kedge.model.runbook import AfterCommit, Runbook
 from kedge.plan.company import Where
@@ -152,6 +152,6 @@ def ways_back(runbook: Runbook, at: int | None, waves: int) -> tuple[WayBack, ..
     if at is not None and runbook.commit is not None:
         after, lost = runbook.rollback.after_commit, runbook.commit.lost
         gate = after.gate if isinstance(after, AfterCommit) else None
-        kind = "restore" if isinstance(after, AfterCommit) else "forbidden"
+        kind: WayBackKind = "restore" if isinstance(after, AfterCommit) else "forbidden"
         ways.append(WayBack(from_wave=at + 1, kind=kind, gate=gate, lost=lost))
     return tuple(way for way in ways if way.from_wave <= waves + 1)

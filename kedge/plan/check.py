@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kedge.model.fleet import Fleet, Join
 from kedge.model.notation import Path
@@ -13,7 +13,7 @@ from kedge.model.runbook import AfterCommit, Runbook
 from kedge.plan.company import Where
 from kedge.plan.programs import plain, step_paths
 from kedge.plan.settings import effective
-from kedge.plan.template import placeholders, strings
+from kedge.plan.template import FLAGS, placeholders, strings
 
 _NODE = {
     "node.name", "node.address", "node.root", "node.platform", "node.index",
@@ -48,6 +48,7 @@ def names_of(fleet: Fleet, runbook: Runbook | None, releases: Sequence[Release])
 
 
 def renames(runbook: Runbook | None) -> dict[str, str]:
+    """The runbook's own renames of settings, old name to new."""
     if runbook is None:
         return {}
     return next(
@@ -93,36 +94,42 @@ class Names:
 def template_problems(
     fleet: Fleet, runbook: Runbook | None, releases: Sequence[Release]
 ) -> list[Where]:
-    """Every placeholder that could not be filled in, in fleet, runbook and the releases' own settings."""
+    """Every placeholder that could not be filled in, in fleet and runbook."""
     names = Names(fleet, names_of(fleet, runbook, releases))
-    problems: list[Where] = []
+    texts = [*_fleet_texts(fleet), *(_runbook_texts(runbook) if runbook is not None else ())]
+    return [
+        (document, path, said)
+        for document, path, text, refused in texts
+        for name in dict.fromkeys(placeholders(text))
+        if (said := names.problem(name, refused=refused)) is not None
+    ]
 
-    def look(document: str, path: Path, text: str, refused: Iterable[str] = ()) -> None:
-        for name in dict.fromkeys(placeholders(text)):
-            said = names.problem(name, refused=refused)
-            if said is not None:
-                problems.append((document, path, said))
 
-    early = _EARLY
-    look("fleet", ("root",), fleet.root, early)
+_Text = tuple[str, Path, str, tuple[str, ...]]
+"""Document, path, text, and the families of placeholders that are not known yet where it is filled in."""
+
+
+def _fleet_texts(fleet: Fleet) -> Iterator[_Text]:
+    yield "fleet", ("root",), fleet.root, _EARLY
     for index, node in enumerate(fleet.nodes):
         if node.root is not None:
-            look("fleet", ("nodes", index, "root"), node.root, early)
+            yield "fleet", ("nodes", index, "root"), node.root, _EARLY
         for key, value in node.overrides.settings.items():
-            look("fleet", ("nodes", index, "overrides", "settings", key), value, ("settings",))
+            yield "fleet", ("nodes", index, "overrides", "settings", key), value, ("settings",)
     for key, join in fleet.vars.items():
         if isinstance(join, Join):
-            look("fleet", ("vars", key, "join"), join.join, (*early, "vars"))
+            yield "fleet", ("vars", key, "join"), join.join, (*_EARLY, "vars")
     for key, value in fleet.settings.items():
-        look("fleet", ("settings", key), value, ("settings",))
+        yield "fleet", ("settings", key), value, ("settings",)
     for path, text in strings({"run": plain(fleet.run), "files": dict(fleet.files)}):
-        if not (path[:2] == ("run", "argv") and text == "{settings.flags}"):
-            look("fleet", path, text)
-    if runbook is not None:
-        for path, text in strings(plain(runbook)):
-            if not _SPOKEN & set(path) and path[0] != "vars":
-                look("runbook", path, text)
-    return problems
+        if not (path[:2] == ("run", "argv") and text == FLAGS):
+            yield "fleet", path, text, ()
+
+
+def _runbook_texts(runbook: Runbook) -> Iterator[_Text]:
+    for path, text in strings(plain(runbook)):
+        if not _SPOKEN & set(path) and path[0] != "vars":
+            yield "runbook", path, text, ()
 
 
 def capture_problems(runbook: Runbook) -> list[Where]:
@@ -207,7 +214,7 @@ def _passable(gate: str, runbook: Runbook, policy: Policy) -> list[Where]:
         if policy.allows(p, "approve") and set(p.roles) & {*rule.roles, *rule.each_of}
     }
     starters = {p.name for p in policy.people if policy.allows(p, "start")}
-    without = 0 if policy.requester_may_approve or not starters - able == set() else 1
+    without = 0 if policy.requester_may_approve or starters - able else 1
     if len(able) - without < rule.threshold:
         who = ", ".join(sorted(able)) or "nobody"
         note = " and whoever starts the run does not count" if without else ""

@@ -41,13 +41,11 @@ def protocol_problems(before: Release, after: Release) -> list[tuple[Path, str]]
             (before, after, old.speaks, new.accepted),
         ):
             if not set(spoken) & set(accepted):
-                problems.append(
-                    (
-                        path,
-                        f"{speaker.version} speaks {name} {', '.join(spoken)}, and {hearer.version} accepts only "
-                        f"{', '.join(accepted)}; go through a release that speaks both",
-                    )
+                said = (
+                    f"{speaker.version} speaks {name} {', '.join(spoken)}, and {hearer.version} "
+                    f"accepts only {', '.join(accepted)}; go through a release that speaks both"
                 )
+                problems.append((path, said))
     return problems
 
 

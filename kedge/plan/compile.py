@@ -25,12 +25,12 @@ from kedge.model.runbook import AfterCommit, BakeRule, Runbook
 from kedge.plan import boundary, check, company, programs, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
-from kedge.plan.settings import effective, renamed
+from kedge.plan.settings import effective
 from kedge.plan.template import render
 from kedge.plan.yamltree import shown
 
 
-class Conflicts(PlanError):
+class ConflictsError(PlanError):
     """The documents do not make a plan. ``conflicts`` are (document, path, sentence), all of them."""
 
     def __init__(self, conflicts: Iterable[Where]) -> None:
@@ -47,7 +47,7 @@ def place(path: Path) -> str:
 def compile_plan(
     fleet: Fleet, before: Release, after: Release, runbook: Runbook, policy: Policy
 ) -> Plan:
-    """The plan of one migration. Raises :class:`Conflicts` (a ``PlanError``) with every problem at once."""
+    """The plan of one migration. Raises :class:`ConflictsError` (a ``PlanError``) with every problem at once."""
     problems: list[Where] = [
         *check.company_problems(fleet, after, before, runbook, policy),
         *check.template_problems(fleet, runbook, (before, after)),
@@ -70,7 +70,7 @@ def compile_plan(
     waves, more = _guarded(waves, runbook, at)
     problems += more
     if problems:
-        raise Conflicts(problems)
+        raise ConflictsError(problems)
     return _plan(fleet, before, after, runbook, policy, (maker, waves, at))
 
 

@@ -7,7 +7,7 @@ from kedge.model.fleet import Fleet
 from kedge.model.plan import PlannedNode
 from kedge.model.release import Release
 from kedge.plan.check import install_problems
-from kedge.plan.compile import Conflicts, fleet_vars, planned_nodes, planned_release
+from kedge.plan.compile import ConflictsError, fleet_vars, planned_nodes, planned_release
 from kedge.plan.render import Ground, Operation
 
 SETTLE = 1.0
@@ -15,7 +15,7 @@ SETTLE = 1.0
 
 
 class Installation:
-    """A fleet to be brought up on a release. Raises ``Conflicts`` with every problem when that cannot be.
+    """A fleet to be brought up on a release. Raises ``ConflictsError`` with every problem when that cannot be.
 
     ``nodes`` are the fleet's nodes as transports take them, ``release`` what of the release their artifacts come from.
     """
@@ -23,7 +23,7 @@ class Installation:
     def __init__(self, fleet: Fleet, release: Release) -> None:
         problems = install_problems(fleet, release)
         if problems:
-            raise Conflicts(problems)
+            raise ConflictsError(problems)
         self.nodes: tuple[PlannedNode, ...] = planned_nodes(fleet)
         self.release = planned_release(fleet, (release,), {})
         self._ground = Ground(fleet.name, fleet_vars(fleet), self.nodes, {"after": self.release})

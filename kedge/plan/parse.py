@@ -231,19 +231,18 @@ def _sentence(detail: ErrorDetails, spot: Spot, path: Path) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "string_type":
         return _not_text(spot, path)
-    if kind in _TYPES:
-        return _TYPES[kind]
     if kind == "literal_error":
         return f"must be {context['expected']}"
     if kind == "string_pattern_mismatch":
         words = _PATTERNS.get(str(context["pattern"]))
         return f"must be {words}" if words else "has a character that cannot stand here"
+    return _TYPES.get(kind) or _bound(kind, context) or str(detail["msg"])
+
+
+def _bound(kind: str, context: dict[str, Any]) -> str:
+    """What is wrong with a size or a number; empty when it is something else."""
     if kind in {"too_short", "string_too_short"}:
-        return (
-            "is empty; there is at least one"
-            if context.get("min_length") == 1
-            else str(detail["msg"])
-        )
+        return "is empty; there is at least one" if context.get("min_length") == 1 else ""
     if kind == "too_long":
         return f"has too many entries; at most {context['max_length']}"
     if kind == "string_too_long":
@@ -256,7 +255,7 @@ def _sentence(detail: ErrorDetails, spot: Spot, path: Path) -> str:
     ):
         if bound in context:
             return f"must be {words} {context[bound]:g}"
-    return str(detail["msg"])
+    return ""
 
 
 def _not_text(spot: Spot, path: Path) -> str:

@@ -172,7 +172,7 @@ class Maker:
         self, body: AnyStep, *, captured: bool
     ) -> tuple[str, dict[str, Json], float] | None:
         match body:
-            case WaitStep() | HealthyStep():
+            case WaitStep():
                 return self._waiting(body, captured=captured)
             case ProbeStep():
                 probe = self.probe(body, captured=captured)
@@ -200,8 +200,9 @@ class Maker:
                 }
                 return "stop", params, body.grace + MARGIN
             case SnapshotStep():
-                paths = {"paths": list(body.paths), "keep_out": list(body.keep_out)}
-                return "snapshot", {"id": "", **paths}, 3600.0
+                paths: list[Json] = [*body.paths]
+                keep_out: list[Json] = [*body.keep_out]
+                return "snapshot", {"id": "", "paths": paths, "keep_out": keep_out}, 3600.0
             case StartStep():
                 return "start", {"settle": body.settle}, body.settle + 30.0 + MARGIN
             case ConfigureStep():
@@ -304,7 +305,7 @@ def way_back(runbook: Runbook, maker: Maker, *, restore: bool) -> Program:
         *_undone(between, maker),
     ]
     if restore:
-        steps.append(_restore(moves["snapshot"], maker))
+        steps.append(_restore(moves["snapshot"]))
     steps += [maker.step(*moves[verb], captured=False) for verb in ("switch", "configure")]
     steps += _again(between, maker)
     steps.append(maker.step(*moves["start"], captured=False))
@@ -342,7 +343,7 @@ def _undone(steps: list[tuple[str, NodeStep]], maker: Maker) -> list[Step | None
     return found
 
 
-def _restore(snapshot: tuple[str, NodeStep], maker: Maker) -> Step:
+def _restore(snapshot: tuple[str, NodeStep]) -> Step:
     name, written = snapshot
     body = written.snapshot or SnapshotStep()
     params: dict[str, Json] = {"id": _snapshot_id(name), "keep": list(body.keep_newest)}
@@ -360,12 +361,11 @@ def _looked_at(
 ) -> list[Step | None]:
     if runbook.rollback.healthy is not None:
         return [maker.step("healthy", NodeStep(healthy=runbook.rollback.healthy))]
-    found = [
+    return [
         maker.step(name, written, captured=False)
         for name, written in steps
         if written.verb in {"healthy", "wait", "probe"}
     ]
-    return found
 
 
 def finalize(runbook: Runbook, maker: Maker) -> Program | None:

@@ -252,7 +252,7 @@ def rendering(plan: Plan) -> Rendering:
     return found
 
 
-def operations(
+def operations(  # noqa: PLR0913 - whom, what and for whom: a model would only rename them
     plan: Plan,
     node: int,
     program: ProgramName,
@@ -278,5 +278,6 @@ def probes(
     plan: Plan, node: int, what: Probes, *, wave: int = 0, run_id: str = "", epoch: int = 0
 ) -> tuple[Json, ...]:
     """The probes to ask on one node: before the run (``preflight``), when a wave opens (``rules``, in the order of
-    ``Wave.rules``), or in its ``bake``. ``release.*`` is the old release in the first two, the new one in the last."""
+    ``Wave.rules``), or in its ``bake``. ``release.*`` is the old release in the first two, the new one in the last.
+    """
     return rendering(plan).probes(node, what, wave=wave, run_id=run_id, epoch=epoch)

@@ -25,7 +25,7 @@ Values = Mapping[str, str]
 Rendered = Callable[[Values], Json]
 
 
-class UnknownPlaceholder(KeyError):
+class UnknownPlaceholderError(KeyError):
     """A placeholder that nothing answers; checked when a plan is made, so not met afterwards."""
 
 
@@ -47,7 +47,7 @@ def strings(value: Json, path: Path = ()) -> Iterator[tuple[Path, str]]:
 
 
 def render(text: str, values: Values) -> str:
-    """The text with every placeholder replaced; raises ``UnknownPlaceholder``."""
+    """The text with every placeholder replaced; raises ``UnknownPlaceholderError``."""
     return str(compiled_text(text)(values))
 
 
@@ -74,7 +74,7 @@ def compiled_text(text: str) -> Callable[[Values], str]:
         try:
             return "".join([part + values[name] for part, name in pairs]) + literal
         except KeyError as error:
-            raise UnknownPlaceholder(str(error.args[0])) from None
+            raise UnknownPlaceholderError(str(error.args[0])) from None
 
     return put
 

@@ -66,9 +66,9 @@ class Spot:
         walked: list[str | int] = []
         for part in path:
             inside = spot.inside
-            if isinstance(inside, dict) and isinstance(part, str) and part in inside:
-                spot = inside[part]
-            elif isinstance(inside, list) and isinstance(part, int) and part < len(inside):
+            if (isinstance(inside, dict) and isinstance(part, str) and part in inside) or (
+                isinstance(inside, list) and isinstance(part, int) and part < len(inside)
+            ):
                 spot = inside[part]
             else:
                 continue
@@ -333,8 +333,8 @@ class _Builder:
                 event,
                 f"&{event.anchor} names this place for aliases; documents have none, take it out",
             )
-        elif getattr(event, "tag", None) is not None:
-            self._say(event, f"{event.tag} is a tag; documents have none, take it out")
+        elif (tag := getattr(event, "tag", None)) is not None:
+            self._say(event, f"{tag} is a tag; documents have none, take it out")
 
     def _counted(self, event: yaml.Event) -> bool:
         self.values += 1
@@ -352,15 +352,17 @@ class _Builder:
                 path.append(len(frame.value) - (0 if top else 1))
             elif frame.key is not None or not top:
                 path.append(frame.last)
-        parts = path
-        self.tree.add(
-            event.start_mark.line + 1, event.start_mark.column + 1, shown(tuple(parts)), said
-        )
+        line, column = _mark(event)
+        self.tree.add(line, column, shown(tuple(path)), said)
 
 
 def _spot(event: yaml.Event) -> Spot:
+    return Spot(*_mark(event))
+
+
+def _mark(event: yaml.Event) -> tuple[int, int]:
     mark = event.start_mark
-    return Spot(mark.line + 1, mark.column + 1)
+    return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
 
 
 def _resolve(text: str) -> tuple[Json, str]:

@@ -1,0 +1,52 @@
+"""JSON Schemas of the four documents, for editors."""
+
+from __future__ import annotations
+
+import json
+
+from kedge.model.base import Json
+from kedge.plan.parse import KINDS
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema(kind: str) -> dict[str, Json]:
+    """The JSON Schema of a kind of document. Raises ``KeyError`` for a kind there is not."""
+    made: dict[str, Json] = KINDS[kind].model_json_schema(by_alias=True, mode="validation")
+    required = made.get("required")
+    # The model knows its own kind; a document has to say it.
+    said: list[Json] = (
+        ["kind", *(key for key in required if key != "kind")]
+        if isinstance(required, list)
+        else ["kind"]
+    )
+    return {"$schema": DIALECT, **_shorthand(made), "required": said}
+
+
+def _shorthand(made: dict[str, Json]) -> dict[str, Json]:
+    """A step may be a bare verb, a bake a duration: spellings that are expanded before the model sees them."""
+    definitions = made.get("$defs")
+    if not isinstance(definitions, dict):
+        return made
+    shorter: dict[str, Json] = {
+        "NodeStep": {"enum": ["stage", "switch", "configure", "start"]},
+        "BakeRule": {"type": "string", "description": "a duration"},
+        "Widening": {
+            "type": ["string", "integer"],
+            "description": "a share: 30%, 100%, or a number of nodes",
+        },
+        "HttpCall": {"type": "string", "description": "the URL"},
+        "TcpCall": {"type": "string", "description": "host:port"},
+        "Probe": {"type": "string", "description": "the name of one of the runbook's facts"},
+        "LastNode": {"const": True},
+    }
+    opened = {
+        name: {"anyOf": [shorter[name], definition]} if name in shorter else definition
+        for name, definition in definitions.items()
+    }
+    return {**made, "$defs": opened}
+
+
+def schema_text(kind: str) -> str:
+    """The schema as the text of a file."""
+    return json.dumps(schema(kind), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
