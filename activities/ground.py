@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from kedge.drivers.ports import Artifacts, Blobs, Evidence, Fleets, PolicyPins, 
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.order import OrderVerdict
-from kedge.model.plan import Plan, ProgramName
+from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
 from kedge.model.run import Run, Warrant
 from kedge.trust.warrant import verify_warrant
 
@@ -51,6 +51,25 @@ class Ground:
             else:
                 self._plans.move_to_end(digest)
             return kept
+
+    async def with_sources(
+        self, node: PlannedNode, ops: Iterable[dict[str, Json]], artifacts: Iterable[Artifact]
+    ) -> tuple[dict[str, Json], ...]:
+        """The operations, those that stage with the archive verified here, brought to the host, and its path there.
+
+        The host verifies it again. Raises ``DriverError`` where that cannot be.
+        """
+        known = {artifact.digest: artifact for artifact in artifacts}
+        made: list[dict[str, Json]] = []
+        for op in ops:
+            if op["op"] == "stage":
+                artifact = known[str(op["digest"])]
+                path = await self.artifacts.fetch(artifact)
+                source = await self.transport.put(node, path, artifact.digest, artifact.length)
+                made.append({**op, "source": source})
+            else:
+                made.append(op)
+        return tuple(made)
 
     async def authorise(
         self,

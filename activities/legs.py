@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kedge.plan.render import operations
 from temporalio import activity
 
 from activities.errors import to_temporal
@@ -16,6 +15,7 @@ from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.plan import Plan, PlannedNode
 from kedge.model.run import Failure, LegDone, LegRequest
+from kedge.plan.render import operations
 
 ONCE = frozenset({"run", "snapshot", "restore"})
 """Operations that keep their key over all rounds: done once is done."""
@@ -83,39 +83,28 @@ class LegActivities:
         request: LegRequest,
         on_event: Callable[[HostEvent], None],
     ) -> SessionEnd:
-        transport = self._ground.transport
-        ops: list[dict[str, Json]] = []
-        for planned in operations(
+        planned = operations(
             plan,
             request.node,
             request.program,
             request.leg,
             run_id=request.run.id,
             epoch=request.run.epoch,
-        ):
-            op = dict(planned)
-            if request.round and op["op"] not in ONCE:
-                op["key"] = f"{op['key']}#{request.round}"
-            if op["op"] == "stage":
-                op["source"] = await self._brought(plan, node, str(op["digest"]))
-            ops.append(op)
+            snapshot_epoch=request.run.snapshots or None,
+        )
+        if request.round:
+            planned = tuple(
+                op if op["op"] in ONCE else {**op, "key": f"{op['key']}#{request.round}"}
+                for op in planned
+            )
+        artifacts = (*plan.after.artifacts, *plan.before.artifacts)
+        ops = await self._ground.with_sources(node, planned, artifacts)
         asked = SessionRequest(
             run=request.run.id,
             token=(request.run.epoch, request.serial, activity.info().attempt),
-            ops=tuple(ops),
+            ops=ops,
         )
-        return await transport.session(node, asked, on_event)
-
-    async def _brought(self, plan: Plan, node: PlannedNode, digest: str) -> str:
-        """The artifact of that digest, verified here and brought to the host; the host verifies it again."""
-        for release in (plan.after, plan.before):
-            for artifact in release.artifacts:
-                if artifact.digest == digest:
-                    path = await self._ground.artifacts.fetch(artifact)
-                    return await self._ground.transport.put(
-                        node, path, artifact.digest, artifact.length
-                    )
-        raise DriverError("NotFound", f"the plan has no artifact {digest}", retryable=False)
+        return await self._ground.transport.session(node, asked, on_event)
 
     async def _write_down(self, request: LegRequest, node: PlannedNode, end: SessionEnd) -> None:
         """One record per attempt of a leg: every step with what was seen before and after."""

@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
-from kedge.plan.render import installation, preflight_probes, render_probe
 from temporalio import activity
 
 from activities.ground import Ground
 from activities.heartbeats import pulse
-from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
+from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Token
 from kedge.model.base import Json
-from kedge.model.errors import DriverError
+from kedge.model.errors import DriverError, KedgeError
 from kedge.model.fleet import Fleet
 from kedge.model.plan import Plan, PlannedNode
 from kedge.model.release import Release
@@ -29,9 +28,13 @@ from kedge.model.run import (
     OpenRequest,
     Run,
 )
+from kedge.plan.install import Installation
+from kedge.plan.render import probes
 
 AT_ONCE = 32
 """Sessions one activity has open at a time."""
+
+INSTALL = "install"
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
@@ -67,7 +70,8 @@ class NodeActivities:
         prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{request.serial}.{activity.info().attempt}"
         ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
         if request.probes:
-            for number, probe in enumerate(preflight_probes(plan, index)):
+            asked = probes(plan, index, "preflight", run_id=request.run.id, epoch=request.run.epoch)
+            for number, probe in enumerate(asked):
                 ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})
         try:
             return index, await self._session(request.run, request.serial, node, ops)
@@ -112,20 +116,22 @@ class NodeActivities:
             await self._ground.authorise(request.run, wave=request.wave)
             async with pulse():
                 for number, rule in enumerate(wave.rules):
-                    asked = partial(self._holds, request, plan, number, rule.probe)
+                    asked = partial(self._holds, request, plan, number)
                     holds = dict(await _each([node for batch in batches for node in batch], asked))
                     late = {node for node, held in holds.items() if held == rule.last}
                     batches = [tuple(sorted(batch, key=late.__contains__)) for batch in batches]
         return Opened(batches=tuple(batch for batch in batches if batch))
 
     async def _holds(
-        self, request: OpenRequest, plan: Plan, number: int, probe: dict[str, Json], index: int
+        self, request: OpenRequest, plan: Plan, number: int, index: int
     ) -> tuple[int, bool]:
         """Whether an order rule's probe passes on a node; a node that cannot be asked has no claim to go last."""
         node = plan.nodes[index]
         attempt = activity.info().attempt
         key = f"{request.run.id}@{request.run.epoch}/{node.name}/order-{request.serial}.{attempt}/{number}"
-        op: dict[str, Json] = {"key": key, "op": "probe", "probe": render_probe(plan, index, probe)}
+        run = request.run
+        rules = probes(plan, index, "rules", wave=request.wave, run_id=run.id, epoch=run.epoch)
+        op: dict[str, Json] = {"key": key, "op": "probe", "probe": rules[number]}
         try:
             end = await self._session(request.run, request.serial, node, [op])
         except DriverError:
@@ -153,8 +159,10 @@ class NodeActivities:
         node, wave = plan.nodes[index], plan.waves[request.wave]
         prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/bake-{request.serial}.{activity.info().attempt}"
         probe: dict[str, Json] = {"service": {"running": True}}
-        if wave.bake is not None and wave.bake.probe is not None:
-            probe = {"all": [probe, render_probe(plan, index, wave.bake.probe)]}
+        run = request.run
+        more = probes(plan, index, "bake", wave=wave.index, run_id=run.id, epoch=run.epoch)
+        if more:
+            probe = {"all": [probe, *more]}
         ops: list[dict[str, Json]] = [
             {
                 "key": f"{prefix}/bake",
@@ -186,12 +194,13 @@ class NodeActivities:
             )
         document = Fleet.model_validate_json(await self._ground.blobs.get(known.document))
         release = Release.model_validate_json(await self._ground.blobs.get(known.baseline))
-        nodes, programs = installation(document, release)
+        try:
+            install = Installation(document, release)
+        except KedgeError as error:
+            return EnsureResult(fleet=fleet, nodes=0, problems=(error.message,))
+        nodes = install.nodes
         async with pulse():
-            what = await _each(
-                range(len(nodes)),
-                lambda index: self._ensured(nodes[index], programs[index], release),
-            )
+            what = await _each(range(len(nodes)), partial(self._ensured, install))
         return EnsureResult(
             fleet=fleet,
             nodes=len(nodes),
@@ -203,40 +212,25 @@ class NodeActivities:
             ),
         )
 
-    async def _ensured(
-        self, node: PlannedNode, program: tuple[dict[str, Json], ...], release: Release
-    ) -> str:
+    async def _ensured(self, install: Installation, index: int) -> str:
         """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
+        node = install.nodes[index]
         transport = self._ground.transport
-        prefix = f"ensure/{node.name}"
         run, token = "ensure", (0, 0, 0)
+        look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
+        ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
         try:
-            looked = SessionRequest(
-                run=run, token=token, ops=({"key": f"{prefix}/look", "op": "observe"},)
-            )
-            end = await transport.session(node, looked, _unheard)
-            if (
-                end.failed is not None
-                and end.failed.error is not None
-                and end.failed.error.type == "Fenced"
-            ):
+            end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
+            if _fenced(end):
                 # The host has a fence already. Starting what its own mark says is true under any token, so the
                 # standing one is used: it is never raised here, and a migration under way is not disturbed.
-                run, token = _standing(end.failed.error.detail)
-                end = await transport.session(
-                    node,
-                    SessionRequest(
-                        run=run, token=token, ops=({"key": f"{prefix}/look", "op": "observe"},)
-                    ),
-                    _unheard,
-                )
-            if end.ok and end.observed.get("release") is None:
-                return await self._install(node, program, release)
+                run, token = _standing(end)
+                end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
+            unfinished = run == INSTALL and not end.observed.get("should_run")
+            if end.ok and (end.observed.get("release") is None or unfinished):
+                return await self._install(install, index)
             was_running = bool(end.observed.get("running"))
-            ensured = SessionRequest(
-                run=run, token=token, ops=({"key": f"{prefix}/ensure", "op": "ensure"},)
-            )
-            end = await transport.session(node, ensured, _unheard)
+            end = await transport.session(node, SessionRequest(run, token, (ensure,)), _unheard)
         except DriverError as error:
             return f"{node.name}: {error.message}"
         fault = end.fault(node.name)
@@ -246,23 +240,13 @@ class NodeActivities:
             return "stopped"
         return "running" if was_running else "started"
 
-    async def _install(
-        self, node: PlannedNode, program: tuple[dict[str, Json], ...], release: Release
-    ) -> str:
-        transport = self._ground.transport
-        ops: list[dict[str, Json]] = []
-        for planned in program:
-            op = dict(planned)
-            if op["op"] == "stage":
-                artifact = next(
-                    one for one in release.planned_artifacts() if one.digest == op["digest"]
-                )
-                path = await self._ground.artifacts.fetch(artifact)
-                op["source"] = await transport.put(node, path, artifact.digest, artifact.length)
-            ops.append(op)
-        end = await transport.session(
-            node, SessionRequest(run="install", token=(0, 0, 1), ops=tuple(ops)), _unheard
+    async def _install(self, install: Installation, index: int) -> str:
+        node = install.nodes[index]
+        ops = await self._ground.with_sources(
+            node, install.operations(index, key=INSTALL), install.release.artifacts
         )
+        asked = SessionRequest(run=INSTALL, token=(0, 0, 1), ops=ops)
+        end = await self._ground.transport.session(node, asked, _unheard)
         fault = end.fault(node.name)
         return "installed" if fault is None else fault.message
 
@@ -271,19 +255,23 @@ def _unheard(event: HostEvent) -> None:
     """Nobody listens to the single steps of a look."""
 
 
-def _standing(detail: object) -> tuple[str, tuple[int, int, int]]:
-    """The run and token that have a node, from a Fenced error's detail."""
-    if isinstance(detail, dict):
-        fence, run = detail.get("fence"), detail.get("run")
-        if (
-            isinstance(fence, list)
-            and len(fence) == 3
-            and all(isinstance(part, int) for part in fence)
-        ):
-            return str(run), (fence[0], fence[1], fence[2])
-    raise DriverError(
-        "HostError", "the host refused and did not say which fence it has", retryable=True
+def _fenced(end: SessionEnd) -> bool:
+    return (
+        end.failed is not None
+        and end.failed.error is not None
+        and end.failed.error.type == "Fenced"
     )
+
+
+def _standing(end: SessionEnd) -> tuple[str, Token]:
+    """The run and token that have a node, from a Fenced error's detail."""
+    detail = (
+        end.failed.error.detail if end.failed is not None and end.failed.error is not None else {}
+    )
+    match detail:
+        case {"fence": [int(epoch), int(leg), int(attempt)], "run": str(run)}:
+            return run, (epoch, leg, attempt)
+    raise DriverError("HostError", "the host did not say which fence it has", retryable=True)
 
 
 async def _each(nodes: Iterable[int], visit: Callable[[int], Awaitable[T]]) -> list[T]:

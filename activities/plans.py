@@ -72,7 +72,7 @@ def facts_of(plan: Plan) -> PlanFacts:
         gates=plan.gates,
         legs=legs,
         commit=commit,
-        finalize_node=plan.waves[-1].nodes[-1] if finalize else None,
+        finalize_node=plan.waves[0].nodes[0] if finalize else None,
         failure_budget=plan.failure_budget,
         on_failure=plan.on_failure,
         way_back=plan.way_back,

@@ -146,7 +146,7 @@ class CanaryWidening:
                 OpenRequest(
                     run=self._request.run,
                     wave=self._wave,
-                    skip=tuple(self._down),
+                    skip=(*self._down, *self._request.there),
                     serial=self._serials(),
                 ),
                 f"open wave {facts.waves[self._wave].name}",

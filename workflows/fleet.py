@@ -167,7 +167,14 @@ class Fleet:
         epoch = max(state.epoch + 1, int(workflow.now().timestamp()))
         kind = "upgrade" if verdict.verb == "start" else "rollback"
         identity = f"{kind}/{state.fleet}/{state.count + 1}"
-        run = Run(id=identity, fleet=state.fleet, plan=verdict.plan, epoch=epoch, warrant=warrant)
+        run = Run(
+            id=identity,
+            fleet=state.fleet,
+            plan=verdict.plan,
+            epoch=epoch,
+            warrant=warrant,
+            snapshots=0 if kind == "upgrade" else state.snapshots,
+        )
         loser = state.holder
         self._change(
             epoch=epoch,
@@ -175,6 +182,7 @@ class Fleet:
             holder=identity,
             last=identity,
             plan=verdict.plan,
+            snapshots=epoch if kind == "upgrade" else state.snapshots,
             runs=(*state.runs, identity)[-KEPT:],
             release=None if kind == "upgrade" else state.release,
             release_document=None if kind == "upgrade" else state.release_document,

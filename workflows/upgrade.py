@@ -219,7 +219,12 @@ class Upgrade(Ordered):
                 900,
             ),
         )
-        return progress.PreflightSeen(failures=seen.problems, serial=serial + 1)
+        stopped = set(seen.stopped)
+        return progress.PreflightSeen(
+            failures=seen.problems,
+            there=tuple(node for node in seen.after if node not in stopped),
+            serial=serial + 1,
+        )
 
     async def _gate(self, name: str, facts: PlanFacts) -> Event | None:
         gate = next(gate for gate in facts.gates if gate.name == name)
@@ -243,6 +248,7 @@ class Upgrade(Ordered):
                 passed=state.passed,
                 again=state.again,
                 down=state.down,
+                there=state.there,
             ),
             id=self._child_id,
             search_attributes=attributes(self._run.fleet, "widening", facts.after),

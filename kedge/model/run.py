@@ -26,6 +26,8 @@ class Run(Frozen):
     plan: Digest
     epoch: int
     warrant: Digest
+    snapshots: int = 0
+    """The epoch in which the snapshots were made that a way back restores; 0: this run's own."""
 
 
 class Warrant(Frozen):
@@ -116,6 +118,8 @@ class WideningRequest(Frozen):
     passed: tuple[Name, ...] = ()
     again: Again | None = None
     down: tuple[int, ...] = ()
+    there: tuple[int, ...] = ()
+    """Nodes that ran the new release before this run began: nothing is done to them."""
     done: int = 0
     steps: int = 0
     replayed: int = 0
@@ -373,6 +377,8 @@ class FleetState(Frozen):
     holder: str | None = None
     last: str | None = None
     plan: Digest | None = None
+    snapshots: int = 0
+    """Epoch of the last upgrade: its snapshots are what a rollback restores."""
     release: str | None = None
     release_document: Digest | None = None
     runs: tuple[str, ...] = ()

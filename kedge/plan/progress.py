@@ -48,6 +48,7 @@ class UpgradeState(Frozen):
     passed: tuple[Name, ...] = ()
     gate: Name | None = None
     down: tuple[int, ...] = ()
+    there: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     done: int = 0
     steps: int = 0
@@ -73,6 +74,8 @@ class PreflightSeen(Frozen):
     """Preflight ended; ``failures`` empty is a pass."""
 
     failures: tuple[Failure, ...] = ()
+    there: tuple[int, ...] = ()
+    """Nodes that run the new release already."""
     serial: int
 
 
@@ -205,7 +208,9 @@ def _done_said(state: UpgradeState) -> str:
 
 
 def _preflight(state: UpgradeState, event: PreflightSeen, facts: PlanFacts) -> UpgradeState:
-    state = state.model_copy(update={"serial": event.serial})
+    state = state.model_copy(
+        update={"serial": event.serial, "there": event.there, "done": len(event.there)}
+    )
     if any(failure.type == "Fenced" for failure in event.failures):
         return _end(state, "preempted", FENCED)
     if event.failures:

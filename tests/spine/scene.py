@@ -1,0 +1,363 @@
+"""A whole scene for tests: people with keys, a fleet, two releases, a plan, a worker in this process, orders."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import secrets
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError
+
+from kedge.drivers.registry import Drivers
+from kedge.drivers.signers import sign_with_key
+from kedge.model.base import Json, canonical
+from kedge.model.fleet import Fleet
+from kedge.model.order import Envelope, OrderVerdict
+from kedge.model.plan import Choice, Plan, Verb
+from kedge.model.policy import Policy
+from kedge.model.release import Release
+from kedge.model.run import FleetStatus, RunStatus, Submitted
+from kedge.model.runbook import Runbook
+from kedge.plan.compile import compile_plan
+from kedge.plan.digest import plan_digest
+from kedge.trust.orders import bytes_to_sign, make, seal
+from worker.settings import Settings
+from worker.wiring import drivers_of, worker_of
+
+PEOPLE = {
+    "olga": ("operator",),
+    "ada": ("sre",),
+    "bob": ("db-owner",),
+    "eve": ("oncall",),
+}
+MAY: dict[str, list[str]] = {
+    "start": ["operator"],
+    "approve": ["sre", "db-owner"],
+    "reject": ["sre", "db-owner"],
+    "pause": ["operator", "oncall"],
+    "resume": ["operator", "oncall"],
+    "abort": ["operator", "oncall"],
+    "decide": ["operator", "oncall"],
+    "rollback": ["oncall"],
+}
+
+DAEMON = """#!/bin/sh
+# A daemon that says each real start and stop in a log outside of everything kedge writes.
+echo "start $1 {version} $$" >> "$2"
+trap 'echo "stop $1 {version} $$" >> "$2"; exit 0' TERM
+while :; do sleep 0.05; done
+"""
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """A tar archive with these files, each executable."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, body in sorted(files.items()):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(body), 0o755
+            tar.addfile(info, io.BytesIO(body))
+    return content.getvalue()
+
+
+@dataclass
+class Scene:
+    """Everything of one test; ``fleet`` is also the name of the fleet's workflow (``fleet/<name>``)."""
+
+    client: Client
+    settings: Settings
+    home: Path
+    drivers: Drivers
+    name: str
+    policy: Policy
+    document: Fleet
+    releases: dict[str, Release]
+    keys: dict[str, Path]
+    nonce: Callable[[], str] = field(default=lambda: secrets.token_hex(16))
+
+    def runbook(self, **given: Json) -> Runbook:
+        """A small runbook: canary, gate, the rest; ``given`` replaces whole keys."""
+        probe: dict[str, Json] = {"service": {"running": True}}
+        base: dict[str, Json] = {
+            "kind": "Runbook",
+            "name": "roll",
+            "node": [
+                "stage",
+                {"stop": {"signal": "TERM", "grace": "5s"}},
+                "switch",
+                "configure",
+                {"start": {"settle": "0s"}},
+                {"healthy": {**probe, "for": "0s", "within": "5s", "interval": "50ms"}},
+            ],
+            "waves": {
+                "canary": {
+                    "nodes": 1,
+                    "bake": {"duration": "200ms", "interval": "100ms"},
+                    "gate": "ship",
+                },
+                "widen": ["100%"],
+                "max_unavailable": 2,
+            },
+            "gates": {"ship": {"approvals": {"threshold": 2, "roles": ["sre", "db-owner"]}}},
+            "retry": {"attempts": 2, "backoff": "50ms"},
+        }
+        return Runbook.model_validate({**base, **given}, strict=False)
+
+    def plan(
+        self, runbook: Runbook | None = None, before: str = "1.0.0", after: str = "1.1.0"
+    ) -> Plan:
+        """The plan from one release to the other."""
+        return compile_plan(
+            self.document,
+            self.releases[before],
+            self.releases[after],
+            runbook or self.runbook(),
+            self.policy,
+        )
+
+    async def ensure(self) -> None:
+        """Bring the fleet up on its first release."""
+        result = await self.client.execute_workflow(
+            "Ensure",
+            self.name,
+            id=f"ensure/{self.name}",
+            task_queue=self.settings.task_queue,
+        )
+        assert not result["problems"], result
+
+    # -- orders --------------------------------------------------------------------------------------------------
+
+    def envelope(
+        self,
+        verb: Verb,
+        target: str,
+        plan: str,
+        who: str,
+        **given: Any,
+    ) -> Envelope:
+        """A signed order."""
+        now = datetime.now(UTC)
+        order = make(
+            verb,
+            target,
+            plan=plan,
+            person=who,
+            issued=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            expires=f"{now + timedelta(minutes=10):%Y-%m-%dT%H:%M:%SZ}",
+            nonce=self.nonce(),
+            **given,
+        )
+        text = bytes_to_sign(order)
+        return seal(text, sign_with_key(self.keys[who], text))
+
+    async def submit(self, workflow: str, envelope: Envelope) -> Submitted:
+        """Send an order as an update; waits until the workflow is there and a worker answers."""
+        handle = self.client.get_workflow_handle(workflow)
+        return await handle.execute_update("submit_order", envelope, result_type=Submitted)
+
+    async def start(self, plan: Plan, who: str = "olga") -> str:
+        """Store a plan and order its start; the run's id."""
+        digest = await self.drivers.blobs.put(canonical(plan))
+        assert digest == plan_digest(plan)
+        await self.open_fleet()
+        submitted = await self.submit(
+            f"fleet/{self.name}", self.envelope("start", f"fleet/{self.name}", digest, who)
+        )
+        assert submitted.verdict.accepted, submitted.verdict
+        assert submitted.run is not None
+        return submitted.run
+
+    async def open_fleet(self) -> WorkflowHandle[Any, Any]:
+        """The fleet's own workflow, started if it is not there."""
+        return await self.client.start_workflow(
+            "Fleet",
+            self.name,
+            id=f"fleet/{self.name}",
+            task_queue=self.settings.task_queue,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        )
+
+    async def order(self, verb: Verb, run: str, who: str, **given: Any) -> OrderVerdict:
+        """Sign and send an order about a run, bound to what the run shows now."""
+        status = await self.status(run)
+        waiting = status.waiting
+        if verb in ("approve", "reject", "decide") and waiting is not None:
+            given = {"subject": waiting.subject, "shown": waiting.shown, **given}
+        return (await self.submit(run, self.envelope(verb, run, status.plan, who, **given))).verdict
+
+    async def approve(self, run: str, *people: str) -> None:
+        """Everybody approves the open gate."""
+        for who in people or ("ada", "bob"):
+            verdict = await self.order("approve", run, who)
+            assert verdict.accepted, verdict
+
+    async def decide(self, run: str, choice: Choice, who: str = "olga") -> None:
+        """Decide the parked item."""
+        verdict = await self.order("decide", run, who, choice=choice)
+        assert verdict.accepted, verdict
+
+    async def rollback(self, who: str = "eve") -> str:
+        """An on-call rollback of whatever holds or held the lease."""
+        fleet = await self.fleet_status()
+        assert fleet.plan is not None
+        target = f"fleet/{self.name}"
+        submitted = await self.submit(target, self.envelope("rollback", target, fleet.plan, who))
+        assert submitted.verdict.accepted, submitted.verdict
+        assert submitted.run is not None
+        return submitted.run
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def status(self, run: str) -> RunStatus:
+        """What a run says of itself."""
+        return await self.client.get_workflow_handle(run).query("status", result_type=RunStatus)
+
+    async def fleet_status(self) -> FleetStatus:
+        """What the fleet says of itself."""
+        handle = self.client.get_workflow_handle(f"fleet/{self.name}")
+        return await handle.query("status", result_type=FleetStatus)
+
+    async def until(
+        self, run: str, wanted: Callable[[RunStatus], bool] | str, seconds: float = 60
+    ) -> RunStatus:
+        """Wait until a run's status is as wanted (a phase, or a condition); fails with the last status."""
+        ends = asyncio.get_running_loop().time() + seconds
+        last: object = None
+        while asyncio.get_running_loop().time() < ends:
+            try:
+                status = await self.status(run)
+            except (RPCError, WorkflowUpdateFailedError) as error:
+                last = error
+            else:
+                last = status
+                if (status.phase == wanted) if isinstance(wanted, str) else wanted(status):
+                    return status
+                if status.ended is not None:
+                    break
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{run} did not come to {wanted}: {last}")
+
+    async def waits_for(self, run: str, subject: str) -> RunStatus:
+        """Wait until a gate or a parked item (by the beginning of its name) is open."""
+        return await self.until(
+            run, lambda s: s.waiting is not None and s.waiting.subject.startswith(subject)
+        )
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """A worker in this process for the length of the block."""
+        async with worker_of(self.settings, self.client, self.drivers):
+            yield
+
+
+def make_keys(folder: Path) -> dict[str, Path]:
+    """A fresh ed25519 key for each person."""
+    folder.mkdir(parents=True)
+    keys: dict[str, Path] = {}
+    for person in PEOPLE:
+        path = folder / person
+        key = asyncssh.generate_private_key("ssh-ed25519", comment=person)
+        key.write_private_key(str(path))
+        key.write_public_key(f"{path}.pub")
+        path.chmod(0o600)
+        keys[person] = path
+    return keys
+
+
+def make_policy(keys: dict[str, Path]) -> Policy:
+    """Who may do what in tests."""
+    people = [
+        {"name": who, "roles": list(roles), "keys": [Path(f"{keys[who]}.pub").read_text().strip()]}
+        for who, roles in PEOPLE.items()
+    ]
+    said = {"kind": "Policy", "name": "test", "environment": "test", "people": people, "may": MAY}
+    return Policy.model_validate(said, strict=False)
+
+
+def make_release(folder: Path, version: str, files: dict[str, bytes]) -> Release:
+    """A release of the test daemon; its archive lies in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = archive(files)
+    path = folder / f"daemon-{version}.tar"
+    path.write_bytes(content)
+    said = {
+        "kind": "Release",
+        "component": "daemon",
+        "version": version,
+        "artifacts": {
+            "linux/amd64": {
+                "digest": hashlib.sha256(content).hexdigest(),
+                "length": len(content),
+                "source": str(path),
+            }
+        },
+        "upgrade_from": ">=1.0.0",
+        "downgrade_to": ">=1.0.0",
+    }
+    return Release.model_validate(said, strict=False)
+
+
+def make_scene(
+    client: Client,
+    home: Path,
+    *,
+    nodes: int = 3,
+    transport: str = "sim",
+    options: dict[str, Json] | None = None,
+    **settings: Any,
+) -> Scene:
+    """A scene with its own task queue, fleet name, home and keys."""
+    name = f"t-{secrets.token_hex(4)}"
+    keys = make_keys(home / "keys")
+    policy = make_policy(keys)
+    releases = {
+        version: make_release(
+            home / "releases",
+            version,
+            {"daemon": DAEMON.replace("{version}", version).encode()},
+        )
+        for version in ("1.0.0", "1.1.0", "1.2.0")
+    }
+    document = Fleet.model_validate(
+        {
+            "kind": "Fleet",
+            "name": name,
+            "environment": "test",
+            "release": "1.0.0.yaml",
+            "transport": transport,
+            "options": options or {},
+            "root": str(home / "nodes" / "{node.name}"),
+            "run": {"argv": ["{node.current}/daemon", "{node.name}", str(home / "truth.log")]},
+            "nodes": [{"name": f"n{index}"} for index in range(nodes)],
+        },
+        strict=False,
+    )
+    known = Settings.load(home=home / "home", task_queue=f"queue-{name}", **settings)
+    return Scene(
+        client=client,
+        settings=known,
+        home=home,
+        drivers=drivers_of(known),
+        name=name,
+        policy=policy,
+        document=document,
+        releases=releases,
+        keys=keys,
+    )
+
+
+async def settle(scene: Scene) -> None:
+    """Pin the policy and remember the fleet, as ``kedge up`` does."""
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    await scene.drivers.fleets.remember(scene.name, scene.document, scene.releases["1.0.0"])
