@@ -58,7 +58,8 @@ def request(  # noqa: PLR0913 - a command's options are its parameters
     json: options.JsonOption = False,
 ) -> None:
     """Write the exact bytes to sign, and say how to sign them with ssh-keygen alone."""
-    from cli.order_files import Documents, Wanted, write_request
+    from cli.documents import Documents
+    from cli.order_files import Wanted, write_request
 
     documents = Documents(fleet, release, runbook, policy, before)
     wanted = Wanted(verb, run, gate or item, choice, plan, person, comment, valid)

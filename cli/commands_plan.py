@@ -25,7 +25,8 @@ def plan(  # noqa: PLR0913 - a command's options are its parameters
     Nothing is done and no engine is needed. The digest changes with every change of meaning; it is what
     people sign.
     """
-    from cli.planning import Documents, show_plan
+    from cli.documents import Documents
+    from cli.planning import show_plan
 
     show_plan(begin(ctx, json=json), Documents(fleet, release, runbook, policy, before))
 
@@ -46,7 +47,8 @@ def start(  # noqa: PLR0913 - a command's options are its parameters
 
     Prints the run's id as the last line.
     """
-    from cli.planning import Documents, start_run
+    from cli.documents import Documents
+    from cli.planning import start_run
 
     documents = Documents(fleet, release, runbook, policy, before)
     start_run(begin(ctx, json=json), documents, signing)

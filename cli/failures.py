@@ -60,22 +60,14 @@ def explain(error: BaseException) -> Explained | None:
 
 
 def _of_ours(error: KedgeError) -> Explained:
-    message, step = error.message, error.next_step
+    step = error.next_step
     if step is None:
-        message, _, step = _split(message)
-    if not step:
         step = next((said for kind, said in _NEXT.items() if isinstance(error, kind)), "")
     kind = error.kind if isinstance(error, DriverError) else error.type
     problems = error.problems if isinstance(error, DocumentError) else ()
-    return Explained(_code(error), kind, message, step or "`kedge doctor` looks closer", problems)
-
-
-def _split(message: str) -> tuple[str, str, str]:
-    """Some errors end in ``next: …`` already; that is the next step then."""
-    for mark in ("\nnext: ", "; next: "):
-        if mark in message:
-            return message.rpartition(mark)
-    return message, "", ""
+    return Explained(
+        _code(error), kind, error.message, step or "`kedge doctor` looks closer", problems
+    )
 
 
 def _code(error: KedgeError) -> Exit:

@@ -94,7 +94,7 @@ async def _request_start(
         )
     if plan:
         return await desk.draft_start(asked, plan, carried=True)
-    made = await desk.make_plan(documents.files())
+    made = desk.make_plan(documents.files())
     if asked.target != f"fleet/{made.plan.fleet.name}":
         raise OrderError(
             f"the documents are for fleet {made.plan.fleet.name}, not for {asked.target}",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,7 +39,6 @@ class Session:
     home: Path | None = None
     debug: bool = False
     json: bool = False
-    spoken: list[str] = field(default_factory=list)
 
     @property
     def program(self) -> tuple[str, ...]:
@@ -56,7 +55,11 @@ class Session:
         """Words for people."""
         console = _console(stderr=self.json)
         for one in what:
-            console.print(one, highlight=False, soft_wrap=isinstance(one, str), markup=False)
+            _print(console, one)
+
+    def aside(self, what: RenderableType) -> None:
+        """Words for people that are not the command's result: always on standard error."""
+        _print(_console(stderr=True), what)
 
     def note(self, text: str) -> None:
         """A remark beside the result: always on standard error."""
@@ -80,10 +83,18 @@ class Session:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console  # noqa: PLC0415 - heavy, and --help must be quick
 
-    # Not a terminal: sentences stay on one line, so that they can be searched and cut.
+    # Not a terminal: wide enough that no table or tree is cut.
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
     return Console(file=stream, width=width)
+
+
+def _print(console: Console, what: RenderableType) -> None:
+    """Sentences are left whole where no terminal breaks lines: they can be searched and cut then."""
+    from rich.text import Text  # noqa: PLC0415 - heavy, and --help must be quick
+
+    whole = isinstance(what, str) or (isinstance(what, Text) and not console.is_terminal)
+    console.print(what, highlight=False, markup=False, soft_wrap=whole)
 
 
 def begin(ctx: typer.Context, *, json: bool = False) -> Session:

@@ -16,12 +16,18 @@ from pydantic import ValidationError
 
 from kedge.drivers.ports import Blobs, Fleets, PolicyPins
 from kedge.drivers.registry import DriverSettings, open_drivers
-from kedge.model.base import canonical
-from kedge.model.errors import DriverError, EngineError, SettingsError
+from kedge.model.base import Digest, Frozen, canonical
+from kedge.model.errors import (
+    DocumentError,
+    DriverError,
+    PlanError,
+    SettingsError,
+)
 from kedge.model.order import Envelope
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
+from kedge.plan.digest import plan_digest
 from worker import desk_orders
 from worker.desk_orders import Asked, Draft
 from worker.settings import Settings
@@ -31,6 +37,27 @@ if TYPE_CHECKING:
     from worker.desk_runs import Runs, RunSummary
     from worker.desk_up import Place, Say, Stopped
     from worker.desk_views import RunView
+
+
+class PlanFiles(Frozen):
+    """The documents a plan is made from.
+
+    ``before`` is the release that runs now, where that is not what the fleet's document says.
+    """
+
+    fleet: Path
+    release: Path
+    runbook: Path
+    policy: Path
+    before: Path | None = None
+
+
+class MadePlan(Frozen):
+    """A plan and the digest that people sign; ``policy`` is the one it was made with."""
+
+    plan: Plan
+    digest: Digest
+    policy: Policy
 
 
 class Desk:
@@ -63,11 +90,12 @@ class Desk:
             # The client of Temporal takes half a second to load: only who talks to it pays.
             from worker.client import EngineUnreachableError, connect
             from worker.desk_runs import Runs
+            from worker.desk_up import engine_error
 
             try:
                 client = await connect(self.settings)
             except EngineUnreachableError as error:
-                raise EngineError(str(error)) from error
+                raise engine_error(error) from error
             self._runs = Runs(client, self.settings.task_queue)
         return self._runs
 
@@ -104,9 +132,66 @@ class Desk:
                 "NotFound", f"what is stored under {digest[:12]} is not a plan", retryable=False
             ) from error
 
+    def make_plan(self, files: PlanFiles) -> MadePlan:
+        """The plan of document files. Needs no engine and keeps nothing.
+
+        Raises ``DocumentError`` with every problem of every file.
+        """
+        from worker import documents
+
+        found = documents.read_documents(
+            files.fleet, files.release, files.runbook, files.policy, before_path=files.before
+        )
+        plan = documents.compiled(found)
+        return MadePlan(plan=plan, digest=plan_digest(plan), policy=found.policy)
+
+    async def check_startable(self, made: MadePlan) -> None:
+        """Raises ``PlanError`` when the fleet is known to run another release than the plan starts from.
+
+        A fleet's document may still name the release it began with; the fleet's workflow knows better.
+        """
+        try:
+            fleet = await self.fleet_status(made.plan.fleet.name)
+        except DriverError:
+            return  # its first order is yet to come
+        if fleet.release is not None and fleet.release_document != made.plan.before.document:
+            raise PlanError(
+                f"fleet {fleet.fleet} runs {fleet.release} since {fleet.last}, "
+                f"but the plan starts from {made.plan.before.version}",
+                next_step="name the release that runs now with --from FILE",
+            )
+
     async def keep_plan(self, plan: Plan) -> str:
         """Stores a plan; its digest is what orders and runs name."""
         return await self.blobs.put(canonical(plan))
+
+    async def make_known(self, fleet_file: Path, policy_file: Path | None) -> str:
+        """Records a fleet, with the release it runs now, and pins its policy. Returns the fleet's name.
+
+        Raises ``DocumentError`` with every problem of the documents, before anything is recorded.
+        """
+        from worker import documents
+
+        files = [fleet_file] if policy_file is None else [fleet_file, policy_file]
+        problems = documents.lint(files)
+        if problems:
+            raise DocumentError(problems)
+        fleet = documents.read_fleet(fleet_file)
+        baseline = documents.read_baseline(fleet)
+        name = fleet.value.name
+        if policy_file is not None:
+            policy = documents.read_policy(policy_file)
+            if policy.value.environment != fleet.value.environment:
+                said = f"is {policy.value.environment}, but fleet {name} is in {fleet.value.environment}"
+                raise DocumentError((policy.problem(("environment",), said),))
+            await self.pins.pin(name, policy.value)
+        elif await self.policy(name) is None:
+            raise PlanError(
+                f"no policy is pinned for fleet {name}, so nobody could start or approve anything",
+                next_step="add --policy FILE",
+            )
+        await self.fleets.remember(name, fleet.value, baseline.value)
+        return name
 
     async def policy(self, fleet: str) -> Policy | None:
         """The policy pinned for a fleet on this machine, if one is."""

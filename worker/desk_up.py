@@ -39,6 +39,16 @@ class Stopped(Frozen):
     engine: str
 
 
+def engine_error(error: Exception) -> EngineError:
+    """The error of our tree for one whose sentence ends in ``next: …``."""
+    message = str(error)
+    for mark in ("\nnext: ", "; next: "):
+        said, found, step = message.rpartition(mark)
+        if found:
+            return EngineError(said, next_step=step)
+    return EngineError(message)
+
+
 @contextmanager
 def faults() -> Iterator[None]:
     """Turns what the engine's and the worker's code raises into ``EngineError``."""
@@ -51,7 +61,7 @@ def faults() -> Iterator[None]:
         ProvisionError,
         EngineUnreachableError,
     ) as error:
-        raise EngineError(str(error)) from error
+        raise engine_error(error) from error
 
 
 async def start(settings: Settings, say: Say) -> Place:

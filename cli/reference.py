@@ -1,0 +1,99 @@
+"""``docs/cli.md`` from the app itself: ``python -m cli.reference`` writes it, a test compares it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.exits import MEANINGS
+from cli.main import app
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+
+INTRODUCTION = """# The command line
+
+Written by `python -m cli.reference` from the commands themselves; do not edit it by hand.
+
+After `make demo` or `make test` the command is `.venv/bin/kedge`. Options of `kedge` itself stand before the
+command: `kedge --home /srv/kedge status upgrade/etcd/1`.
+
+## What scripts may rely on
+
+- **Exit codes** are those in the table below, for every command.
+- **`--json`**: standard output carries exactly one JSON document, everything else goes to standard error. A
+  command that fails prints `{"error": {"type", "message", "next", "exit"}}`; documents with mistakes add
+  `"problems"`, refused orders add `"rule"`, and beside `"error"` the whole `"verdict"`.
+- **`kedge start`** and **`kedge rollback`** print the new run's id as the last line of standard output; with
+  `--json` it is `{"run": "upgrade/etcd/1"}`. A run's id contains no spaces.
+- **Without a terminal** nothing is asked: naming a key is the consent. On a terminal what is signed is shown first
+  and `--yes` skips the question.
+- **Names**: `type` of an error and `rule` of a refusal are stable; sentences are not.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+"""
+
+SHAPES = """
+## What `--json` prints
+
+| command | document |
+|---|---|
+| `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "problems"}]}` |
+| `down` | `{"worker", "engine"}`: how each ended |
+| `plan` | `{"digest", "plan", "explanation"}` |
+| `start`, `rollback` | `{"run"}` |
+| `list` | `{"runs": [{"run", "kind", "fleet", "phase", "release", "waiting_for", "started", "ended"}]}` |
+| `status RUN` | the run: `run, fleet, kind, plan, epoch, phase, said, requester, before, after, waves, wave, nodes, nodes_done, failures, waiting, child, started, ended, outcome, successor, orders, steps, replayed, seconds`, and `answers` (the commands that answer what it waits for) and `rollback` |
+| `status FLEET` | the fleet: `fleet, epoch, holder, last, plan, release, release_document, runs, verdicts` |
+| `watch` | the run as it was at the end, as in `status RUN`; changes go to standard error as they come |
+| `approve` | `{"run", "verdict", "tally", "open"}`: `tally` is null and `open` false once the gate is passed |
+| `reject`, `pause`, `resume`, `abort`, `decide`, `order send` | `{"run", "verdict"}` |
+| `order request` | `{"file", "order", "showing", "sign", "send"}` |
+| `order show` | `{"order"}`, with a signature also `"key"` |
+| `runbook lint` | `{"files", "problems"}` |
+| `runbook schema` | the schema, or all of them by name |
+| `doctor` | `{"checks": [{"name", "verdict", "said", "next_step"}]}`; `verdict` is `ok`, `wrong` or `unknown` |
+
+A `verdict` is `{"accepted", "rule", "said", "digest", "verb", "target", "subject", "choice", "person", "roles", "key", …}`;
+a `tally` is `{"gate", "threshold", "signed", "missing", "missing_roles", "met"}`.
+
+## Commands
+"""
+
+
+def text() -> str:
+    """The whole page."""
+    codes = "".join(f"| {int(code)} | {meaning} |\n" for code, meaning in MEANINGS.items())
+    root: Any = typer.main.get_command(app)
+    pages = "\n".join(_pages(root, "kedge"))
+    return f"{INTRODUCTION}{codes}{SHAPES}\n{pages}"
+
+
+def _pages(command: Any, path: str) -> Iterator[str]:
+    """A section for a command, then those of its subcommands, in the order of the help."""
+    context = typer.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+    # The environment would otherwise decide how wide lines are.
+    shown = command.get_help(context).replace("\r", "")
+    yield f"### {path}\n\n```text\n{shown.rstrip()}\n```\n"
+    if hasattr(command, "list_commands"):
+        for name in command.list_commands(context):
+            yield from _pages(command.get_command(context, name), f"{path} {name}")
+
+
+def main() -> int:
+    """Writes the page; with ``--check`` only says whether it is up to date."""
+    fresh = text()
+    if "--check" in sys.argv[1:]:
+        return 0 if TARGET.exists() and TARGET.read_text(encoding="utf-8") == fresh else 1
+    TARGET.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
