@@ -40,11 +40,15 @@ def _shorthand(made: dict[str, Json]) -> dict[str, Json]:
         "Probe": {"type": "string", "description": "the name of one of the runbook's facts"},
         "LastNode": {"const": True},
     }
-    opened = {
-        name: {"anyOf": [shorter[name], definition]} if name in shorter else definition
+    opened: dict[str, Json] = {
+        name: _either(shorter[name], definition) if name in shorter else definition
         for name, definition in definitions.items()
     }
     return {**made, "$defs": opened}
+
+
+def _either(short: Json, full: Json) -> Json:
+    return {"anyOf": [short, full]}
 
 
 def schema_text(kind: str) -> str:

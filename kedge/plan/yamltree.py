@@ -60,18 +60,24 @@ class Spot:
         self.inside: dict[str, Spot] | list[Spot] | None = None
         self.source: str | None = None
 
+    def part(self, part: str | int) -> Spot | None:
+        """The spot of one part, if it was written."""
+        inside = self.inside
+        if isinstance(inside, dict):
+            return inside.get(part) if isinstance(part, str) else None
+        if isinstance(inside, list) and isinstance(part, int) and part < len(inside):
+            return inside[part]
+        return None
+
     def at(self, path: Path) -> tuple[Spot, Path]:
         """The deepest spot on ``path`` and the part of the path that leads there; unknown parts are skipped."""
         spot: Spot = self
         walked: list[str | int] = []
         for part in path:
-            inside = spot.inside
-            if (isinstance(inside, dict) and isinstance(part, str) and part in inside) or (
-                isinstance(inside, list) and isinstance(part, int) and part < len(inside)
-            ):
-                spot = inside[part]
-            else:
+            following = spot.part(part)
+            if following is None:
                 continue
+            spot = following
             walked.append(part)
         return spot, tuple(walked)
 
