@@ -85,10 +85,10 @@ class Ground:
         worker (``kedge.trust.warrant``). A refusal is not remembered, an allowance is.
         """
         plan = await self.plan(run.plan)
-        nodes: tuple[int, ...] = ()
-        if node is not None:
-            whole = program == "forward" and wave is not None and 0 <= wave < len(plan.waves)
-            nodes = plan.waves[wave].nodes if whole and wave is not None else (node,)
+        # A wave is allowed as a whole, also when it is only looked at: its legs find that allowance.
+        nodes = () if node is None else (node,)
+        if program == "forward" and wave is not None and 0 <= wave < len(plan.waves):
+            nodes = plan.waves[wave].nodes
         asked = (
             run.warrant,
             run.id,
