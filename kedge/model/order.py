@@ -45,7 +45,8 @@ class Order(Frozen):
     subject: Annotated[Line, Field(max_length=300)] = ""
     choice: Choice | None = None
     shown: Digest
-    person: Name
+    person: Name | Literal[""] = ""
+    """Who signs. Empty: the owner of the signing key; a name that is given must be that owner's."""
     comment: Annotated[Text, Field(max_length=2000)] = ""
     issued: Instant
     expires: Instant

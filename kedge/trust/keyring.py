@@ -42,7 +42,8 @@ class Keyring:
             whose = f"{min(holders)}'s" if holders else "nobody's"
             raise RefusalError(
                 "unknown-key",
-                f"the key {said} is {whose} in the policy, not {person}'s",
+                f"the key {said} is {whose} in the policy"
+                + (f", not {person}'s" if person else ""),
                 next_step="sign with a key that stands under your name, or have this one added to the policy",
             )
         if len(holders) > 1:
@@ -52,6 +53,14 @@ class Keyring:
                 next_step="give each person a key of their own",
             )
         return key
+
+    def owner(self, blob: bytes) -> str:
+        """The one person whose key this is. Raises ``RefusalError`` as :meth:`key_of` does."""
+        key = self.keys.get(blob)
+        holders = self.holders[key.material] if key is not None else frozenset()
+        person = min(holders, default="")
+        self.key_of(blob, person)
+        return person
 
 
 @lru_cache(maxsize=64)

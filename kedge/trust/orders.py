@@ -3,7 +3,7 @@
 :func:`judge` looks in this order and stops at the first rule that is broken, which names the verdict:
 
 1. ``unreadable``, ``not-canonical``: the envelope holds the one form of an order (:mod:`kedge.trust.envelope`);
-2. ``unknown-person``: the policy knows the person the order names;
+2. ``unknown-person``: the policy knows the person the order names (one that names nobody is its key's owner's);
 3. ``signature`` (its form), ``unknown-key``, ``duplicate-key``, ``algorithm``: the key that signed is that
    person's and no one else's, and of a kind that may sign;
 4. ``namespace``, ``algorithm``, ``signature``, ``touch``, ``pin``: the signature holds (:mod:`kedge.trust.sshsig`);
@@ -44,7 +44,7 @@ __all__ = ["bytes_to_sign", "judge", "make", "open_envelope", "read", "refused",
 
 _GATE_VERBS = ("approve", "reject")
 _ECHOED = {
-    "verb", "target", "subject", "choice", "person", "nonce", "comment", "plan", "shown", "issued",
+    "verb", "target", "subject", "choice", "nonce", "comment", "plan", "shown", "issued",
 }  # fmt: skip
 
 
@@ -66,19 +66,22 @@ def judge(
     known = _Known(envelope)
     try:
         order = known.order = read(envelope)
-        person = known.person = _person(order, policy)
+        if order.person:
+            known.person = _person(order.person, policy)
         signature = known.signature = parse(envelope.signature)
+        owner = order.person or keyring(policy.people).owner(signature.key_blob)
+        person = known.person = _person(owner, policy)
         key = known.key = keyring(policy.people).key_of(signature.key_blob, person.name)
         check(signature, key, envelope.order.encode())
         _about(order, expected, gate)
         _in_time(order, expected, policy)
         _unspent(order, expected)
         _may(order, person, policy, gate)
-        _requester(order, expected, policy, gate)
-        _distinct(order, key, signed)
+        _requester(order, person, expected, policy, gate)
+        _distinct(order, person, key, signed)
     except RefusalError as refusal:
         return known.verdict(refusal.rule, refusal.said)
-    words = [order.person, "says", order.verb, order.choice, order.target, order.subject]
+    words = [person.name, "says", order.verb, order.choice, order.target, order.subject]
     return known.verdict("accepted", " ".join(word for word in words if word))
 
 
@@ -104,12 +107,14 @@ class _Known:
         """The verdict by this rule, with what is known."""
         order = self.order
         signature = self.signature
+        claimed = order.person if order is not None else ""
         hardware = self.key is not None and self.key.application is not None
         return OrderVerdict(
             accepted=rule == "accepted",
             rule=rule,
             said=said,
             digest=envelope_digest(self.envelope),
+            person=self.person.name if self.person is not None else claimed,
             roles=self.person.roles if self.person is not None else (),
             key=fingerprint(signature.key_blob) if signature is not None else "",
             material=self.key.material if self.key is not None else "",
@@ -119,12 +124,12 @@ class _Known:
         )
 
 
-def _person(order: Order, policy: Policy) -> Person:
-    person = policy.person(order.person)
+def _person(name: str, policy: Policy) -> Person:
+    person = policy.person(name)
     if person is None:
         raise RefusalError(
             "unknown-person",
-            f"the policy {policy.name} knows no {quoted(order.person)}",
+            f"the policy {policy.name} knows no {quoted(name)}",
             next_step="use the name under which your key stands in the policy",
         )
     return person
@@ -242,18 +247,22 @@ def _may(order: Order, person: Person, policy: Policy, gate: Gate | None) -> Non
         )
 
 
-def _requester(order: Order, expected: Expected, policy: Policy, gate: Gate | None) -> None:
+def _requester(
+    order: Order, person: Person, expected: Expected, policy: Policy, gate: Gate | None
+) -> None:
     """Step 9. A plan is compiled by who asks for the run, so its word alone does not let him count."""
     counts = policy.requester_may_approve and gate is not None and gate.requester_counts
-    if order.verb == "approve" and order.person == expected.requester and not counts:
+    if order.verb == "approve" and person.name == expected.requester and not counts:
         raise RefusalError(
             "requester",
-            f"{order.person} asked for this run, and who asks does not approve",
+            f"{person.name} asked for this run, and who asks does not approve",
             next_step="have someone else sign",
         )
 
 
-def _distinct(order: Order, key: PublicKey, signed: tuple[OrderVerdict, ...]) -> None:
+def _distinct(
+    order: Order, person: Person, key: PublicKey, signed: tuple[OrderVerdict, ...]
+) -> None:
     """Step 10: a second approval by the same person, or with the same key under another name."""
     if order.verb != "approve":
         return
@@ -262,9 +271,9 @@ def _distinct(order: Order, key: PublicKey, signed: tuple[OrderVerdict, ...]) ->
         for one in signed
         if one.accepted and one.verb == "approve" and one.subject == order.subject
     ]
-    if any(one.person == order.person for one in before):
+    if any(one.person == person.name for one in before):
         raise RefusalError(
-            "duplicate-person", f"{order.person} has already approved {quoted(order.subject)}"
+            "duplicate-person", f"{person.name} has already approved {quoted(order.subject)}"
         )
     for one in before:
         if one.material == key.material or one.key == key.fingerprint:

@@ -155,8 +155,8 @@ def _plan_fits(plan: Plan, policy: Policy, fleet: str) -> None:
 
 def _ground(
     envelope: Envelope, plan: Plan, plan_digest: Digest, policy: Policy, *, fleet: str, back: bool
-) -> Order:
-    """The order this run acts on, when it is one of those that carry a run of this kind."""
+) -> OrderVerdict:
+    """The verdict about the order this run acts on, when it is one of those that carry a run of this kind."""
     order = _readable(envelope)
     target = f"fleet/{fleet}"
     if not back:
@@ -188,7 +188,7 @@ def _ground(
         raise _NotCarriedError(
             f"the order to {order.verb} does not carry this run ({verdict.rule}): {verdict.said}"
         )
-    return order
+    return verdict
 
 
 def _readable(envelope: Envelope) -> Order:

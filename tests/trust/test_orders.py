@@ -417,3 +417,20 @@ def test_what_is_not_an_envelope_is_refused_with_a_sentence(sent: Any) -> None:
 def test_an_envelope_as_it_came_over_the_wire_is_opened() -> None:
     envelope = world.envelope()
     assert open_envelope(json.loads(envelope.model_dump_json())) == envelope
+
+
+def test_an_order_that_names_nobody_is_its_keys_owners() -> None:
+    accepted = verdict(world.envelope(world.order(person=""), by="bob"))
+    assert accepted.accepted
+    assert accepted.person == "bob"
+
+
+def test_an_order_that_names_nobody_and_is_signed_by_a_stranger_is_refused() -> None:
+    assert verdict(world.envelope(world.order(person=""), by="stranger")).rule == "unknown-key"
+
+
+def test_leaving_the_name_out_does_not_make_a_second_person() -> None:
+    first = verdict(world.envelope(world.order(person="bob"), by="bob"))
+    assert first.accepted
+    again = world.envelope(world.order(person="", nonce="3" * 32), by="bob")
+    assert verdict(again, signed=(first,)).rule == "duplicate-person"
