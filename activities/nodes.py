@@ -319,9 +319,8 @@ def _observed(
         lists["empty" if digest is None else kind].append(index)
         if not look.observed.get("running"):
             stopped.append(index)
-        if (
-            digest in after and look.observed.get("started_release", digest) == digest
-        ) or look.observed.get("started_release") in after:
+        # A host that does not say what it started last is taken to have started what it is on.
+        if look.observed.get("started_release", digest) in after:
             started.append(index)
         if probed and kind == "other":
             said = (

@@ -134,6 +134,7 @@ class SimHost:
         """The observation a session ends with."""
         return {
             **self.state.brief(now),
+            "started_release": self.state.data[-1] if self.state.data else None,
             "token": list(self.token) if self.token else None,
             "run": self.run or None,
             "releases": [*sorted(self.releases)],

@@ -66,8 +66,11 @@ def brief(node: Node) -> Dict[str, Any]:
 def full(node: Node) -> Dict[str, Any]:
     """The observation a session ends with: `brief`, the fence and what is stored."""
     fence = files.read_json(node.fence)
+    _, kept = running(node)
     return {
         **brief(node),
+        # Also of a daemon that is gone: a start that failed may have touched the data all the same.
+        "started_release": kept.get("release"),
         "token": fence.get("token") if isinstance(fence, dict) else None,
         "run": fence.get("run") if isinstance(fence, dict) else None,
         "releases": [name for name in _names(node.releases) if DIGEST.match(name)],
