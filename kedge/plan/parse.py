@@ -9,12 +9,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from kedge.model.base import Digest, Name
+from kedge.model.base import Digest, Json, Name
 from kedge.model.errors import DocumentError
-from kedge.model.fleet import Fleet
+from kedge.model.fleet import Fleet, Node
 from kedge.model.notation import IN_DOCUMENT, PROBLEMS, Key, Path, Version
 from kedge.model.policy import Policy
 from kedge.model.release import Platform, Release
@@ -29,6 +29,9 @@ KINDS: dict[str, type[Document]] = {
     "Runbook": Runbook,
     "Policy": Policy,
 }
+
+_NODES: TypeAdapter[tuple[Node, ...]] = TypeAdapter(tuple[Node, ...])
+_AT_A_TIME = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def _parse(
     content: bytes, name: str, wanted: type[Document] | None
 ) -> tuple[Tree, Document | None]:
     tree = read(content, name)
-    if tree.found and tree.value is None:
+    if tree.broken or (tree.found and tree.value is None):
         return tree, None
     if not isinstance(tree.value, dict):
         tree.add(
@@ -91,13 +94,38 @@ def _parse(
     model = _model(tree, tree.value, wanted)
     if model is None:
         return tree, None
+    return tree, _validated(tree, {**tree.value, "kind": model.__name__}, model)
+
+
+def _validated(tree: Tree, value: dict[str, Json], model: type[Document]) -> Document | None:
+    nodes = value.get("nodes")
+    if model is Fleet and isinstance(nodes, list) and not _sound_nodes(tree, nodes):
+        # The nodes had their say; what else is wrong is looked for with a single good one.
+        value = {**value, "nodes": [{"name": "node"}]}
     try:
-        text = json.dumps({**tree.value, "kind": model.__name__}, ensure_ascii=False)
-        document = model.model_validate_json(text, context=IN_DOCUMENT)
+        document = model.model_validate_json(_text(value), context=IN_DOCUMENT)
     except ValidationError as error:
-        _translate(tree, error, model)
-        return tree, None
-    return tree, None if tree.found else document
+        _translate(tree, error, model, ())
+        return None
+    return None if tree.found else document
+
+
+def _sound_nodes(tree: Tree, nodes: list[Json]) -> bool:
+    """Look at nodes some at a time: pydantic collects every error of what it is given, whoever reads them."""
+    sound = True
+    for begin in range(0, len(nodes), _AT_A_TIME):
+        try:
+            _NODES.validate_json(_text(nodes[begin : begin + _AT_A_TIME]), context=IN_DOCUMENT)
+        except ValidationError as error:
+            sound = False
+            _translate(tree, error, Fleet, ("nodes",), begin)
+        if tree.full:
+            return False
+    return sound
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _model(
@@ -110,7 +138,7 @@ def _model(
         tree.add(tree.root.line, tree.root.column, "kind", f"is missing; {hint}")
         return wanted
     if not isinstance(said, str) or said not in KINDS:
-        near = difflib.get_close_matches(str(said).title(), KINDS, 1)
+        near = difflib.get_close_matches(str(said)[:40].title(), KINDS, 1)
         hint = f"; do you mean {near[0]}?" if near else ""
         tree.refuse(("kind",), f"must be one of {kinds}{hint}")
         return wanted
@@ -120,21 +148,33 @@ def _model(
     return KINDS[said]
 
 
-def _translate(tree: Tree, error: ValidationError, model: type[BaseModel]) -> None:
+def _translate(
+    tree: Tree, error: ValidationError, model: type[BaseModel], base: Path, begin: int = 0
+) -> None:
     for detail in error.errors(include_url=False, include_input=False):
+        if tree.full:
+            tree.more += 1
+            return
         location: Path = detail["loc"]
-        spot, path = tree.root.at(location)
-        if _other_branch(spot, location, path):
-            continue
-        if detail["type"] == PROBLEMS:
-            for inner, said in detail["ctx"]["problems"]:
-                tree.refuse((*path, *inner), said)
-        elif detail["type"] == "missing":
-            tree.add(spot.line, spot.column, shown((*path, location[-1])), _missing(location))
-        elif detail["type"] == "extra_forbidden":
-            _unknown(tree, model, location, path)
-        else:
-            tree.add(spot.line, spot.column, shown(path), _sentence(detail, spot, path))
+        if base:
+            first = location[0] if location else 0
+            location = (*base, begin + int(first), *location[1:])
+        _tell(tree, detail, location, model)
+
+
+def _tell(tree: Tree, detail: ErrorDetails, location: Path, model: type[BaseModel]) -> None:
+    spot, path = tree.root.at(location)
+    if _other_branch(spot, location, path):
+        return
+    if detail["type"] == PROBLEMS:
+        for inner, said in detail["ctx"]["problems"]:
+            tree.refuse((*path, *inner), said)
+    elif detail["type"] == "missing":
+        tree.add(spot.line, spot.column, shown((*path, location[-1])), _missing(location))
+    elif detail["type"] == "extra_forbidden":
+        _unknown(tree, model, location, path)
+    else:
+        tree.add(spot.line, spot.column, shown(path), _sentence(detail, spot, path))
 
 
 def _other_branch(spot: Spot, location: Path, path: Path) -> bool:
@@ -175,7 +215,7 @@ def _unknown(tree: Tree, model: type[BaseModel], location: Path, path: Path) -> 
     else:
         hint = "take it out"
     spot, _ = tree.root.at(location)
-    tree.add(spot.key_line, spot.key_column, shown(path), f"{key!r} is not known here; {hint}")
+    tree.add(spot.key_line, spot.key_column, shown(path), f"{key[:80]!r} is not known here; {hint}")
 
 
 def _keys(annotation: object, path: Path) -> set[str]:

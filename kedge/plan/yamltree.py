@@ -18,7 +18,10 @@ from kedge.model.notation import Path
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
-MAX_VALUES = 400_000
+MAX_VALUES = 300_000
+MAX_OUTSIDE = 20_000
+"""Values outside of the ``nodes`` of a fleet: what people write by hand."""
+MAX_IN_NODE = 500
 MAX_PROBLEMS = 200
 
 _INT = re.compile(r"^-?(0|[1-9][0-9]*)$")
@@ -91,15 +94,24 @@ class Tree:
         self.root = Spot(1, 1)
         self.found: list[tuple[int, int, str, str]] = []
         self.more = 0
+        self.broken = False
+        """Reading stopped before the end, so that what is missing means nothing."""
+        self._places: set[tuple[int, int]] = set()
 
     def add(self, line: int, column: int, path: str, said: str) -> None:
         """Note a problem; a place is reported once, and at most ``MAX_PROBLEMS`` of them are kept."""
-        if any(line == at and column == col for at, col, _, _ in self.found):
+        if (line, column) in self._places:
             return
-        if len(self.found) >= MAX_PROBLEMS:
+        if self.full:
             self.more += 1
             return
-        self.found.append((line, column, path, said))
+        self._places.add((line, column))
+        self.found.append((line, column, _short(path), _short(said)))
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many problems as anyone reads."""
+        return len(self.found) >= MAX_PROBLEMS
 
     def refuse(self, path: Path, said: str, *, key: bool = False) -> None:
         """Note a problem at a path; ``key``: at the key rather than at its value."""
@@ -114,8 +126,13 @@ class Tree:
             for line, column, path, said in sorted(self.found)
         ]
         if self.more:
-            lines.append(f"{self.name}:1:1: and {self.more} more of the kind")
+            lines.append(f"{self.name}:1:1: there are more problems than these {MAX_PROBLEMS}")
         return tuple(lines)
+
+
+def _short(text: str) -> str:
+    """A text that came from outside, in what a person can read."""
+    return text if len(text) <= 600 else f"{text[:590]}…"
 
 
 def shown(path: Path) -> str:
@@ -129,16 +146,20 @@ def read(content: bytes, name: str) -> Tree:
     """The tree of a document; its ``problems()`` are empty when its YAML is sound."""
     tree = Tree(name)
     if _unreadable(content, tree):
+        tree.broken = True
         return tree
     builder = _Builder(tree)
     text = content.decode("utf-8")
     try:
         for event in _events(text):
             if not builder.take(event):
+                tree.broken = True
                 return tree
     except yaml.MarkedYAMLError as error:
+        tree.broken = True
         _syntax(tree, error, text)
     except yaml.YAMLError as error:
+        tree.broken = True
         tree.add(1, 1, "", f"is not YAML: {str(error).splitlines()[0][:200]}")
     if builder.documents == 0 and not tree.found:
         tree.add(
@@ -233,9 +254,13 @@ class _Builder:
         self.stack: list[_Frame] = []
         self.documents = 0
         self.values = 0
+        self.outside = 0
+        self.in_node = 0
 
     def take(self, event: yaml.Event) -> bool:
         """Take one event; False when reading on would serve nobody (a bound was passed)."""
+        if self.tree.more:
+            return False
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -344,9 +369,24 @@ class _Builder:
 
     def _counted(self, event: yaml.Event) -> bool:
         self.values += 1
-        if self.values > MAX_VALUES:
-            self._say(event, f"has more than {MAX_VALUES} values; split the fleet")
-            return False
+        stack = self.stack
+        if len(stack) > 1 and stack[0].last == "nodes":
+            # A node begins when its list is the innermost thing that is open, or just below it.
+            self.in_node = (
+                1
+                if len(stack) <= 3 and isinstance(event, yaml.MappingStartEvent)
+                else self.in_node + 1
+            )
+        else:
+            self.outside += 1
+        for count, most, where in (
+            (self.values, MAX_VALUES, "; split the fleet"),
+            (self.outside, MAX_OUTSIDE, " outside of nodes"),
+            (self.in_node, MAX_IN_NODE, " in one node"),
+        ):
+            if count > most:
+                self._say(event, f"has more than {most} values{where}")
+                return False
         return True
 
     def _say(self, event: yaml.Event, said: str) -> None:
