@@ -86,7 +86,7 @@ class Ground:
         """
         plan = await self.plan(run.plan)
         # A wave is allowed as a whole, also when it is only looked at: its legs find that allowance.
-        nodes = () if node is None else (node,)
+        nodes: tuple[int, ...] = () if node is None else (node,)
         if program == "forward" and wave is not None and 0 <= wave < len(plan.waves):
             nodes = plan.waves[wave].nodes
         asked = (

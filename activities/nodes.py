@@ -27,6 +27,7 @@ from kedge.model.run import (
     Opened,
     OpenRequest,
     Run,
+    bounded,
 )
 from kedge.plan.install import Installation
 from kedge.plan.render import probes
@@ -60,7 +61,7 @@ class NodeActivities:
         plan = await self._ground.plan(request.run.plan)
         async with pulse():
             looks = await _each(request.nodes, lambda node: self._look(plan, request, node))
-            finalized = await self._finalized(request.run)
+            finalized = bool(finalize_steps(plan)) and await self._finalized(request.run)
         return _observed(plan, looks, probed=request.probes, finalized=finalized)
 
     async def _look(
@@ -251,6 +252,11 @@ class NodeActivities:
         return "installed" if fault is None else fault.message
 
 
+def finalize_steps(plan: Plan) -> int:
+    """How many legs the plan's finalize program has."""
+    return sum(len(program.legs) for program in plan.programs if program.name == "finalize")
+
+
 def _unheard(event: HostEvent) -> None:
     """Nobody listens to the single steps of a look."""
 
@@ -338,7 +344,7 @@ def _observed(
         unreachable=tuple(lists["unreachable"]),
         stopped=tuple(stopped),
         started_after=tuple(started),
-        problems=tuple(problems),
+        problems=bounded(tuple(problems)),
         finalized=finalized,
         fenced=any(problem.type == "Fenced" for problem in problems),
     )

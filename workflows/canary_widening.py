@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         WideningProgress,
         WideningRequest,
         WideningStop,
+        bounded,
     )
 
 from workflows.calls import SERIALS_A_WAVE, decide, survey
@@ -130,7 +131,7 @@ class CanaryWidening:
             done=self._done,
             steps=self._steps,
             replayed=self._replayed,
-            failures=failures or tuple(self._tolerated),
+            failures=bounded(failures or tuple(self._tolerated)),
             remaining=remaining,
             down=tuple(self._down),
             where=where,

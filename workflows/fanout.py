@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from kedge.model.run import Observed
+    from kedge.model.run import Observed, bounded
 
 CHUNK = 250
 """Nodes one observing activity visits."""
@@ -25,7 +25,7 @@ def together(parts: list[Observed]) -> Observed:
         unreachable=tuple(n for part in parts for n in part.unreachable),
         stopped=tuple(n for part in parts for n in part.stopped),
         started_after=tuple(n for part in parts for n in part.started_after),
-        problems=tuple(problem for part in parts for problem in part.problems),
+        problems=bounded(tuple(problem for part in parts for problem in part.problems)),
         finalized=any(part.finalized for part in parts),
         fenced=any(part.fenced for part in parts),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
@@ -15,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.run import (
         FleetState,
         FleetStatus,
+        HolderSeen,
         JudgeRequest,
         Preempted,
         RollbackRequest,
@@ -60,8 +63,7 @@ class Fleet:
             )
             if self._told > self._looked:
                 self._looked = self._told
-                async with self._ordering:
-                    await self._look_at_holder(wait=True)
+                await self._look_at_holder(RunActivities.run_end_soon)
             if workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(args=[fleet, self._state])
@@ -111,7 +113,7 @@ class Fleet:
 
     async def _receive(self, envelope: Envelope) -> Submitted:
         async with self._ordering:
-            await self._look_at_holder(wait=False)
+            await self._look_at_holder(RunActivities.run_end)
             verdict = await decide(
                 OrderActivities.judge_order,
                 JudgeRequest(
@@ -218,14 +220,19 @@ class Fleet:
         except Exception as error:  # noqa: BLE001 - it may be gone already
             workflow.logger.warning("%s could not be told that it lost the lease: %s", loser, error)
 
-    async def _look_at_holder(self, *, wait: bool) -> None:
-        """Frees the lease when its holder has ended, however it ended."""
+    async def _look_at_holder(
+        self, look: Callable[[RunActivities, str], Coroutine[Any, Any, HolderSeen]]
+    ) -> None:
+        """Frees the lease when its holder has ended, however it ended.
+
+        Orders may come in while this looks (a forged ``run_ended`` must not hold them up): the lease is only freed
+        if it is still the same run's.
+        """
         holder = self._state.holder
         if holder is None:
             return
-        method = RunActivities.run_end_soon if wait else RunActivities.run_end
-        seen = await decide(method, holder, f"how {holder} ended")
-        if not seen.ended:
+        seen = await decide(look, holder, f"how {holder} ended")
+        if not seen.ended or self._state.holder != holder:
             return
         end = seen.end
         self._change(

@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.base import Frozen, digest_of
     from kedge.model.plan import Choice
     from kedge.model.run import (
+        WHOLE_FAILURES,
         Failure,
         Note,
         ObserveRequest,
@@ -338,7 +339,7 @@ class Rollback(Ordered):
             title=said,
             nodes=facts.nodes,
             nodes_done=self._state.done,
-            failures=failures,
+            failures=failures[:WHOLE_FAILURES],
             choices=choices,
         )
         self._change(parks=number)

@@ -13,6 +13,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Choice
     from kedge.model.run import (
+        WHOLE_FAILURES,
         Failure,
         Note,
         ObserveRequest,
@@ -380,7 +381,7 @@ class Upgrade(Ordered):
             waves=len(facts.waves),
             nodes_done=state.done,
             nodes=facts.nodes,
-            failures=parked.failures if parked else state.failures,
+            failures=(parked.failures if parked else state.failures)[:WHOLE_FAILURES],
             reversible="the point of no return: behind this gate there is no plain way back"
             if guards
             else way.kind,

@@ -8,12 +8,19 @@ from typing import Annotated, Any
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="sha256, 64 lower-case hex digits")]
+Digest = Annotated[
+    str, Field(pattern=r"^[0-9a-f]{64}$", description="sha256, 64 lower-case hex digits")
+]
 Name = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", description="lower-case letters, digits, '.', '_' and '-'"),
+    Field(
+        pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
+        description="lower-case letters, digits, '.', '_' and '-'",
+    ),
 ]
-Seconds = Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False, description="seconds, at most 30 days")]
+Seconds = Annotated[
+    float, Field(ge=0, le=30 * 86400, allow_inf_nan=False, description="seconds, at most 30 days")
+]
 RunId = Annotated[str, Field(pattern=r"^[a-z]+/[a-z0-9._-]+/[a-z0-9.-]+$", max_length=200)]
 Json = JsonValue
 

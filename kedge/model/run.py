@@ -73,6 +73,20 @@ class Failure(Frozen):
     saw: dict[str, Json] = {}
 
 
+WHOLE_FAILURES = 20
+"""Failures told with everything that was seen; of further ones only the name and the beginning of the sentence."""
+
+
+def bounded(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    """The same failures, small enough to travel however many there are (ten thousand stay below 2 MB)."""
+    return tuple(
+        failure
+        if index < WHOLE_FAILURES
+        else failure.model_copy(update={"saw": {}, "said": failure.said[:60]})
+        for index, failure in enumerate(failures)
+    )
+
+
 class WaveRequest(Frozen):
     """A chunk of a wave (of a way back ``wave`` is the number of waves that were begun, of finalize steps None): at most ``parallel`` legs in flight; no further node is begun once
     more than ``budget`` nodes failed.
