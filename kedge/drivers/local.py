@@ -30,6 +30,9 @@ from kedge.model.plan import PlannedNode
 
 MAX_LINE = 16 * 1024 * 1024
 """The longest line of the host program that is read, in bytes; its own bounds are far below."""
+MOST_SESSIONS = 400
+"""Sessions at a time unless told otherwise: fewer than the server lets wait to be accepted, since a
+full queue refuses connections as if nobody listened."""
 START_WAIT = 15.0
 """Seconds that the server has to answer."""
 STOP_WAIT = 5.0
@@ -46,14 +49,14 @@ class LocalTransport:
     """:class:`kedge.drivers.ports.Transport` to roots on this machine.
 
     ``home`` gets the host program in ``host/<digest>.pyz``; ``python`` runs it (3.9 or newer);
-    ``limit`` is how many sessions run at a time, None for as many as are asked for.
+    ``limit`` is how many sessions run at a time (``MOST_SESSIONS`` when None); others wait.
     """
 
     def __init__(
         self, home: Path, *, python: str = sys.executable, limit: int | None = None
     ) -> None:
         self._server = _Server(home / "host", python)
-        self._slots = asyncio.Semaphore(limit) if limit is not None else None
+        self._slots = asyncio.Semaphore(MOST_SESSIONS if limit is None else limit)
 
     async def session(
         self,
@@ -63,18 +66,15 @@ class LocalTransport:
     ) -> SessionEnd:
         """See :meth:`kedge.drivers.ports.Transport.session`."""
         line = _request_line(node, request)
-        if self._slots is None:
-            return await self._session(node.name, line, on_event)
         async with self._slots:
             return await self._session(node.name, line, on_event)
 
     async def _session(
         self, name: str, line: bytes, on_event: Callable[[HostEvent], None]
     ) -> SessionEnd:
-        reader, writer = await self._server.connect()
+        conversation = await self._server.connect(lambda: _Conversation(line, on_event))
         try:
-            writer.write(line)
-            return await _converse(reader, on_event)
+            return await conversation.end
         except (OSError, EOFError, ValueError) as error:
             raise DriverError(
                 "TransportLost",
@@ -83,7 +83,7 @@ class LocalTransport:
             ) from error
         finally:
             # Also on cancellation: the host program sees that nobody reads, and stops.
-            writer.transport.abort()
+            conversation.close()
 
     async def put(self, node: PlannedNode, artifact: Path, digest: Digest, length: int) -> str:  # noqa: ARG002 - the port's signature
         """See :meth:`kedge.drivers.ports.Transport.put`: the file is on the host already."""
@@ -110,39 +110,87 @@ def _request_line(node: PlannedNode, request: SessionRequest) -> bytes:
         raise DriverError("BadRequest", f"{node.name}: {error}", retryable=False) from error
 
 
-async def _converse(
-    reader: asyncio.StreamReader, on_event: Callable[[HostEvent], None]
-) -> SessionEnd:
-    """Reads a session's lines to its end.
+class _Conversation(asyncio.Protocol):
+    """One session on one connection: the request goes out at once, lines are taken as they come.
 
-    Raises ``EOFError`` when it breaks off, ``ValueError`` for lines that are not of the protocol.
+    ``end`` is done when the last line was read. It has ``EOFError`` or ``OSError`` when the
+    session breaks off, ``ValueError`` for lines that are not of the protocol. Lines are read in
+    the callback and not by a task: a leg has two dozen of them.
     """
-    done: list[HostEvent] = []
-    failed: HostEvent | None = None
-    while line := await reader.readline():
-        if not line.endswith(b"\n"):
-            break
-        told = json.loads(line)
-        if told["ev"] == "end":
-            return SessionEnd(
-                ok=bool(told["ok"]) and failed is None,
-                done=tuple(done),
-                failed=failed,
-                observed=told.get("observed") or _NONE,
-            )
-        event = parse_event(told)
-        if event.ev == "done":
-            done.append(event)
-        elif event.ev == "failed":
-            failed = event
-        on_event(event)
-    if failed is not None:
-        return SessionEnd(ok=False, done=tuple(done), failed=failed)
-    raise EOFError("it ended without its last line")
+
+    def __init__(self, line: bytes, on_event: Callable[[HostEvent], None]) -> None:
+        self.end: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
+        self._line = line
+        self._on_event = on_event
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._done: list[HostEvent] = []
+        self._failed: HostEvent | None = None
+
+    def close(self) -> None:
+        """Lets the connection go, whatever is under way."""
+        self.end.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Sends the request."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream is all we connect to
+        self._transport = transport
+        transport.write(self._line)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes the lines that are whole by now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            self._break_off(ValueError(f"a line of more than {MAX_LINE} bytes"))
+        try:
+            for line in lines:
+                if not self.end.done():
+                    self._take(json.loads(line))
+        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits for the session
+            self._break_off(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end without a last line: what failed before is told, otherwise it broke off."""
+        if self._failed is not None and not self.end.done():
+            self.end.set_result(SessionEnd(ok=False, done=tuple(self._done), failed=self._failed))
+        self._break_off(exc or EOFError("it ended without its last line"))
+
+    def _break_off(self, error: Exception) -> None:
+        if not self.end.done():
+            self.end.set_exception(error)
+
+    def _take(self, told: Any) -> None:
+        event = parse_line(told)
+        if isinstance(event, HostEvent):
+            if event.ev == "done":
+                self._done.append(event)
+            elif event.ev == "failed":
+                self._failed = event
+            self._on_event(event)
+            return
+        ok = event.ok and self._failed is None
+        if not ok and self._failed is None:
+            raise ValueError("the host program said that it failed, but not at what")
+        self.end.set_result(
+            SessionEnd(ok=ok, done=tuple(self._done), failed=self._failed, observed=event.observed)
+        )
+
+
+def parse_line(told: Any) -> HostEvent | SessionEnd:
+    """One line of the host program; ``ValueError`` when it is none of those in its protocol."""
+    if not isinstance(told, dict):
+        raise ValueError("the host program said what is not its protocol: no object")  # noqa: TRY004 - input, not a slip
+    if told.get("ev") == "end":
+        return SessionEnd(
+            ok=told.get("ok") is True, done=(), observed=told.get("observed") or _NONE
+        )
+    return parse_event(told)
 
 
 def parse_event(told: Mapping[str, Any]) -> HostEvent:
-    """One line of the host program; ``ValueError`` when it is none of those in its protocol."""
+    """One line about an operation; ``ValueError`` when it is not of the protocol."""
     try:
         kind = told["ev"]
         if kind not in {"begin", "progress", "done", "failed"}:
@@ -177,36 +225,39 @@ class _Server:
         self._python = python
         self._running: subprocess.Popen[bytes] | None = None
         self._sockets: Path | None = None
+        self._address: str | None = None
         self._starting = asyncio.Lock()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the server, which is started when it is not there.
+    async def connect(self, conversation: Callable[[], _Conversation]) -> _Conversation:
+        """A conversation with the server, which is started when it is not there.
 
         Raises ``DriverError`` kind ``Unreachable`` when it cannot be started or does not answer.
         """
-        connected = await self._try()
+        connected = await self._try(conversation)
         if connected is not None:
             return connected
         async with self._starting:
             # Whoever waited for the lock finds the server that another one started.
-            connected = await self._try()
+            connected = await self._try(conversation)
             if connected is None:
                 await self._start()
-                connected = await self._answers()
+                connected = await self._answers(conversation)
             return connected
 
-    async def _try(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        if self._running is None or self._sockets is None:
+    async def _try(self, conversation: Callable[[], _Conversation]) -> _Conversation | None:
+        if self._running is None or self._address is None:
             return None
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.open_unix_connection(self._sockets / "s", limit=MAX_LINE)
+            _, connected = await loop.create_unix_connection(conversation, self._address)
         except OSError:
             return None
+        return connected
 
-    async def _answers(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _answers(self, conversation: Callable[[], _Conversation]) -> _Conversation:
         until = time.monotonic() + START_WAIT
         while time.monotonic() < until:
-            connected = await self._try()
+            connected = await self._try(conversation)
             if connected is not None:
                 return connected
             if self._running is not None and self._running.poll() is not None:
@@ -233,6 +284,7 @@ class _Server:
     def _spawn(self) -> None:
         program = self._program()
         self._sockets = _socket_folder()
+        self._address = str(self._sockets / "s")
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -240,7 +292,7 @@ class _Server:
         }
         with (self._folder / "server.log").open("wb") as log:
             self._running = subprocess.Popen(
-                [self._python, "-I", "-S", str(program), "serve", str(self._sockets / "s")],
+                [self._python, "-I", "-S", str(program), "serve", self._address],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
