@@ -25,7 +25,11 @@ def changes(
         )
         return [first, *_phase(None, status), *_waves(None, after), *_waiting(None, after, program)]
     if after.gone is not None:
-        return [] if before.gone is not None else [f"{after.gone_why}; the run itself is safe"]
+        return (
+            []
+            if before.gone is not None
+            else [f"{after.gone_why}; nothing is lost, the run goes on from there"]
+        )
     lines = [] if before.gone is None else [f"answers again, after {words.duration(before.gone)}"]
     lines += _phase(before.status, after.status)
     lines += _waves(before, after)

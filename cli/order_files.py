@@ -13,16 +13,15 @@ from cli.documents import Documents
 from cli.ordering import (
     choice_of,
     life_of,
-    refuse_if_refused,
     show_draft,
-    tell_run,
+    tell,
     verb_of,
 )
 from cli.session import Session
 from kedge.model.errors import OrderError
 from kedge.model.order import NAMESPACE, Order
 from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft, read_sent
+from worker.desk_orders import FLEET_VERBS, Asked, Draft, Sent, read_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +116,12 @@ def send_files(session: Session, order: Path, signature: Path, *, signal: bool) 
         )
         session.document({"target": sent.order.target, "sent": "signal"})
         return
-    submitted = session.run(desk.submit(sent.order.target, sent.envelope, sent.order.nonce))
-    refuse_if_refused(session, submitted.verdict)
-    if submitted.run is not None:
-        session.note(f"accepted: {submitted.verdict.said}")
-        tell_run(session, submitted.run)
-        return
-    session.say(Text(f"accepted: {submitted.verdict.said}", style="green"))
-    session.document(
-        {"run": sent.order.target, "verdict": submitted.verdict.model_dump(mode="json")}
-    )
+    session.run(_send(session, desk, sent))
+
+
+async def _send(session: Session, desk: Desk, sent: Sent) -> None:
+    submitted = await desk.submit(sent.order.target, sent.envelope, sent.order.nonce)
+    await tell(session, desk, sent.order, submitted)
 
 
 def show_files(session: Session, order: Path, signature: Path | None) -> None:

@@ -16,13 +16,12 @@ from cli.session import Session
 from cli.signing import Signing
 from cli.tree import showing_lines, tally_words
 from kedge.model.errors import DriverError, EngineError, OrderError
-from kedge.model.order import OrderVerdict, Tally
+from kedge.model.order import Order, OrderVerdict, Tally
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy
 from kedge.model.run import RunStatus, Submitted
 from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft
-from worker.desk_signing import Signer, person_of, sign
+from worker.desk_orders import FLEET_VERBS, Asked, Draft, Signer
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -54,6 +53,8 @@ def give(
 async def _give(
     session: Session, verb: Verb, target: str, signing: Signing, *, subject: str, choice: str
 ) -> None:
+    from worker.desk_signing import person_of  # noqa: PLC0415 - heavy, and only for who signs
+
     desk = session.desk()
     signer = signer_of(signing)
     if verb == "rollback":
@@ -71,7 +72,7 @@ async def _give(
     draft = await (desk.draft_rollback(asked) if verb in FLEET_VERBS else desk.draft_for_run(asked))
     show_draft(session, draft)
     submitted = await sign_and_send(session, desk, draft, signer, yes=signing.yes)
-    await _tell(session, desk, draft, submitted)
+    await tell(session, desk, draft.order, submitted)
 
 
 async def _policy_for(desk: Desk, verb: Verb, target: str) -> Policy | None:
@@ -124,29 +125,36 @@ def life_of(text: str) -> float | None:
 
 
 def show_draft(session: Session, draft: Draft) -> None:
-    """What is about to be signed, in words."""
+    """What is about to be signed, in words.
+
+    Beside an order that starts a run these go to standard error: the run's id is then all that is on standard
+    output, and a script can take it from there.
+    """
     order = draft.order
+    say = session.aside if order.verb in FLEET_VERBS else session.say
     head = Text(f"{order.verb} ", style="bold")
     head.append(order.target, style="bold magenta")
     if order.subject:
         head.append(f"  {order.subject}", style="bold")
     if order.choice:
         head.append(f": {order.choice}", style="bold")
-    session.say(head)
+    say(head)
     if draft.showing is not None:
-        session.say(*showing_lines(draft.showing))
-    session.say(Text(f"   plan {order.plan}", style="dim"))
+        say(*showing_lines(draft.showing))
+    say(Text(f"   plan {order.plan}", style="dim"))
     if order.shown != order.plan:
-        session.say(Text(f"   what you see here has the digest {order.shown}", style="dim"))
+        say(Text(f"   what you see here has the digest {order.shown}", style="dim"))
     by = order.person or "the owner of the key"
     life = words.duration(words.between(order.issued, order.expires))
-    session.say(Text(f"   signed as {by}, valid for {life}", style="dim"))
+    say(Text(f"   signed as {by}, valid for {life}", style="dim"))
 
 
 async def sign_and_send(
     session: Session, desk: Desk, draft: Draft, signer: Signer, *, yes: bool
 ) -> Submitted:
     """Asks (on a terminal), signs exactly what was shown, sends it, waits for the verdict."""
+    from worker.desk_signing import sign  # noqa: PLC0415 - heavy, and only for who signs
+
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
         wanted = typer.confirm(f"{ASKS[draft.order.verb]}?", default=False, err=True)
         if not wanted:
@@ -203,27 +211,28 @@ def next_step(verdict: OrderVerdict) -> str:
     return "make the order anew with `kedge order request`, and sign its bytes as they are"
 
 
-async def _tell(session: Session, desk: Desk, draft: Draft, submitted: Submitted) -> None:
+async def tell(session: Session, desk: Desk, order: Order, submitted: Submitted) -> None:
+    """The verdict in words; ends the command when it is a refusal.
+
+    A run that the order started is named last. After an approval the gate's tally is told too.
+    """
     verdict = submitted.verdict
     refuse_if_refused(session, verdict)
     if submitted.run is not None:
         session.note(f"accepted: {verdict.said}")
         tell_run(session, submitted.run)
         return
-    document: dict[str, Any] = {
-        "run": draft.order.target,
-        "verdict": verdict.model_dump(mode="json"),
-    }
+    document: dict[str, Any] = {"run": order.target, "verdict": verdict.model_dump(mode="json")}
     session.say(Text(f"accepted: {verdict.said}", style="green"))
-    if draft.order.verb == "approve":
-        status = await _status_after(desk, draft.order.target)
-        tally = _tally(status, draft.order.subject)
-        document |= {"tally": tally.model_dump(mode="json") if tally else None}
-        document |= {"open": tally is not None}
+    if order.verb == "approve":
+        status = await _status_after(desk, order.target)
+        tally = _tally(status, order.subject)
+        document["tally"] = tally.model_dump(mode="json") if tally else None
+        document["open"] = tally is not None
         if tally is not None:
-            session.say(f"gate {draft.order.subject}: {tally_words(tally)}")
+            session.say(f"gate {order.subject}: {tally_words(tally)}")
         elif status is not None:
-            session.say(f"gate {draft.order.subject} is passed; the run is in phase {status.phase}")
+            session.say(f"gate {order.subject} is passed; the run is in phase {status.phase}")
     session.document(document)
 
 

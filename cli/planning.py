@@ -17,8 +17,7 @@ from cli.signing import Signing
 from kedge.model.errors import EngineError
 from kedge.plan.explain import explain
 from worker.desk import Desk, MadePlan
-from worker.desk_orders import Asked
-from worker.desk_signing import Signer, person_of
+from worker.desk_orders import Asked, Signer
 
 
 def show_plan(session: Session, documents: Documents) -> None:
@@ -47,6 +46,8 @@ def start_run(session: Session, documents: Documents, signing: Signing) -> None:
 async def _start(
     session: Session, desk: Desk, made: MadePlan, signing: Signing, signer: Signer
 ) -> None:
+    from worker.desk_signing import person_of  # noqa: PLC0415 - heavy, and not for `kedge plan`
+
     fleet = made.plan.fleet.name
     await desk.check_startable(made)
     await desk.keep_plan(made.plan)
@@ -58,8 +59,7 @@ async def _start(
         life=life_of(signing.valid),
     )
     draft = await desk.draft_start(asked, made.digest, policy=made.policy)
-    for line in page(explain(made.plan)):
-        session.aside(line)
+    session.aside(*page(explain(made.plan)))
     show_draft(session, draft)
     submitted = await sign_and_send(session, desk, draft, signer, yes=signing.yes)
     refuse_if_refused(session, submitted.verdict)

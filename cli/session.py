@@ -57,9 +57,11 @@ class Session:
         for one in what:
             _print(console, one)
 
-    def aside(self, what: RenderableType) -> None:
+    def aside(self, *what: RenderableType) -> None:
         """Words for people that are not the command's result: always on standard error."""
-        _print(_console(stderr=True), what)
+        console = _console(stderr=True)
+        for one in what:
+            _print(console, one)
 
     def note(self, text: str) -> None:
         """A remark beside the result: always on standard error."""

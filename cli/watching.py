@@ -22,6 +22,8 @@ from worker.desk_views import RunView
 from worker.desk_watch import utc_now
 
 FRAMES_PER_SECOND = 4.0
+SILENCE_SECONDS = 3.0
+"""A question that takes longer than this is told at once, before it has failed."""
 
 
 def watch_run(session: Session, run: str, *, until_waiting: bool) -> None:
@@ -87,8 +89,11 @@ def _drawn(latest: tuple[RunView, float], console: Console, session: Session) ->
     """The view as it is now: clocks moved on by the time since it was asked."""
     view, asked = latest
     moved: dict[str, object] = {"now": utc_now()}
+    silent = time.monotonic() - asked
     if view.gone is not None:
-        moved["gone"] = view.gone + time.monotonic() - asked
+        moved["gone"] = view.gone + silent
+    elif silent > SILENCE_SECONDS:
+        moved |= {"gone": silent, "gone_why": "no answer"}
     # What stands around the nodes: title, phases, waves, what is waited for and how to answer.
     around = 14 + len(view.waves)
     rows = max(3, console.height - around)

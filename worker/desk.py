@@ -4,7 +4,7 @@ It is the composition for people's faces: it loads the settings, opens the store
 to Temporal when a question needs it. It decides nothing; faces format what it answers. Every error that
 leaves it is of the ``KedgeError`` tree.
 """
-# ruff: noqa: PLC0415 - what talks to Temporal is loaded by those who ask it something
+# ruff: noqa: PLC0415 - Temporal's client and the compiler are loaded by those who need them
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from kedge.model.order import Envelope
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
-from kedge.plan.digest import plan_digest
 from worker import desk_orders
 from worker.desk_orders import Asked, Draft
 from worker.settings import Settings
@@ -89,11 +88,11 @@ class Desk:
         if self._runs is None:
             # The client of Temporal takes half a second to load: only who talks to it pays.
             from worker.client import EngineUnreachableError, connect
-            from worker.desk_runs import Runs
+            from worker.desk_runs import Runs, quiet_runtime
             from worker.desk_up import engine_error
 
             try:
-                client = await connect(self.settings)
+                client = await connect(self.settings, runtime=quiet_runtime())
             except EngineUnreachableError as error:
                 raise engine_error(error) from error
             self._runs = Runs(client, self.settings.task_queue)
@@ -137,6 +136,7 @@ class Desk:
 
         Raises ``DocumentError`` with every problem of every file.
         """
+        from kedge.plan.digest import plan_digest
         from worker import documents
 
         found = documents.read_documents(

@@ -52,6 +52,17 @@ class Draft(Frozen):
         return self.text.encode()
 
 
+class Signer(Frozen):
+    """With what an order is signed. Exactly one of both is set.
+
+    ``key`` is a private key file; ``agent`` names a key that an agent holds: its fingerprint, its public key
+    line, or the path of its ``.pub`` file.
+    """
+
+    key: Path | None = None
+    agent: str | None = None
+
+
 class Sent(Frozen):
     """An order as it stands in a file, before anyone judged it."""
 

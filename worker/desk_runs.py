@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -28,6 +29,7 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
+from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from kedge.model.base import Frozen
@@ -70,6 +72,12 @@ class PassingError(EngineError):
 
 class NoWorkerError(EngineError):
     """The engine answers, but no worker takes work from the task queue."""
+
+
+@functools.cache
+def quiet_runtime() -> Runtime:
+    """The SDK's runtime of a face: it writes no log of its own into what a person looks at."""
+    return Runtime(telemetry=TelemetryConfig(logging=None))
 
 
 class RunSummary(Frozen):
@@ -347,8 +355,10 @@ def _told(details: list[object]) -> tuple[int, str, str] | None:
     parts = details[0] if len(details) == 1 and isinstance(details[0], list) else details
     if len(parts) < 2 or not isinstance(parts[0], int) or not isinstance(parts[1], str):
         return None
+    # A step that is done again on purpose has its round behind a '#'.
+    step = parts[1].partition("#")[0]
     said = parts[2] if len(parts) > 2 and isinstance(parts[2], str) else ""
-    return parts[0], parts[1], said
+    return parts[0], step, "" if said == step else said
 
 
 def _summary(execution: WorkflowExecution) -> RunSummary:

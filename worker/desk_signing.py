@@ -13,25 +13,13 @@ from pathlib import Path
 import asyncssh
 
 from kedge.drivers.signers import sign_with_agent, sign_with_key
-from kedge.model.base import Frozen
 from kedge.model.errors import OrderError
 from kedge.model.order import Envelope
 from kedge.model.policy import Policy
 from kedge.trust import envelope as envelopes
 from kedge.trust.keys import parse_blob, parse_public_key
 from kedge.trust.sshsig import check, parse
-from worker.desk_orders import Draft, Sent, owner_of
-
-
-class Signer(Frozen):
-    """With what an order is signed. Exactly one of both is set.
-
-    ``key`` is a private key file; ``agent`` names a key that an agent holds: its fingerprint, its public key
-    line, or the path of its ``.pub`` file.
-    """
-
-    key: Path | None = None
-    agent: str | None = None
+from worker.desk_orders import Draft, Sent, Signer, owner_of
 
 
 def person_of(policy: Policy | None, signer: Signer) -> str:
