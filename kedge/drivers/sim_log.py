@@ -7,14 +7,17 @@ host. The lines survive the death of a process, not of the machine.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from kedge.drivers.files import store_error
 from kedge.drivers.sim_host import Counts, Record, SimHost, State
 
 _FACTS = (
@@ -63,12 +66,27 @@ class SimLog(AbstractContextManager[None]):
             for name, value, old in zip(_FACTS, facts(host), before, strict=True)
             if value is not old
         }
+        if "first" in line and host.first[1] is host.state:
+            # The reader knows the state as it is now: the key says all.
+            line["begun_key"] = line.pop("first")[0]
         if key:
-            line["journal"] = [key, *host.journal[key]]
+            record = host.journal[key]
+            told = None if record.before is host.first[1] else record.before
+            line["journal"] = [key, record.op, record.at, record.result, record.skipped, told]
         elif not line:
             return
         text = json.dumps({"host": host.key, **line}, separators=(",", ":")).encode() + b"\n"
-        self._read_to += os.write(self._fd, text)
+        try:
+            self._append(text)
+        except OSError as error:
+            raise store_error("keep the simulated hosts", error) from error
+
+    def _append(self, text: bytes) -> None:
+        written = os.write(self._fd, text)
+        if written < len(text):
+            os.ftruncate(self._fd, self._read_to)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._read_to += written
 
     def _catch_up(self) -> None:
         size = os.fstat(self._fd).st_size
@@ -89,19 +107,22 @@ class SimLog(AbstractContextManager[None]):
             _apply(json.loads(line), self._host)
 
 
-def facts(host: SimHost) -> tuple[Any, ...]:
-    """The fields of a host that a line may have; compared by identity, see :class:`SimHost`."""
-    return tuple(getattr(host, name) for name in _FACTS)
+facts: Callable[[SimHost], tuple[Any, ...]] = attrgetter(*_FACTS)
+"""The fields of a host that a line may have; compared by identity, see :class:`SimHost`."""
 
 
 def _apply(line: dict[str, Any], find: Callable[[str], SimHost]) -> None:
     host = find(line.pop("host"))
     journal = line.pop("journal", None)
+    begun_key = line.pop("begun_key", None)
     for name, value in line.items():
         setattr(host, name, _READ.get(name, _same)(value))
+    if begun_key is not None:
+        host.first = (begun_key, host.state)
     if journal is not None:
-        key, op, before, after, at, result, skipped = journal
-        host.journal[key] = Record(op, _state(before), _state(after), at, result, skipped)
+        key, op, at, result, skipped, told = journal
+        before = host.first[1] if told is None else _state(told)
+        host.journal[key] = Record(op, before, host.state, at, result, skipped)
 
 
 def _same(value: Any) -> Any:
