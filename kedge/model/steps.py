@@ -50,15 +50,24 @@ class StageStep(StepBase):
 
 
 class ProbeStep(StepBase, Probe):
-    """A condition that must hold now; may ``capture`` values for later steps."""
+    """A condition that must hold now; may ``capture`` values for later steps.
+
+    ``also_back``: asked at the same place on the way back, too.
+    """
+
+    also_back: Flag = False
 
 
 class WaitStep(StepBase, Probe):
-    """A condition to wait for: that it holds ``for`` a time, ``within`` another. The daemon need not run."""
+    """A condition to wait for: that it holds ``for`` a time, ``within`` another. The daemon need not run.
+
+    ``also_back``: waited for at the same place on the way back, too.
+    """
 
     hold: Annotated[Duration, Field(alias="for")] = 0.0
     within: Annotated[Positive, Field(le=86400)] = 120.0
     interval: Annotated[Positive, Field(le=3600)] = 1.0
+    also_back: Flag = False
 
 
 class HealthyStep(WaitStep):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kedge.model.plan import Effect, PointOfNoReturn, Wave, WayBack, WayBackKind
 from kedge.model.release import Release
 from kedge.model.runbook import AfterCommit, Runbook
+from kedge.model.steps import RunStep, Undo
 from kedge.plan.company import Where
 
 
@@ -35,6 +36,10 @@ def _has_snapshot(runbook: Runbook) -> bool:
     return any(step.verb == "snapshot" for step in runbook.node)
 
 
+def _lasting(step: RunStep) -> bool:
+    return not isinstance(step.undo, Undo) and step.undo != "none"
+
+
 def boundaries(before: Release, after: Release, runbook: Runbook, waves: int) -> list[Boundary]:
     """Every reason for a point of no return, earliest first. ``waves`` is their number."""
     found: list[Boundary] = []
@@ -49,14 +54,14 @@ def boundaries(before: Release, after: Release, runbook: Runbook, waves: int) ->
             why = f"{after.version} writes data format {new.writes}, which {before.version} cannot read, {when}"
             found.append(Boundary(position, why, _has_snapshot(runbook)))
     for step in runbook.node:
-        if step.run is not None and step.run.undo in {"impossible", "snapshot"}:
+        if step.run is not None and _lasting(step.run):
             restorable = step.run.undo == "snapshot"
             why = f"{' '.join(step.run.argv[:3])} on each node can{'' if restorable else 'not'} be undone"
             found.append(
                 Boundary(0, why + (" only from a snapshot" if restorable else ""), restorable)
             )
     for step in runbook.finalize.steps if runbook.finalize else ():
-        if step.run is not None and step.run.undo in {"impossible", "snapshot"}:
+        if step.run is not None and _lasting(step.run):
             why = f"{' '.join(step.run.argv[:3])} in the finalize steps cannot be undone"
             found.append(Boundary(waves, why, restorable=False))
     return sorted(found, key=lambda boundary: boundary.position)

@@ -310,7 +310,7 @@ def way_back(runbook: Runbook, maker: Maker, *, restore: bool) -> Program:
     steps += _again(between, maker)
     steps.append(maker.step(*moves["start"], captured=False))
     steps += _looked_at(behind, runbook, maker)
-    steps += _again(behind, maker)
+    steps += _again(behind, maker, conditions=False)
     steps += _undone(before, maker)
     done = [_lasting(step) for step in steps if step is not None]
     return Program(name="restore" if restore else "back", legs=_legs(done, [], runbook))
@@ -321,11 +321,13 @@ def _lasting(step: Step) -> Step:
     return step.model_copy(update={"effect": "reversible" if step.effect != "none" else "none"})
 
 
-def _again(steps: list[tuple[str, NodeStep]], maker: Maker) -> list[Step | None]:
+def _again(
+    steps: list[tuple[str, NodeStep]], maker: Maker, *, conditions: bool = True
+) -> list[Step | None]:
     return [
         maker.step(name, written, captured=False)
         for name, written in steps
-        if written.run is not None and written.run.also_back
+        if getattr(written.body, "also_back", False) and (conditions or written.run is not None)
     ]
 
 
