@@ -204,7 +204,7 @@ class Runs:
         if child is None:
             return Pieces(status=status)
         with contextlib.suppress(DriverError):
-            if child.startswith("rollback/"):
+            if status.kind == "upgrade" and child.startswith("rollback/"):
                 return Pieces(status=status, back=await self._way_back(child, seconds))
             if "/widening/" in child:
                 widening = await self._ask(child, "progress", WideningProgress, seconds)
