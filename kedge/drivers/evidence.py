@@ -63,7 +63,7 @@ class SqliteEvidence:
         self._path = path
         self._waiting: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()
 
     async def append(self, fleet: str, key: str, record: Json) -> EvidenceHead:
         """See :meth:`kedge.drivers.ports.Evidence.append`.
@@ -71,6 +71,7 @@ class SqliteEvidence:
         Raises ``StoreError``, not retryable, for a record that is no canonical JSON or too large.
         """
         try:
+            canonical([fleet, key])
             text = canonical(record)
         except ValueError as error:
             raise DriverError("StoreError", f"evidence {key}: {error}", retryable=False) from error
@@ -78,9 +79,8 @@ class SqliteEvidence:
             raise DriverError(
                 "StoreError", f"evidence {key} has more than {MAX_RECORD} bytes", retryable=False
             )
-        self._start()
         answer: Future[EvidenceHead] = Future()
-        self._waiting.put(_Append(fleet, key, record, text.decode(), answer))
+        self._hand_over(_Append(fleet, key, record, text.decode(), answer))
         return await asyncio.wrap_future(answer)
 
     async def head(self, fleet: str) -> EvidenceHead:
@@ -95,18 +95,26 @@ class SqliteEvidence:
 
     async def aclose(self) -> None:
         """Writes what waits, then ends the thread. Appending again starts it again."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
             self._waiting.put(None)
-            await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(thread.join)
 
-    def _start(self) -> None:
-        with self._starting:
+    def _hand_over(self, one: _Append) -> None:
+        with self._lock:
             if self._thread is None:
+                # A queue of its own for each thread: the one that ends must find its end.
+                self._waiting = queue.SimpleQueue()
                 self._thread = threading.Thread(
-                    target=self._write_all, name="kedge-evidence", daemon=True
+                    target=self._write_all,
+                    args=(self._waiting,),
+                    name="kedge-evidence",
+                    daemon=True,
                 )
                 self._thread.start()
+            self._waiting.put(one)
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,16 +129,16 @@ class SqliteEvidence:
             raise
         return database
 
-    def _write_all(self) -> None:
+    def _write_all(self, waiting: queue.SimpleQueue[_Append | None]) -> None:
         """The writing thread: one transaction after the other until it is told to end."""
         database: sqlite3.Connection | None = None
         ending = False
         while not ending:
-            batch, ending = self._next_batch()
+            batch, ending = _next_batch(waiting)
             try:
                 database = database or self._open()
                 heads = _write(database, batch)
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - it is raised to all who wait; the thread goes on
                 if database is not None:
                     with contextlib.suppress(sqlite3.Error):
                         database.close()
@@ -144,20 +152,6 @@ class SqliteEvidence:
                     one.answer.set_result(head)
         if database is not None:
             database.close()
-
-    def _next_batch(self) -> tuple[list[_Append], bool]:
-        """Waits for an append, then takes all that wait by now; True when the end was asked for."""
-        batch: list[_Append] = []
-        one = self._waiting.get()
-        while one is not None:
-            batch.append(one)
-            if len(batch) == BATCH:
-                return batch, False
-            try:
-                one = self._waiting.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
 
     def _read_head(self, fleet: str) -> EvidenceHead:
         with self._reading() as database:
@@ -182,6 +176,21 @@ class SqliteEvidence:
                 yield database
         except sqlite3.Error as error:
             raise _store_error(error) from error
+
+
+def _next_batch(waiting: queue.SimpleQueue[_Append | None]) -> tuple[list[_Append], bool]:
+    """Waits for an append, then takes all that wait by now; True when the end was asked for."""
+    batch: list[_Append] = []
+    one = waiting.get()
+    while one is not None:
+        batch.append(one)
+        if len(batch) == BATCH:
+            return batch, False
+        try:
+            one = waiting.get_nowait()
+        except queue.Empty:
+            return batch, False
+    return batch, True
 
 
 def _enter_wal(database: sqlite3.Connection) -> None:

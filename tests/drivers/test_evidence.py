@@ -118,6 +118,27 @@ async def test_what_is_no_canonical_json_is_refused_alone(evidence: SqliteEviden
     assert len(await assert_sound(evidence)) == 1
 
 
+async def test_names_that_are_no_text_are_refused_alone(evidence: SqliteEvidence) -> None:
+    for fleet, key in (("etcd", "\ud800"), ("\ud800", "k")):
+        with pytest.raises(DriverError) as caught:
+            await evidence.append(fleet, key, 1)
+        assert not caught.value.retryable
+    assert (await evidence.append("etcd", "k", 1)).seq == 1
+
+
+async def test_appending_while_it_is_closed_loses_nothing(evidence: SqliteEvidence) -> None:
+    async def appends(who: str) -> None:
+        for number in range(20):
+            await evidence.append("etcd", f"{who}/{number}", number)
+
+    async def closes() -> None:
+        for _ in range(10):
+            await evidence.aclose()
+
+    await asyncio.gather(appends("a"), closes(), appends("b"), closes())
+    assert len(await assert_sound(evidence)) == 40
+
+
 async def test_a_thousand_at_once_are_few_transactions(evidence: SqliteEvidence) -> None:
     begun = time.perf_counter()
     await asyncio.gather(*(evidence.append("etcd", f"k{number}", number) for number in range(1000)))
