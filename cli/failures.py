@@ -31,6 +31,7 @@ _KINDS: dict[str, Exit] = {
     "TransportLost": Exit.UNREACHABLE,
     "DigestMismatch": Exit.BAD_INPUT,
     "ArchiveRefused": Exit.BAD_INPUT,
+    "KeyRefused": Exit.BAD_INPUT,
 }
 
 

@@ -22,6 +22,7 @@ from cli import (
 from cli.exits import Exit
 from cli.session import Session, report
 
+HELP = ("-h", "--help")
 ORDER = (
     "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
     "abort", "decide", "rollback", "order", "runbook", "doctor", "demo",
@@ -65,7 +66,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(HELP)},
 )
 
 
@@ -117,6 +118,12 @@ app.add_typer(commands_runbook.app, name="runbook")
 
 def main() -> None:
     """Runs ``kedge``; ends the process with one of the exit codes in :mod:`cli.exits`."""
+    words = sys.argv[1:]
+    if words and words[-1] in HELP:
+        shown = help_text(words[:-1])
+        if shown is not None:
+            typer.echo(shown)
+            sys.exit(Exit.DONE)
     try:
         app()
     except SystemExit as ended:
@@ -137,6 +144,22 @@ def _leave(code: object) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code or 0)
+
+
+def help_text(names: list[str]) -> str | None:
+    """The help of the command with these names; None when they are more than names.
+
+    Typer would first turn the root's options into values, and load pydantic for that: twice the time.
+    """
+    command: Any = typer.main.get_command(app)
+    context = typer.Context(command, info_name="kedge", help_option_names=list(HELP))
+    for name in names:
+        command = command.get_command(context, name) if hasattr(command, "get_command") else None
+        if command is None:
+            return None
+        context = typer.Context(command, info_name=name, parent=context)
+    text: str = command.get_help(context)
+    return text
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import errno
 import json as json_format
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -122,7 +120,7 @@ def report(error: BaseException, session: Session) -> Exit:
         return _unexpected(error, session)
     _tell(session, told.type, told.message, told.next_step, told.code, told.problems)
     if session.debug:
-        traceback.print_exception(error)
+        _print_stack(error)
     return told.code
 
 
@@ -154,7 +152,7 @@ def _unexpected(error: BaseException, session: Session) -> Exit:
         raise error  # the reader of our output is gone; typer ends quietly
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     if session.debug:
-        traceback.print_exception(error)
+        _print_stack(error)
         step = "report this, with what is above"
     else:
         log = _write_log(error, session)
@@ -163,7 +161,16 @@ def _unexpected(error: BaseException, session: Session) -> Exit:
     return Exit.UNEXPECTED
 
 
+def _print_stack(error: BaseException) -> None:
+    import traceback  # noqa: PLC0415 - errors only
+
+    traceback.print_exception(error)
+
+
 def _write_log(error: BaseException, session: Session) -> str:
+    import tempfile  # noqa: PLC0415 - errors only
+    import traceback  # noqa: PLC0415 - errors only
+
     stack = "".join(traceback.format_exception(error))
     text = f"{datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{stack}\n"
     home = session.home or Path(os.environ.get("KEDGE_HOME", ".kedge"))
