@@ -155,24 +155,29 @@ class Upgrade(Ordered):
         return None
 
     async def _advance(self, event: Event, facts: PlanFacts) -> None:
-        before = self._state
-        self._state = progress.advance(before, event, facts)
-        if self._state.stage in ("parked", "ended", "go-back") and self._state != before:
-            await self._note(f"{self._state.stage}-{self._state.parks}-{self._state.serial}")
+        before, after = self._state, progress.advance(self._state, event, facts)
+        self._state = after
+        if _place(before) != _place(after):
+            await self._note(type(event).__name__)
 
-    async def _note(self, key: str) -> None:
+    async def _note(self, event: str) -> None:
+        """Every decision is evidence: the event, and where it led."""
         state = self._state
-        said = state.parked.said if state.parked else state.said
         record: dict[str, Json] = {
-            "what": state.stage,
-            "said": said,
-            "outcome": state.outcome,
+            "what": "decision",
+            "event": event,
+            "stage": state.stage,
             "wave": state.wave,
+            "gate": state.gate,
+            "passed": list(state.passed),
+            "outcome": state.outcome,
+            "said": state.parked.said if state.parked else state.said,
             "at": instant(),
         }
+        key = "-".join(str(part) for part in (event, *_place(state), state.serial))
         await decide(
             OrderActivities.record,
-            Note(run=self._run, key=f"{self._run.id}/{key}", record=record),
+            Note(run=self._run, key=f"{self._run.id}@{self._run.epoch}/{key}", record=record),
             "write it down",
         )
 
@@ -431,3 +436,8 @@ class Upgrade(Ordered):
             replayed=state.replayed,
             successor=self._successor,
         )
+
+
+def _place(state: UpgradeState) -> tuple[str, int, str | None, int]:
+    """What makes a state another one to who reads the record."""
+    return state.stage, state.wave, state.gate, state.parks
