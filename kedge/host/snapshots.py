@@ -216,6 +216,7 @@ def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             points.reach("restore.before-renames")
             swap(node, intent)
         points.reach("restore.after-renames")
+        files.remove_tree(node.restore_new)
     replaced = intent["replaced"]
     if op["drop_replaced"] and os.path.isdir(node.snapshot(replaced)):
         with ctx.fence.act():
