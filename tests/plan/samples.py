@@ -61,11 +61,10 @@ def release(component: str, version: str, *more: str) -> str:
         f'version: "{version}"',
         "artifacts:",
         f'  linux/amd64: {{digest: "{str(digit) * 64}", length: 10, source: a.tar.gz}}',
-        'upgrade_from: "*"',
         *more,
     ]
-    if not any(line.startswith("downgrade_to") for line in more):
-        lines.append('downgrade_to: "*"')
+    said = {line.split(":")[0] for line in more}
+    lines += [f'{key}: "*"' for key in ("upgrade_from", "downgrade_to") if key not in said]
     return "\n".join(lines) + "\n"
 
 

@@ -72,8 +72,8 @@ def rewritten(text: str, seed: int, *, flow: bool) -> str:
 )
 @settings(max_examples=60, deadline=None)
 def test_order_of_keys_quotes_layout_and_comments_mean_nothing(
-    seed: int, flow: bool, which: str
-) -> None:  # noqa: FBT001
+    *, seed: int, flow: bool, which: str
+) -> None:
     texts = {"fleet": FLEET, "before": BEFORE, "after": AFTER, "runbook": RUNBOOK, "policy": POLICY}
     changed = {which: rewritten(texts[which], seed, flow=flow)}
     assert plan_digest(plan(**changed)) == SAME
@@ -142,7 +142,12 @@ MEANINGS = [
     ("another order rule", "runbook", "is_leader 1$", "is_leader 0$"),
     ("more at once", "runbook", "max_unavailable: 1", "max_unavailable: 2"),
     ("another threshold", "runbook", "threshold: 2", "threshold: 1"),
-    ("another role that may sign", "runbook", "roles: [sre, db-owner]", "roles: [sre, db-owner, on-call]"),
+    (
+        "another role that may sign",
+        "runbook",
+        "roles: [sre, db-owner]",
+        "roles: [sre, db-owner, on-call]",
+    ),
     ("another expiry", "runbook", "expires: 3d", "expires: 4d"),
     ("another reason shown", "runbook", "go on to the rest", "go on with the rest"),
     ("another failure budget", "runbook", "failure_budget: 0", "failure_budget: 1"),

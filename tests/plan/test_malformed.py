@@ -62,7 +62,7 @@ CASES = [
     Case("infinity", "small", "- stage", "- stage: {attempts: -.inf}", "-.inf", "is no number that a document may have"),
     Case("a number too large for a float", "small", "- stage", "- stage: {attempts: 1e999}", "1e999", "is too large a number"),
     Case("a huge whole number", "small", "- stage", "- stage: {attempts: 99999999999999999999}", "99999", "is too large a number"),
-    Case("a label that is a number", "fleet", 'zone: a}}\n  - {name: etcd-2', 'zone: 7}}\n  - {name: etcd-2', "7}}", 'must be text: write "7"'),
+    Case("a label that is a number", "fleet", "zone: a}}\n  - {name: etcd-2", "zone: 7}}\n  - {name: etcd-2", "7}}", 'must be text: write "7"'),
     # YAML itself
     Case("an empty file", "", "", "", "", "is empty"),
     Case("only a comment", "", "", "# nothing\n", "# ", "is empty"),
@@ -96,7 +96,7 @@ CASES = [
     Case("an unknown key that is like none", "fleet", "environment: demo", "environment: demo\nzzz: 1", "zzz", "'zzz' is not known here; one of"),
     Case("an unknown key inside a node", "fleet", "{name: etcd-1,", "{name: etcd-1, adress: x,", "adress", "do you mean address?"),
     Case("an unknown key inside a step", "small", "- stop: {grace: 5s}", "- stop: {grase: 5s}", "grase", "do you mean grace?"),
-    Case("an unknown key inside a probe inside a list", "runbook", "        - {http: \"http://{node.address}:{node.labels.client_port}/health\", expect:", "        - {http: \"http://{node.address}:{node.labels.client_port}/health\", expct:", "expct", "do you mean expect?"),
+    Case("an unknown key inside a probe inside a list", "runbook", '        - {http: "http://{node.address}:{node.labels.client_port}/health", expect:', '        - {http: "http://{node.address}:{node.labels.client_port}/health", expct:', "expct", "do you mean expect?"),
     Case("a step there is not", "small", "- switch", "- swich", "swich", "do you mean switch?"),
     Case("a missing environment", "fleet", "environment: demo\n", "", "kind: Fleet", "environment: is missing"),
     Case("a missing node name", "fleet", "{name: etcd-1, labels", "{labels", "{labels", "nodes.0.name: is missing"),
@@ -104,7 +104,7 @@ CASES = [
     Case("a missing way to undo", "small", "- stage", "- stage\n  - run: {argv: [ls]}", "{argv: [ls]}", "undo: is missing; write none, impossible, snapshot"),
     Case("a missing range to come from", "release", 'upgrade_from: ">=3.4.0 <3.6.0"\n', "", "kind: Release", "upgrade_from: is missing; write the range"),
     # types
-    Case("a list where a mapping is wanted", "fleet", "env: {GOMAXPROCS: \"1\"}", "env: [GOMAXPROCS]", "[GOMAXPROCS]", "must be a mapping"),
+    Case("a list where a mapping is wanted", "fleet", 'env: {GOMAXPROCS: "1"}', "env: [GOMAXPROCS]", "[GOMAXPROCS]", "must be a mapping"),
     Case("a mapping where a list is wanted", "small", "- stage", "- run: {argv: {ls: -l}, undo: none}\n  - stage", "{ls: -l}", "must be a list"),
     Case("text where a list is wanted", "small", "- stage", "- run: {argv: ls -l, undo: none}\n  - stage", "ls -l", "must be a list"),
     Case("text where a mapping is wanted", "fleet", 'run:\n  argv: ["{node.current}/bin/etcd", "{settings.flags}"]\n  env: {GOMAXPROCS: "1"}', "run: etcd", "etcd\nsettings", "must be a mapping"),
@@ -137,7 +137,7 @@ CASES = [
     # fleets
     Case("an empty fleet", "fleet", FLEET[FLEET.index("nodes:") :], "nodes: []\n", "[]", "is empty; there is at least one"),
     Case("nodes that are nothing", "fleet", FLEET[FLEET.index("nodes:") :], "nodes: # none\n", " # none", "must be a list"),
-    Case("two nodes of one name", "fleet", "{name: etcd-2,", "{name: etcd-1,", "etcd-1, labels: {client_port: \"23792\"", "is the name of node 1 already"),
+    Case("two nodes of one name", "fleet", "{name: etcd-2,", "{name: etcd-1,", 'etcd-1, labels: {client_port: "23792"', "is the name of node 1 already"),
     Case("a fleet that needs itself", "fleet", "environment: demo", "environment: demo\ndependencies: [{fleet: etcd}]", "etcd}]", "does not depend on itself"),
     Case("a dependency named twice", "fleet", "environment: demo", "environment: demo\ndependencies: [{fleet: a}, {fleet: a}]", "a}]", "is named already"),
     Case("an override of a var there is not", "fleet", "{name: etcd-1,", "{name: etcd-1, overrides: {vars: {bse: x}},", "x}}", "the fleet has no var bse"),

@@ -65,13 +65,14 @@ labels = st.fixed_dictionaries(
 )
 @settings(max_examples=150, deadline=None)
 def test_every_node_is_in_exactly_one_batch_and_no_batch_crosses_a_domain_or_a_group(
+    *,
     count: int,
     said: dict[str, list[str]],
     canary: int,
     widen: list[int],
-    domain: bool,  # noqa: FBT001
-    order: bool,  # noqa: FBT001
-    last: bool,  # noqa: FBT001
+    domain: bool,
+    order: bool,
+    last: bool,
     at_most: str,
 ) -> None:
     canary = min(canary, count)

@@ -1,0 +1,121 @@
+"""Document files: read safely, problems with their places, references followed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kedge.model.errors import DocumentError
+from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
+from worker.documents import compile_files, lint, read_bytes, read_documents
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in (
+        ("etcd.yaml", FLEET), ("etcd-3.5.0.yaml", BEFORE), ("etcd-3.5.1.yaml", AFTER), ("policy.yaml", POLICY),
+        ("runbook.yaml", RUNBOOK),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def four(folder: Path) -> tuple[Path, Path, Path, Path]:
+    return (
+        folder / "etcd.yaml",
+        folder / "etcd-3.5.1.yaml",
+        folder / "runbook.yaml",
+        folder / "policy.yaml",
+    )
+
+
+def test_files_make_a_plan_whose_artifacts_have_absolute_paths(folder: Path) -> None:
+    made = compile_files(*four(folder))
+    assert made.before.version == "3.5.0"
+    assert [artifact.source for artifact in made.after.artifacts] == [
+        str(folder / "etcd-3.5.1.tar.gz")
+    ]
+
+
+def test_an_address_stays_as_it_is(folder: Path) -> None:
+    path = folder / "etcd-3.5.1.yaml"
+    path.write_text(
+        replaced(AFTER, "source: etcd-3.5.1.tar.gz", "source: https://example.org/a.tar.gz")
+    )
+    assert compile_files(*four(folder)).after.artifacts[0].source == "https://example.org/a.tar.gz"
+
+
+def test_problems_of_all_files_come_together(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(replaced(POLICY, "environment: demo\n", ""))
+    (folder / "runbook.yaml").write_text(
+        replaced(RUNBOOK, "max_unavailable: 1", "max_unavailable: no")
+    )
+    (folder / "etcd-3.5.0.yaml").unlink()
+    with pytest.raises(DocumentError) as caught:
+        read_documents(*four(folder))
+    said = "\n".join(caught.value.problems)
+    assert "policy.yaml:1:1: environment: is missing" in said
+    assert "runbook.yaml:40:20: waves.max_unavailable: no is a word for false" in said
+    assert "etcd.yaml:4:10: release: there is no file" in said
+
+
+def test_conflicts_between_files_have_the_place_in_their_file(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(replaced(POLICY, "environment: demo", "environment: prod"))
+    with pytest.raises(DocumentError) as caught:
+        compile_files(*four(folder))
+    assert caught.value.problems == (
+        f"{folder}/policy.yaml:3:14: environment: is for prod, and the fleet etcd is in demo",
+    )
+
+
+def test_another_baseline_may_be_named(folder: Path) -> None:
+    fleet, _, runbook, policy = four(folder)
+    (folder / "etcd.yaml").write_text(
+        replaced(FLEET, "release: etcd-3.5.0.yaml", "release: gone.yaml")
+    )
+    before = folder / "etcd-3.5.0.yaml"
+    made = compile_files(fleet, folder / "etcd-3.5.1.yaml", runbook, policy, before_path=before)
+    assert made.before.version == "3.5.0"
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(DocumentError) as caught:
+            read_bytes(path)
+        assert "is not a regular file" in caught.value.problems[0]
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    assert lint([tmp_path / "nope.yaml"]) == (
+        f"{tmp_path}/nope.yaml:1:1: cannot be read: No such file or directory",
+    )
+    assert "cannot be read" in lint([tmp_path / "a\0b.yaml"])[0]
+
+
+def test_an_absolute_release_is_refused(folder: Path) -> None:
+    (folder / "etcd.yaml").write_text(
+        replaced(FLEET, "release: etcd-3.5.0.yaml", "release: /etc/passwd")
+    )
+    assert lint([folder / "etcd.yaml"]) == (
+        f"{folder}/etcd.yaml:4:10: release: must be a path relative to this document",
+    )
+
+
+def test_lint_finds_rings_between_fleets(folder: Path) -> None:
+    for name, needs in (("a", "b"), ("b", "a")):
+        text = (
+            replaced(FLEET, "name: etcd\n", f"name: {name}\n")
+            + f"dependencies: [{{fleet: {needs}}}]\n"
+        )
+        (folder / f"{name}.yaml").write_text(text)
+    found = lint([folder / "a.yaml", folder / "b.yaml"])
+    assert found == (
+        f"{folder}/a.yaml:29:15: dependencies: the fleets need each other in a ring: a → b → a",
+    )
+
+
+def test_lint_of_sound_documents_says_nothing(folder: Path) -> None:
+    assert lint(sorted(folder.glob("*.yaml"))) == ()
