@@ -37,6 +37,9 @@ AT_ONCE = 32
 
 INSTALL = "install"
 
+FENCED_TRIES = 5
+"""How often a node is looked at anew when a run takes it just then."""
+
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
 
@@ -215,25 +218,39 @@ class NodeActivities:
 
     async def _ensured(self, install: Installation, index: int) -> str:
         """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
+        name = install.nodes[index].name
+        run, token = "ensure", (0, 0, 0)
+        try:
+            for _ in range(FENCED_TRIES):
+                found = await self._ensured_as(install, index, run, token)
+                if isinstance(found, str):
+                    return found
+                # The host has a fence already, or a run that goes on beside this has just raised it. Starting what its
+                # own mark says is true under any token, so the standing one is used: it is never raised here, and a
+                # migration under way is not disturbed.
+                run, token = _standing(found)
+        except DriverError as error:
+            return f"{name}: {error.message}"
+        return f"{name}: {run} raises its fence again and again; look once that is over"
+
+    async def _ensured_as(
+        self, install: Installation, index: int, run: str, token: Token
+    ) -> str | SessionEnd:
+        """The same under one token; the end of the session where a higher one has the node."""
         node = install.nodes[index]
         transport = self._ground.transport
-        run, token = "ensure", (0, 0, 0)
         look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
         ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
-        try:
-            end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
-            if _fenced(end):
-                # The host has a fence already. Starting what its own mark says is true under any token, so the
-                # standing one is used: it is never raised here, and a migration under way is not disturbed.
-                run, token = _standing(end)
-                end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
-            unfinished = run == INSTALL and not end.observed.get("should_run")
-            if end.ok and (end.observed.get("release") is None or unfinished):
-                return await self._install(install, index)
-            was_running = bool(end.observed.get("running"))
-            end = await transport.session(node, SessionRequest(run, token, (ensure,)), _unheard)
-        except DriverError as error:
-            return f"{node.name}: {error.message}"
+        end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
+        if _fenced(end):
+            return end
+        unfinished = run == INSTALL and not end.observed.get("should_run")
+        if end.ok and (end.observed.get("release") is None or unfinished):
+            return await self._install(install, index)
+        was_running = bool(end.observed.get("running"))
+        end = await transport.session(node, SessionRequest(run, token, (ensure,)), _unheard)
+        if _fenced(end):
+            return end
         fault = end.fault(node.name)
         if fault is not None:
             return fault.message
