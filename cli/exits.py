@@ -28,5 +28,5 @@ MEANINGS: dict[Exit, str] = {
     Exit.UNREACHABLE: "the engine, or a worker behind it, cannot be had or does not answer",
     Exit.ENDED_BADLY: "the run ended otherwise than wanted: rolled back, aborted, rejected, pre-empted",
     Exit.WAITING: "a result was asked for, but the run still goes on or waits for a person",
-    Exit.INTERRUPTED: "interrupted with Ctrl-C; what was begun on the engine goes on",
+    Exit.INTERRUPTED: "interrupted with Ctrl-C, or answered no; what was begun on the engine goes on",
 }

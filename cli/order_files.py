@@ -120,7 +120,7 @@ def send_files(session: Session, order: Path, signature: Path, *, signal: bool) 
 
 
 async def _send(session: Session, desk: Desk, sent: Sent) -> None:
-    submitted = await desk.submit(sent.order.target, sent.envelope, sent.order.nonce)
+    submitted = await desk.submit(sent.order.target, sent.envelope)
     await tell(session, desk, sent.order, submitted)
 
 

@@ -159,9 +159,9 @@ async def sign_and_send(
         wanted = typer.confirm(f"{ASKS[draft.order.verb]}?", default=False, err=True)
         if not wanted:
             session.note("nothing was signed and nothing was sent")
-            raise typer.Exit(Exit.BAD_INPUT)
+            raise typer.Exit(Exit.INTERRUPTED)
     envelope = await sign(draft, signer, _ask_passphrase if sys.stdin.isatty() else None)
-    return await desk.submit(draft.order.target, envelope, draft.order.nonce)
+    return await desk.submit(draft.order.target, envelope)
 
 
 def _ask_passphrase() -> str:

@@ -236,9 +236,9 @@ class Desk:
             asked, plan=status.plan, shown=shown, subject=subject, showing=showing, life=life
         )
 
-    async def submit(self, target: str, envelope: Envelope, nonce: str) -> Submitted:
+    async def submit(self, target: str, envelope: Envelope) -> Submitted:
         """Sends an order as an update and waits for the verdict. Raises ``NotFound`` or ``EngineError``."""
-        return await (await self.runs()).submit(target, envelope, nonce)
+        return await (await self.runs()).submit(target, envelope)
 
     async def signal(self, target: str, envelope: Envelope) -> None:
         """Sends an order as a plain signal; nobody waits for the verdict."""

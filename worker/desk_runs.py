@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -124,23 +125,26 @@ class Runs:
                     found.setdefault(execution.id, _summary(execution))
         return tuple(sorted(found.values(), key=lambda one: one.started, reverse=True))
 
-    async def submit(self, target: str, envelope: Envelope, nonce: str) -> Submitted:
+    async def submit(self, target: str, envelope: Envelope) -> Submitted:
         """Sends an order and waits for the verdict.
 
+        Each call is an update of its own, found again by its id when the engine goes away in between; an order
+        that is sent by a second call is judged again, and refused as spent.
         A fleet's workflow is started when it is not there yet. A run that is over answers with a
         refusal of rule ``not-open``. Raises ``NotFound``, or ``EngineError`` when no verdict came.
         """
         deadline = asyncio.get_running_loop().time() + ORDER_SECONDS
+        update = secrets.token_hex(16)
         while True:
             try:
-                return await self._submit_once(target, envelope, nonce, deadline)
+                return await self._submit_once(target, envelope, update, deadline)
             except PassingError:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise
                 await asyncio.sleep(0.5)
 
     async def _submit_once(
-        self, target: str, envelope: Envelope, nonce: str, deadline: float
+        self, target: str, envelope: Envelope, update: str, deadline: float
     ) -> Submitted:
         left = max(1.0, deadline - asyncio.get_running_loop().time())
         with self._faults(target):
@@ -151,7 +155,7 @@ class Runs:
             try:
                 async with asyncio.timeout(left):
                     answer: Submitted = await handle.execute_update(
-                        "submit_order", envelope, id=nonce, result_type=Submitted
+                        "submit_order", envelope, id=update, result_type=Submitted
                     )
                     return answer
             except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:

@@ -50,6 +50,7 @@ retry: {attempts: 1, backoff: 0s}
 class Scene:
     """Where everything is. ``faults`` is the simulator's list of faults, read anew whenever it changes."""
 
+    name: str
     folder: Path
     fleet: Path
     old: Path
@@ -83,6 +84,7 @@ class Scene:
 def build(
     folder: Path,
     *,
+    name: str = "sim",
     nodes: int = 5,
     pace: float = 0.02,
     step_seconds: float = 0.5,
@@ -92,6 +94,7 @@ def build(
     """Writes everything into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     scene = Scene(
+        name=name,
         folder=folder,
         fleet=folder / "fleet.yaml",
         old=folder / "sim-1.0.0.yaml",
@@ -124,8 +127,8 @@ def build(
     }
     listed = "\n".join(f"  - {{name: sim-{number}}}" for number in range(1, nodes + 1))
     scene.fleet.write_text(
-        "kind: Fleet\nname: sim\nenvironment: test\nrelease: sim-1.0.0.yaml\ntransport: sim\n"
-        f"root: /srv/{{node.name}}\noptions: {json.dumps(options)}\n"
+        f"kind: Fleet\nname: {name}\nenvironment: test\nrelease: sim-1.0.0.yaml\ntransport: sim\n"
+        f"root: /srv/{name}/{{node.name}}\noptions: {json.dumps(options)}\n"
         'run: {argv: ["{node.current}/bin/sim"]}\n'
         f"nodes:\n{listed}\n",
         encoding="utf-8",
