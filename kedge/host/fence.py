@@ -18,16 +18,19 @@ from kedge.host.errors import Fenced, HostError
 from kedge.host.layout import Node, Token
 
 Seen = Tuple[int, int]
+# `fence.lock` is held for milliseconds only, so even who waits for nothing waits for that; the time is
+# for a frozen holder to be taken out of the way.
+SHORT = 5.0
 
 
 class Fence:
-    """One session's view of the fence. `lock_wait` (s) bounds every wait for its lock."""
+    """One session's view of the fence. `lock_wait` (s) bounds a wait for its lock, from SHORT up."""
 
     def __init__(self, node: Node, token: Token, run: str, lock_wait: float) -> None:
         self.node = node
         self.token = token
         self.run = run
-        self.lock_wait = lock_wait
+        self.lock_wait = max(lock_wait, SHORT)
         self.held: Optional[locks.Lock] = None
         self._seen: Seen = (-1, -1)
 

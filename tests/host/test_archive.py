@@ -28,7 +28,9 @@ def member(name: str, content: bytes = b"x", **more: Any) -> tuple[tarfile.TarIn
     return info, io.BytesIO(content)
 
 
-def tarred(*members: tuple[tarfile.TarInfo, io.BytesIO | None], form: int = tarfile.GNU_FORMAT, **more: Any) -> bytes:
+def tarred(
+    *members: tuple[tarfile.TarInfo, io.BytesIO | None], form: int = tarfile.GNU_FORMAT, **more: Any
+) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form, **more) as archive:
         for info, content in members:

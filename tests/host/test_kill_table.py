@@ -17,7 +17,9 @@ import pytest
 from kedge.host import journal
 
 STEPS = ("stage", "stop", "switch", "configure", "start", "healthy")
-EVERYWHERE = [f"{op}.{point}" for op in STEPS for point in ("before", "acting", "acted", "recorded", "told")]
+EVERYWHERE = [
+    f"{op}.{point}" for op in STEPS for point in ("before", "acting", "acted", "recorded", "told")
+]
 FINER = [
     "session.before",
     "fence.before",
@@ -108,7 +110,9 @@ def test_killed_at(host: Any, watched: Watcher, point: str) -> None:
     records = [record["key"] for record in host.journal()]
     assert records == [op["key"] for op in [*host.leg(one, "g1", "a/"), *leg]]
     journal.check_chain((host.root / ".kedge/journal").read_bytes())
-    leftovers = [name for top in ("releases", "config", "snapshots") for name in os.listdir(host.root / top)]
+    leftovers = [
+        name for top in ("releases", "config", "snapshots") for name in os.listdir(host.root / top)
+    ]
     assert not [name for name in leftovers if name.startswith(".new")], leftovers
 
 
@@ -147,7 +151,9 @@ RESTORE = [
 ]
 
 
-@pytest.mark.parametrize("point", [f"snapshot.{one}" for one in SNAPSHOT] + [f"restore.{one}" for one in RESTORE])
+@pytest.mark.parametrize(
+    "point", [f"snapshot.{one}" for one in SNAPSHOT] + [f"restore.{one}" for one in RESTORE]
+)
 def test_snapshot_and_restore_killed_at(host: Any, point: str) -> None:
     data = host.root / "data"
     host.good()

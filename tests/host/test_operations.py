@@ -65,9 +65,7 @@ def test_the_daemon_outlives_its_session_and_has_nothing_of_it(host: Any) -> Non
     host.until_events(1)
     pid = host.pid()
     assert os.getsid(pid) == pid
-    opened = {
-        fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")
-    }
+    opened = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
     log = str(host.root / "logs/service.log")
     assert {opened["0"], opened["1"], opened["2"]} == {"/dev/null", log}
     # The shell keeps its own script open (10 or so): nothing else.
@@ -230,7 +228,9 @@ def test_what_is_not_there_has_a_name(host: Any) -> None:
     }
     errors = [host.call({"key": op, "op": op, **more}).error["type"] for op, more in told.items()]
     assert errors == ["NoRelease", "NoRelease", "NoRelease", "NoSnapshot"]
-    assert host.call(host.stage(host.release("1"), source="/nonexistent")).error["type"] == "HostError"
+    assert (
+        host.call(host.stage(host.release("1"), source="/nonexistent")).error["type"] == "HostError"
+    )
 
 
 def test_a_generation_with_other_content_is_refused(host: Any) -> None:
