@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
+import os
 import secrets
+import signal
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,6 +35,7 @@ from kedge.model.runbook import Runbook
 from kedge.plan.compile import compile_plan
 from kedge.plan.digest import plan_digest
 from kedge.trust.orders import bytes_to_sign, make, seal
+from worker.processes import identify
 from worker.settings import Settings
 from worker.wiring import drivers_of, worker_of
 
@@ -361,3 +365,12 @@ async def settle(scene: Scene) -> None:
     """Pin the policy and remember the fleet, as ``kedge up`` does."""
     await scene.drivers.pins.pin(scene.name, scene.policy)
     await scene.drivers.fleets.remember(scene.name, scene.document, scene.releases["1.0.0"])
+
+
+def end_daemons(scene: Scene) -> None:
+    """End the daemons of a local fleet: they outlive kedge on purpose, and would outlive the test."""
+    for kept in scene.home.glob("nodes/*/.kedge/service.json"):
+        one = json.loads(kept.read_text())
+        identity = identify(one["pid"])
+        if identity is not None and identity.started == str(one["start"]):
+            os.kill(one["pid"], signal.SIGKILL)

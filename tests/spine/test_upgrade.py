@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from temporalio.client import Client
 
 from kedge.model.run import RunEnd
-from tests.spine.scene import Scene, make_scene, settle
+from tests.spine.scene import Scene, end_daemons, make_scene, settle
 
 pytestmark = pytest.mark.temporal
 
 
 @pytest.fixture(params=["sim", "local"])
-async def scene(request: pytest.FixtureRequest, client: Client, tmp_path: Path) -> Scene:
+async def scene(
+    request: pytest.FixtureRequest, client: Client, tmp_path: Path
+) -> AsyncIterator[Scene]:
     made = make_scene(client, tmp_path, transport=request.param)
     await settle(made)
-    return made
+    yield made
+    end_daemons(made)
 
 
 async def test_an_upgrade_goes_through_canary_gate_and_widening(scene: Scene) -> None:
