@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,15 +12,18 @@ from typing import TypeAlias
 from temporalio.client import Client
 
 from kedge.drivers.ports import Artifacts, Blobs, Evidence, Fleets, PolicyPins, Transport
-from kedge.model.base import Json
+from kedge.model.base import Digest, Json, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.order import OrderVerdict
 from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
+from kedge.model.policy import Policy
 from kedge.model.run import Run, Warrant
 from kedge.trust.warrant import verify_warrant
 
-Act: TypeAlias = tuple[str, str, str, str, int | None, int | None]
+Act: TypeAlias = tuple[str, str, str, str, str, int | None, int | None]
 
+POLICY_SECONDS = 1.0
+"""How long a policy that was read is gone by: who is taken out of it acts no longer than this."""
 KEPT_PLANS = 4
 KEPT_WARRANTS = 256
 
@@ -36,7 +40,10 @@ class Ground:
     fleets: Fleets
     client: Client
     _plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
-    _allowed: OrderedDict[Act, frozenset[int]] = field(default_factory=OrderedDict)
+    _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
+    _waves: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Of the plan asked for last: the wave of each node."""
+    _policies: dict[str, tuple[float, Policy, Digest]] = field(default_factory=dict)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def plan(self, digest: str) -> Plan:
@@ -82,14 +89,14 @@ class Ground:
         """Raise ``DriverError`` NotAuthorised unless the warrant's signatures carry this act.
 
         Whatever a workflow claims: what counts are the signatures, checked against the policy that is pinned on this
-        worker (``kedge.trust.warrant``). A refusal is not remembered, an allowance is.
+        worker (``kedge.trust.warrant``). A refusal is not remembered, an allowance is, for as long as that policy stands.
         """
         plan = await self.plan(run.plan)
-        # A wave is allowed as a whole, also when it is only looked at: its legs find that allowance.
-        nodes: tuple[int, ...] = () if node is None else (node,)
-        if program == "forward" and wave is not None and 0 <= wave < len(plan.waves):
-            nodes = plan.waves[wave].nodes
+        if program == "forward" and node is not None:
+            wave = self._own_wave(run.plan, plan, node, wave)
+        policy, policy_digest = await self._policy(run.fleet)
         asked = (
+            policy_digest,
             run.warrant,
             run.id,
             run.plan,
@@ -97,30 +104,52 @@ class Ground:
             wave,
             None if program == "forward" else node,
         )
-        members = self._allowed.get(asked)
-        if members is None:
-            warrant = Warrant.model_validate_json(await self.blobs.get(run.warrant))
-            policy = await self.pins.policy(run.fleet)
-            verdict = verify_warrant(
-                warrant,
-                plan,
-                run.plan,
-                policy,
-                fleet=run.fleet,
-                wave=wave,
-                run_id=run.id,
-                program=program,
-                nodes=nodes,
-            )
-            if not verdict.ok:
-                raise DriverError("NotAuthorised", verdict.said, retryable=False)
-            members = self._allowed[asked] = frozenset(nodes)
-            while len(self._allowed) > KEPT_WARRANTS:
-                self._allowed.popitem(last=False)
-        if node is not None and node not in members:
-            raise DriverError(
-                "NotAuthorised", f"node {node} is not in wave {wave} of the plan", retryable=False
-            )
+        if asked in self._allowed:
+            self._allowed.move_to_end(asked)
+            return
+        # A wave is allowed as a whole, also when it is only looked at: its legs find that allowance.
+        nodes: tuple[int, ...] = () if node is None else (node,)
+        if program == "forward" and wave is not None and 0 <= wave < len(plan.waves):
+            nodes = plan.waves[wave].nodes
+        warrant = Warrant.model_validate_json(await self.blobs.get(run.warrant))
+        verdict = verify_warrant(
+            warrant,
+            plan,
+            run.plan,
+            policy,
+            fleet=run.fleet,
+            wave=wave,
+            run_id=run.id,
+            program=program,
+            nodes=nodes,
+        )
+        if not verdict.ok:
+            raise DriverError("NotAuthorised", verdict.said, retryable=False)
+        self._allowed[asked] = None
+        while len(self._allowed) > KEPT_WARRANTS:
+            self._allowed.popitem(last=False)
+
+    def _own_wave(self, digest: str, plan: Plan, node: int, claimed: int | None) -> int:
+        """The wave a node is in, which may be one before the wave that takes it up again.
+
+        Raises ``DriverError`` NotAuthorised for a node of a wave behind that, or of none.
+        """
+        if digest not in self._waves:
+            self._waves.clear()
+            self._waves[digest] = {node: wave.index for wave in plan.waves for node in wave.nodes}
+        own = self._waves[digest].get(node)
+        if own is None or claimed is None or own > claimed:
+            said = f"node {node} is not in wave {claimed} of the plan, nor in one before"
+            raise DriverError("NotAuthorised", said, retryable=False)
+        return own
+
+    async def _policy(self, fleet: str) -> tuple[Policy, Digest]:
+        """The policy that is pinned now, and its digest; read again when it was read longer than a moment ago."""
+        known = self._policies.get(fleet)
+        if known is None or time.monotonic() - known[0] > POLICY_SECONDS:
+            policy = await self.pins.policy(fleet)
+            known = self._policies[fleet] = (time.monotonic(), policy, digest_of(policy))
+        return known[1:]
 
     async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> None:
         """Append to the fleet's evidence, once per key."""

@@ -21,6 +21,11 @@ ONCE = frozenset({"run", "snapshot", "restore"})
 """Operations that keep their key over all rounds: done once is done."""
 
 
+FINALIZE_BEGUN, RESTORE_BEGUN = "finalize-begun", "restore-begun"
+"""Written down before the act: whoever computes a way back later must know it, and hosts no longer show it."""
+_BEGUN = {"finalize": FINALIZE_BEGUN, "restore": RESTORE_BEGUN}
+
+
 class LegActivities:
     """The only activity that changes a node's release."""
 
@@ -34,9 +39,11 @@ class LegActivities:
         Raises ``ApplicationError`` whose type is the host's error type and whose one detail is a ``Failure``.
         """
         begun = time.monotonic()
-        plan = await self._ground.plan(request.run.plan)
-        node = plan.nodes[request.node]
+        name = f"node {request.node}"
         try:
+            plan = await self._ground.plan(request.run.plan)
+            node = plan.nodes[request.node]
+            name = node.name
             async with pulse() as beating:
 
                 def on_event(event: HostEvent) -> None:
@@ -49,12 +56,12 @@ class LegActivities:
                 await self._allow(request)
                 end = await self._session(plan, node, request, on_event)
         except DriverError as error:
-            raise to_temporal(error, _failure(error, request, node, "")) from error
+            raise to_temporal(error, _failure(error, request, name, "")) from error
         await self._write_down(request, node, end)
         fault = end.fault(node.name)
         if fault is not None:
             step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
-            raise to_temporal(fault, _failure(fault, request, node, step))
+            raise to_temporal(fault, _failure(fault, request, name, step))
         replayed = sum(event.replayed for event in end.done)
         return LegDone(
             node=request.node,
@@ -67,14 +74,18 @@ class LegActivities:
         await self._ground.authorise(
             request.run, program=request.program, wave=request.wave, node=request.node
         )
-        if request.program == "finalize":
-            # Before the act: whoever computes a way back must know that the point of no return may be behind us.
-            key = f"{request.run.id}@{request.run.epoch}/finalize-begun"
-            await self._ground.note(
-                request.run.fleet,
-                key,
-                {"what": "finalize-begun", "plan": request.run.plan, "run": request.run.id},
-            )
+        what = _BEGUN.get(request.program)
+        if what is not None:
+            run = request.run
+            upgrade = run.snapshots or run.epoch
+            key = f"{run.id}@{run.epoch}/{what}"
+            record: dict[str, Json] = {
+                "what": what,
+                "plan": run.plan,
+                "run": run.id,
+                "upgrade": upgrade,
+            }
+            await self._ground.note(run.fleet, key, record)
 
     async def _session(
         self,
@@ -142,11 +153,11 @@ class LegActivities:
         )
 
 
-def _failure(error: DriverError, request: LegRequest, node: PlannedNode, step: str) -> Failure:
+def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> Failure:
     saw = {key: value for key, value in error.detail.items() if len(str(value)) <= 4000}
     return Failure(
         node=request.node,
-        name=node.name,
+        name=name,
         program=request.program,
         leg=request.leg,
         step=step,

@@ -11,6 +11,7 @@ from temporalio import activity
 
 from activities.ground import Ground
 from activities.heartbeats import pulse
+from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Token
 from kedge.model.base import Json
 from kedge.model.errors import DriverError, KedgeError
@@ -28,6 +29,7 @@ from kedge.model.run import (
     OpenRequest,
     Run,
     bounded,
+    failure_of_the_run,
 )
 from kedge.plan.install import Installation
 from kedge.plan.render import probes
@@ -57,15 +59,28 @@ class NodeActivities:
     @activity.defn
     async def observe_nodes(self, request: ObserveRequest) -> Observed:
         """Raise the fence on these nodes and look at them; with ``probes`` ask the runbook's preflight probes too."""
-        try:
-            await self._ground.authorise(request.run)
-        except DriverError as error:
-            return Observed(problems=(_problem(0, "", "session", error),))
-        plan = await self._ground.plan(request.run.plan)
+        plan = await self._allowed(request.run)
+        if isinstance(plan, Failure):
+            return Observed(problems=(plan,))
         async with pulse():
             looks = await _each(request.nodes, lambda node: self._look(plan, request, node))
-            finalized = bool(finalize_steps(plan)) and await self._finalized(request.run)
-        return _observed(plan, looks, probed=request.probes, finalized=finalized)
+            begun = await self._begun(plan, request.run)
+        return _observed(plan, looks, probed=request.probes).model_copy(
+            update={"finalized": FINALIZE_BEGUN in begun, "restored": RESTORE_BEGUN in begun}
+        )
+
+    async def _allowed(self, run: Run, wave: int | None = None) -> Plan | Failure:
+        """The plan, when the signatures allow to look at its nodes; otherwise why not.
+
+        Raises ``DriverError`` for what may be otherwise in a moment.
+        """
+        try:
+            await self._ground.authorise(run, wave=wave)
+            return await self._ground.plan(run.plan)
+        except DriverError as error:
+            if error.retryable:
+                raise
+            return failure_of_the_run(error.kind, error.message)
 
     async def _look(
         self, plan: Plan, request: ObserveRequest, index: int
@@ -90,40 +105,55 @@ class NodeActivities:
         )
         return await self._ground.transport.session(node, asked, _unheard)
 
-    async def _finalized(self, run: Run) -> bool:
-        """Whether the finalize steps of this plan were ever begun: every page of the evidence is looked at."""
-        since = 0
-        while True:
-            entries = await self._ground.evidence.read(run.fleet, since)
+    async def _begun(self, plan: Plan, run: Run) -> set[str]:
+        """What legs wrote down before they acted in the upgrade that is looked at (an earlier one may have had this
+        plan too). Every page of the evidence is read, unless the plan has nothing that would be in there.
+        """
+        found: set[str] = set()
+        if not any(program.name in ("finalize", "restore") for program in plan.programs):
+            return found
+        upgrade, since = run.snapshots or run.epoch, 0
+        while entries := await self._ground.evidence.read(run.fleet, since):
             for entry in entries:
                 record = entry.record
                 if (
                     isinstance(record, dict)
-                    and record.get("what") == "finalize-begun"
                     and record.get("plan") == run.plan
+                    and record.get("upgrade") == upgrade
                 ):
-                    return True
-            if not entries:
-                return False
+                    found.add(str(record.get("what")))
             since = entries[-1].seq
+        return found
 
     # -- waves ---------------------------------------------------------------------------------------------------
 
     @activity.defn
     async def open_wave(self, request: OpenRequest) -> Opened:
-        """The wave's nodes in the order its rules give today. Nothing is asked of hosts when it has no rules."""
-        plan = await self._ground.plan(request.run.plan)
-        wave = plan.waves[request.wave]
-        skip = set(request.skip)
-        batches = [tuple(node for node in batch if node not in skip) for batch in wave.batches]
-        if wave.rules:
-            await self._ground.authorise(request.run, wave=request.wave)
-            async with pulse():
-                for number, rule in enumerate(wave.rules):
-                    asked = partial(self._holds, request, plan, number)
-                    holds = dict(await _each([node for batch in batches for node in batch], asked))
-                    late = {node for node, held in holds.items() if held == rule.last}
-                    batches = [tuple(sorted(batch, key=late.__contains__)) for batch in batches]
+        """The wave's nodes in the order its rules give today. Nothing is asked of hosts when it has no rules.
+
+        Who goes last goes in batches of their own behind all others, so that everybody else is through.
+        """
+        plan = await self._allowed(request.run, request.wave)
+        if isinstance(plan, Failure):
+            return Opened(failure=plan)
+        skip, only = set(request.skip), request.only
+        waves = plan.waves[request.wave : request.wave + 1]
+        if only is not None:
+            waves = plan.waves[: request.wave + 1]
+        batches = [
+            tuple(node for node in batch if node not in skip and (only is None or node in only))
+            for wave in waves
+            for batch in wave.batches
+        ]
+        async with pulse():
+            for number, rule in enumerate(plan.waves[request.wave].rules):
+                asked = partial(self._holds, request, plan, number)
+                holds = dict(await _each([node for batch in batches for node in batch], asked))
+                late = {node for node, held in holds.items() if held == rule.last}
+                batches = [
+                    *(tuple(node for node in batch if node not in late) for batch in batches),
+                    *(tuple(node for node in batch if node in late) for batch in batches),
+                ]
         return Opened(batches=tuple(batch for batch in batches if batch))
 
     async def _holds(
@@ -145,13 +175,11 @@ class NodeActivities:
     @activity.defn
     async def check_nodes(self, request: CheckRequest) -> Checked:
         """One look of a bake: every node of the wave must run and pass the bake's probe within ``BLIP`` seconds."""
-        plan = await self._ground.plan(request.run.plan)
-        wave = plan.waves[request.wave]
-        try:
-            await self._ground.authorise(request.run, wave=request.wave)
-        except DriverError as error:
-            return Checked(failures=(_problem(wave.nodes[0], "", "bake", error),))
-        nodes = [node for node in wave.nodes if node not in set(request.skip)]
+        plan = await self._allowed(request.run, request.wave)
+        if isinstance(plan, Failure):
+            return Checked(failures=(plan,))
+        skip = set(request.skip)
+        nodes = [node for node in plan.waves[request.wave].nodes if node not in skip]
         async with pulse():
             looks = await _each(nodes, lambda node: self._checked(plan, request, node))
         failures = tuple(failure for failure in looks if failure is not None)
@@ -269,11 +297,6 @@ class NodeActivities:
         return "installed" if fault is None else fault.message
 
 
-def finalize_steps(plan: Plan) -> int:
-    """How many legs the plan's finalize program has."""
-    return sum(len(program.legs) for program in plan.programs if program.name == "finalize")
-
-
 def _unheard(event: HostEvent) -> None:
     """Nobody listens to the single steps of a look."""
 
@@ -316,7 +339,7 @@ def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
 
 
 def _observed(
-    plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], *, probed: bool, finalized: bool
+    plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], *, probed: bool
 ) -> Observed:
     """Sort nodes by the release ``current`` points to. Whatever is not certain is a problem, never a pass."""
     before = {artifact.digest for artifact in plan.before.artifacts}
@@ -362,6 +385,5 @@ def _observed(
         stopped=tuple(stopped),
         started_after=tuple(started),
         problems=bounded(tuple(problems)),
-        finalized=finalized,
         fenced=any(problem.type == "Fenced" for problem in problems),
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from temporalio import activity
 
 from activities.ground import Ground
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import OrderVerdict
-from kedge.model.run import JudgeRequest, Note, Warrant, WarrantUpdate
+from kedge.model.policy import Policy
+from kedge.model.run import JudgeRequest, Note, Refused, Warrant, WarrantUpdate
+from kedge.plan.lease import admit, refuse
 from kedge.trust.orders import judge, read, refused
 
 
@@ -35,29 +39,44 @@ class OrderActivities:
                 f"no policy is pinned for fleet {request.fleet}: {error.message}",
             )
         expected = request.expected
-        if request.any_plan:
-            try:
-                named = read(request.envelope).plan
-                plan = await self._ground.plan(named)
-            except OrderError as error:
-                return refused(request.envelope, "unreadable", error.message)
-            except DriverError:
-                return refused(
-                    request.envelope, "plan", "the plan this order names is not in the store"
-                )
-            except ValueError:
-                return refused(
-                    request.envelope,
-                    "plan",
-                    "what is stored under this order's plan digest is no plan",
-                )
-            if plan.fleet.name != request.fleet:
-                return refused(request.envelope, "plan", f"the plan is for fleet {plan.fleet.name}")
-            if plan.policy.digest != digest_of(policy):
-                said = "the plan was made with another policy than the one pinned for this fleet: make it again"
-                return refused(request.envelope, "policy", said)
-            expected = expected.model_copy(update={"plan": named})
-        return judge(request.envelope, expected, policy, signed=request.signed, gate=request.gate)
+        if request.lease is None:
+            return judge(
+                request.envelope, expected, policy, signed=request.signed, gate=request.gate
+            )
+        # An order to a fleet names its plan itself; whether that may be is looked at once it is known who says so.
+        with suppress(OrderError):
+            expected = expected.model_copy(update={"plan": read(request.envelope).plan})
+        verdict = judge(request.envelope, expected, policy)
+        if verdict.accepted:
+            verdict = admit(verdict, request.lease)
+        if verdict.accepted:
+            verdict = await self._planned(verdict, request, policy)
+        return verdict
+
+    async def _planned(
+        self, verdict: OrderVerdict, request: JudgeRequest, policy: Policy
+    ) -> OrderVerdict:
+        """The verdict about an accepted order to a fleet, after a look at the plan that it names."""
+        try:
+            plan = await self._ground.plan(verdict.plan)
+        except DriverError as error:
+            said = f"the plan this order names cannot be read: {error.message}"
+            return refuse(verdict, "plan", said)
+        except ValueError:
+            said = "what is stored under this order's plan digest is no plan"
+            return refuse(verdict, "plan", said)
+        if plan.fleet.name != request.fleet:
+            return refuse(verdict, "plan", f"the plan is for fleet {plan.fleet.name}")
+        # A way back is not closed because the policy became another since: it is held to the new one leg by leg.
+        if verdict.verb == "start" and plan.policy.digest != digest_of(policy):
+            said = "the plan was made with another policy than the one pinned for this fleet: make it again"
+            return refuse(verdict, "policy", said)
+        return verdict
+
+    @activity.defn
+    async def keep_verdict(self, refusal: Refused) -> None:
+        """Write down a verdict that was reached without judging an envelope."""
+        await self._ground.note_verdict(refusal.fleet, refusal.verdict)
 
     @activity.defn
     async def write_warrant(self, update: WarrantUpdate) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +13,12 @@ from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
 )
+from temporalio.exceptions import FailureError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from activities.plans import PlanActivities
+    from kedge.model.base import Digest
+    from kedge.model.run import PlanFacts
 
 T = TypeVar("T")
 
@@ -26,6 +32,14 @@ INFRASTRUCTURE = RetryPolicy(
 )
 """For activities that decide or record: they are retried until they answer. What is wrong with the *world* comes back
 as a value; only a lost worker, a lost store or an unreachable server is retried here."""
+
+A_FEW_TIMES = RetryPolicy(
+    initial_interval=timedelta(seconds=0.2),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=2),
+    maximum_attempts=5,
+)
+"""For what a person should hear about soon when it does not work."""
 
 LOST_WORKERS = RetryPolicy(
     initial_interval=timedelta(seconds=0.1),
@@ -42,8 +56,12 @@ RELEASE = SearchAttributeKey.for_keyword("KedgeRelease")
 WAITING = SearchAttributeKey.for_keyword("KedgeWaitingFor")
 
 SERIALS_A_LEG = 128
-SERIALS_A_WAVE = 4096
-"""How many serials a wave may use: 32 legs, each scheduled at most 128 times."""
+SERIALS_A_WAVE = 64 * SERIALS_A_LEG
+"""How many serials a wave may use: 64 legs, each scheduled at most 128 times."""
+SERIALS_OF_A_LOST_CHILD = 1_000_000 * SERIALS_A_WAVE
+"""More than a child can have used of which nothing is known any more."""
+ROUNDS_A_TRY = 128
+"""A leg begins a new round for each attempt at most, so a person's retry begins this many rounds later."""
 
 
 async def decide(
@@ -57,6 +75,37 @@ async def decide(
         retry_policy=INFRASTRUCTURE,
         summary=summary,
     )
+
+
+async def plan_facts(plan: Digest) -> PlanFacts:
+    """The facts of a plan. Raises ``ActivityError`` when it cannot be read, after a few tries."""
+    return await workflow.execute_activity_method(
+        PlanActivities.plan_facts,
+        plan,
+        start_to_close_timeout=timedelta(seconds=60),
+        retry_policy=A_FEW_TIMES,
+        summary="read the plan",
+    )
+
+
+def why(error: BaseException) -> str:
+    """What lies at the bottom of an activity's or child's failure, in its own words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+async def tell(
+    child: workflow.ChildWorkflowHandle[Any, Any],
+    signal: Callable[[Any], Awaitable[None] | None],
+) -> None:
+    """Signal a child. That it has ended meanwhile is no failure: its result is on its way."""
+    try:
+        await child.signal(signal)
+    except FailureError as error:
+        if is_cancelled_exception(error):
+            raise
+        workflow.logger.info("%s could not be told: %s", child.id, error)
 
 
 async def survey(

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from temporalio import workflow
+from temporalio.exceptions import (
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
-    from activities.plans import PlanActivities
     from kedge.model.run import (
+        THE_RUN,
+        Again,
         CheckRequest,
         Failure,
         OpenRequest,
@@ -22,9 +28,10 @@ with workflow.unsafe.imports_passed_through():
         WideningRequest,
         WideningStop,
         bounded,
+        failure_of_the_run,
     )
 
-from workflows.calls import SERIALS_A_WAVE, decide, survey
+from workflows.calls import SERIALS_A_WAVE, survey, tell, why
 from workflows.wave import Wave
 
 CHUNK = 100
@@ -53,32 +60,30 @@ class CanaryWidening:
     @workflow.run
     async def run(self, request: WideningRequest) -> WideningStop:
         """Runs waves until a decision is needed."""
-        facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
-        again = request.again
+        facts, again = request.facts, request.again
         while self._wave < len(facts.waves):
             missing = [gate for gate in facts.waves[self._wave].gates if gate not in request.passed]
             if missing:
                 return await self._stop("gate", gate=missing[0])
-            nodes = again.nodes if again is not None else None
-            stop = await self._upgrade(facts, nodes, again.round if again is not None else 0)
+            stop = await self._upgrade(facts, again)
             if stop is None:
-                stop = await self._bake(facts, ensure=again is not None and again.round > 0)
+                stop = await self._bake(facts, ensure=again is not None and again.ensure)
             if stop is not None:
                 return stop
             again = None
             self._wave += 1
-            if self._wave < len(facts.waves) and workflow.info().is_continue_as_new_suggested():
-                await self._renew()
+            if self._wave < len(facts.waves):
+                await self._renew_if_long(None)
         return await self._stop("done")
 
     @workflow.signal(
         description="Begin no further node and return; nodes in flight come to their end."
     )
-    async def hold(self) -> None:
-        """Begin no further node and return."""
+    async def hold(self, *_: Any) -> None:
+        """Begin no further node and return. Anybody can say so: who did not mean it starts this anew."""
         self._held = True
         for child in list(self._children.values()):
-            await child.signal(Wave.hold)
+            await tell(child, Wave.hold)
 
     @workflow.query(description="The wave at hand and what is done in it now.")
     def progress(self) -> WideningProgress:
@@ -91,14 +96,20 @@ class CanaryWidening:
             nodes_done=self._done,
         )
 
-    async def _renew(self) -> None:
+    async def _renew_if_long(self, again: Again | None) -> None:
+        """Go on in a new history when this one grew long, with ``again`` of the wave at hand still to do."""
+        if not workflow.info().is_continue_as_new_suggested():
+            return
         await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._held:
+            # It would be forgotten; and nothing further is begun anyhow.
+            return
         workflow.continue_as_new(
             self._request.model_copy(
                 update={
                     "wave": self._wave,
                     "serial": self._serial,
-                    "again": None,
+                    "again": again,
                     "down": tuple(self._down),
                     "done": self._done,
                     "steps": self._steps,
@@ -114,17 +125,18 @@ class CanaryWidening:
 
     async def _stop(
         self,
-        why: Literal["gate", "done", "failed", "held", "fenced"],
+        because: Literal["gate", "done", "failed", "held", "fenced"],
         *,
         gate: str | None = None,
         failures: tuple[Failure, ...] = (),
         remaining: tuple[int, ...] = (),
         where: Literal["", "wave", "bake"] = "",
+        said: str = "",
     ) -> WideningStop:
         self._state = "stopping"
         await workflow.wait_condition(workflow.all_handlers_finished)
         return WideningStop(
-            why=why,
+            why=because,
             wave=self._wave,
             serial=self._serial,
             gate=gate,
@@ -135,32 +147,47 @@ class CanaryWidening:
             remaining=remaining,
             down=tuple(self._down),
             where=where,
+            said=said,
         )
 
-    async def _upgrade(
-        self, facts: PlanFacts, again: tuple[int, ...] | None, round_: int
-    ) -> WideningStop | None:
+    # -- the legs of a wave --------------------------------------------------------------------------------------
+
+    async def _upgrade(self, facts: PlanFacts, again: Again | None) -> WideningStop | None:
+        """All nodes of the wave, or those of ``again``; none of them at all when it has none."""
+        if again is not None and not again.nodes:
+            return None
         self._state = "opening"
-        if again is None:
-            opened = await survey(
-                NodeActivities.open_wave,
-                OpenRequest(
-                    run=self._request.run,
-                    wave=self._wave,
-                    skip=(*self._down, *self._request.there),
-                    serial=self._serials(),
-                ),
-                f"open wave {facts.waves[self._wave].name}",
-                600,
+        opened = await survey(
+            NodeActivities.open_wave,
+            OpenRequest(
+                run=self._request.run,
+                wave=self._wave,
+                only=again.nodes if again is not None else None,
+                skip=(*self._down, *self._request.there),
+                serial=self._serials(),
+            ),
+            f"open wave {facts.waves[self._wave].name}",
+            600,
+        )
+        remaining = again.nodes if again is not None else ()
+        if opened.failure is not None:
+            because: Literal["fenced", "failed"] = (
+                "fenced" if opened.failure.type == "Fenced" else "failed"
             )
-            batches = opened.batches
-        else:
-            batches = (again,) if again else ()
+            return await self._stop(
+                because, failures=(opened.failure,), remaining=remaining, where="wave"
+            )
         self._state = "upgrading"
-        for position, batch in enumerate(batches):
-            later = tuple(node for rest in batches[position + 1 :] for node in rest)
+        round_ = again.round if again is not None else 0
+        for position, batch in enumerate(opened.batches):
+            later = tuple(node for rest in opened.batches[position + 1 :] for node in rest)
             if self._held:
                 return await self._stop("held", remaining=(*batch, *later), where="wave")
+            if position > 0:
+                ensure = again is not None and again.ensure
+                await self._renew_if_long(
+                    Again(nodes=(*batch, *later), round=round_, ensure=ensure)
+                )
             stop = await self._batch(facts, batch, later, round_)
             if stop is not None:
                 return stop
@@ -170,47 +197,59 @@ class CanaryWidening:
         self, facts: PlanFacts, batch: tuple[int, ...], later: tuple[int, ...], round_: int
     ) -> WideningStop | None:
         """One failure domain: chunks of at most ``CHUNK`` nodes, as many at once as the wave's parallelism needs."""
-        chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
-        while chunks:
-            parallel = facts.waves[self._wave].parallel - len(self._tolerated)
-            budget = facts.failure_budget - len(self._down)
+        waiting = batch
+        while waiting:
+            parallel = self._free(facts)
             if parallel < 1:
-                remaining = tuple(node for chunk in chunks for node in chunk) + later
+                said = f"{len(self._down)} node(s) are out, and no more may be"
                 return await self._stop(
-                    "failed", failures=tuple(self._tolerated), remaining=remaining, where="wave"
+                    "failed", remaining=(*waiting, *later), where="wave", said=said
                 )
-            lanes = min(len(chunks), max(1, -(-parallel // CHUNK)))
+            budget = max(0, facts.failure_budget - len(self._down))
+            lanes = min(-(-len(waiting) // CHUNK), max(1, -(-parallel // CHUNK)))
             share, odd = divmod(parallel, lanes)
-            now, chunks = chunks[:lanes], chunks[lanes:]
+            now, waiting = waiting[: lanes * CHUNK], waiting[lanes * CHUNK :]
             results = await asyncio.gather(
                 *(
-                    self._chunk(chunk, share + (1 if lane < odd else 0), max(0, budget), round_)
-                    for lane, chunk in enumerate(now)
+                    self._chunk(
+                        now[lane * CHUNK : (lane + 1) * CHUNK],
+                        share + (1 if lane < odd else 0),
+                        budget,
+                        round_,
+                    )
+                    for lane in range(lanes)
                 )
             )
-            stop = await self._judge(results, chunks, later, budget)
+            # What somebody else made a chunk hold is taken up again: only our own hold counts.
+            waiting = (*(node for result in results for node in result.remaining), *waiting)
+            stop = await self._judge(results, (*waiting, *later), budget)
             if stop is not None:
                 return stop
         return None
 
+    def _free(self, facts: PlanFacts) -> int:
+        """How many nodes may be in flight: those that are out keep their places among the unavailable.
+
+        Without nodes that people said to go on without, one at a time is always possible.
+        """
+        free = facts.waves[self._wave].parallel - len(self._down)
+        accepted = set(self._down) <= set(self._request.accepted)
+        return max(free, 1) if accepted else free
+
     async def _judge(
-        self,
-        results: list[WaveResult],
-        chunks: list[tuple[int, ...]],
-        later: tuple[int, ...],
-        budget: int,
+        self, results: list[WaveResult], remaining: tuple[int, ...], budget: int
     ) -> WideningStop | None:
         failures = tuple(failure for result in results for failure in result.failures)
         for result in results:
             self._done += result.done
             self._steps += result.steps
             self._replayed += result.replayed
-        unbegun = tuple(node for result in results for node in result.remaining)
-        remaining = (*unbegun, *(node for chunk in chunks for node in chunk), *later)
+        every = (*self._tolerated, *failures)
         if any(result.fenced for result in results):
             return await self._stop("fenced", failures=failures, remaining=remaining, where="wave")
-        if len(failures) > budget or (unbegun and not self._held):
-            every = (*self._tolerated, *failures)
+        starved = any(result.remaining and not result.held for result in results)
+        lost = any(failure.node == THE_RUN for failure in failures)
+        if starved or lost or len(failures) > budget:
             return await self._stop("failed", failures=every, remaining=remaining, where="wave")
         self._tolerated += failures
         self._down += [failure.node for failure in failures]
@@ -223,28 +262,39 @@ class CanaryWidening:
     ) -> WaveResult:
         serial = self._serials()
         identity = f"{self._request.run.id}/wave-{self._wave}/{serial // SERIALS_A_WAVE}"
-        child = await workflow.start_child_workflow(
-            Wave.run,
-            WaveRequest(
-                run=self._request.run,
-                wave=self._wave,
-                program="forward",
-                nodes=nodes,
-                parallel=min(parallel, len(nodes)),
-                budget=budget,
-                serial=serial,
-                round=round_,
-            ),
-            id=identity,
-            static_summary=f"wave {self._wave}: {len(nodes)} nodes, {parallel} at a time",
+        request = WaveRequest(
+            run=self._request.run,
+            wave=self._wave,
+            program="forward",
+            legs=self._request.facts.legs["forward"],
+            nodes=nodes,
+            parallel=min(parallel, len(nodes)),
+            budget=budget,
+            serial=serial,
+            round=round_,
         )
-        self._children[identity] = child
-        if self._held:
-            await child.signal(Wave.hold)
         try:
+            child = await workflow.start_child_workflow(
+                Wave.run,
+                request,
+                id=identity,
+                static_summary=f"wave {self._wave}: {len(nodes)} nodes, {parallel} at a time",
+            )
+            self._children[identity] = child
+            if self._held:
+                await tell(child, Wave.hold)
             return await child
+        except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            lost = failure_of_the_run("Lost", f"{identity} did not come to its end: {why(error)}")
+            return WaveResult(
+                done=0, steps=0, replayed=0, failures=(lost,), remaining=nodes, held=True
+            )
         finally:
-            del self._children[identity]
+            self._children.pop(identity, None)
+
+    # -- the bake ------------------------------------------------------------------------------------------------
 
     async def _bake(self, facts: PlanFacts, *, ensure: bool) -> WideningStop | None:
         """Looks at the wave's nodes every interval until the bake is over. One look at the end is always taken."""

@@ -7,11 +7,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import (
+    ActivityError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.orders import OrderActivities
-    from activities.plans import PlanActivities
     from activities.runs import RunActivities
     from kedge.model.order import Envelope, Expected, OrderVerdict
     from kedge.model.run import (
@@ -19,16 +22,21 @@ with workflow.unsafe.imports_passed_through():
         FleetStatus,
         HolderSeen,
         JudgeRequest,
+        Lease,
+        PlanFacts,
         Preempted,
+        Refused,
         RollbackRequest,
         Run,
         Submitted,
         UpgradeRequest,
         WarrantUpdate,
     )
+    from kedge.plan.lease import refuse
+    from kedge.trust.refusal import RefusalError
 
-from workflows.calls import attributes, decide
-from workflows.ordered import instant
+from workflows.calls import attributes, decide, plan_facts, why
+from workflows.ordered import envelope_of, instant, unreadable
 from workflows.rollback import Rollback
 from workflows.upgrade import Upgrade
 
@@ -77,17 +85,26 @@ class Fleet:
         """Verify a start or rollback order and, if it holds, start the run."""
         return await self._receive(envelope)
 
+    @submit_order.validator
+    def _one_envelope(self, envelope: Envelope) -> None:
+        """Whatever is no envelope is rejected before the handler sees it."""
+
     @workflow.signal(name="order", description="The same signed order, without an answer.")
-    async def order(self, envelope: Envelope) -> None:
-        """The same as ``submit_order``, for who cannot wait for an answer."""
-        await self._receive(envelope)
+    async def order(self, *sent: Any) -> None:
+        """The same as ``submit_order``, for who cannot wait for an answer; takes whatever anybody sends."""
+        try:
+            envelope = envelope_of(sent)
+        except RefusalError as refusal:
+            await self._keep(unreadable(sent, refusal))
+        else:
+            await self._receive(envelope)
 
     @workflow.signal(
         name="run_ended", description="A run says that it ends; the Fleet looks for itself."
     )
-    def run_ended(self, run: str) -> None:
+    def run_ended(self, *sent: Any) -> None:
         """Only wakes the fleet: what became of the run is read from the run."""
-        if run == self._state.holder:
+        if sent and sent[0] == self._state.holder:
             self._told += 1
 
     @workflow.query(description="Who has the lease, and which release is on the fleet.")
@@ -120,22 +137,43 @@ class Fleet:
                     envelope=envelope,
                     expected=self._expected(),
                     fleet=self._state.fleet,
-                    any_plan=True,
+                    lease=Lease(holder=self._state.holder, plan=self._state.plan),
                 ),
                 "verify an order to the fleet",
             )
-            verdict = self._admit(verdict)
-            run = await self._begin(envelope, verdict) if verdict.accepted else None
-            spent = (
-                (*self._state.spent, verdict.nonce)[-KEPT * 10 :]
-                if verdict.accepted
-                else self._state.spent
-            )
-            self._change(verdicts=(*self._state.verdicts, verdict)[-KEPT:], spent=spent)
+            if not verdict.accepted:
+                self._remember(verdict)
+                return Submitted(verdict=verdict)
+            try:
+                facts = await plan_facts(verdict.plan)
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                said = f"the plan this order names cannot be read any more: {why(error)}"
+                verdict = refuse(verdict, "plan", said)
+                await self._keep(verdict)
+                return Submitted(verdict=verdict)
+            run = await self._begin(envelope, verdict, facts)
+            self._remember(verdict)
             return Submitted(verdict=verdict, run=run)
 
+    async def _keep(self, verdict: OrderVerdict) -> None:
+        """A verdict that no activity reached becomes evidence and is remembered."""
+        await decide(
+            OrderActivities.keep_verdict,
+            Refused(fleet=self._state.fleet, verdict=verdict),
+            f"refused: {verdict.rule}",
+        )
+        self._remember(verdict)
+
+    def _remember(self, verdict: OrderVerdict) -> None:
+        spent = self._state.spent
+        if verdict.accepted:
+            spent = (*spent, verdict.nonce)[-KEPT * 10 :]
+        self._change(verdicts=(*self._state.verdicts, verdict)[-KEPT:], spent=spent)
+
     def _expected(self) -> Expected:
-        """A start brings its own plan (``any_plan``): the activity checks that it is stored and of this fleet."""
+        """An order to a fleet brings its own plan; the activity looks whether it is stored and of this fleet."""
         return Expected(
             verbs=("start", "rollback"),
             target=f"fleet/{self._state.fleet}",
@@ -144,79 +182,85 @@ class Fleet:
             now=instant(),
         )
 
-    def _admit(self, verdict: OrderVerdict) -> OrderVerdict:
-        """The lease's own rules, after the signature's."""
-        if not verdict.accepted:
-            return verdict
-        if verdict.verb == "start" and self._state.holder is not None:
-            said = f"{self._state.holder} has the lease of this fleet: wait for its end, or roll it back"
-            return verdict.model_copy(update={"accepted": False, "rule": "lease", "said": said})
-        if verdict.verb == "rollback" and self._state.plan is None:
-            said = "no run of this fleet is known: there is nothing to roll back"
-            return verdict.model_copy(update={"accepted": False, "rule": "not-open", "said": said})
-        if verdict.verb == "rollback" and verdict.plan != self._state.plan:
-            said = f"the order is about plan {verdict.plan}, this fleet's is {self._state.plan}"
-            return verdict.model_copy(update={"accepted": False, "rule": "plan", "said": said})
-        return verdict
-
-    async def _begin(self, envelope: Envelope, verdict: OrderVerdict) -> str:
+    async def _begin(self, envelope: Envelope, verdict: OrderVerdict, facts: PlanFacts) -> str:
         """Grant the lease with a new epoch and start the run under it."""
         warrant = await decide(
             OrderActivities.write_warrant, WarrantUpdate(start=envelope), "store the warrant"
         )
-        facts = await decide(PlanActivities.plan_facts, verdict.plan, "read the plan")
+        loser, last = self._state.holder, self._state.last
+        upgrade = verdict.verb == "start"
+        while True:
+            run = self._grant(verdict, warrant)
+            try:
+                if upgrade:
+                    await self._upgrade(run, verdict, facts)
+                else:
+                    await self._roll_back(run, verdict, facts, of=loser or last or "")
+            except WorkflowAlreadyStartedError:
+                # Somebody else's workflow has this name. It is not ours, so ours takes the next one.
+                workflow.logger.warning(
+                    "%s is taken by a workflow that this fleet did not start", run.id
+                )
+                self._change(runs=self._state.runs[:-1])
+                continue
+            break
+        if loser is not None:
+            notice = Preempted(epoch=run.epoch, successor=run.id, envelope=envelope)
+            await self._tell(loser, notice)
+        return run.id
+
+    def _grant(self, verdict: OrderVerdict, warrant: str) -> Run:
+        """The lease goes to a new run, with an epoch above all before."""
         state = self._state
         epoch = max(state.epoch + 1, int(workflow.now().timestamp()))
-        kind = "upgrade" if verdict.verb == "start" else "rollback"
-        identity = f"{kind}/{state.fleet}/{state.count + 1}"
-        run = Run(
-            id=identity,
-            fleet=state.fleet,
-            plan=verdict.plan,
-            epoch=epoch,
-            warrant=warrant,
-            snapshots=0 if kind == "upgrade" else state.snapshots,
-        )
-        loser = state.holder
+        upgrade = verdict.verb == "start"
+        identity = f"{'upgrade' if upgrade else 'rollback'}/{state.fleet}/{state.count + 1}"
         self._change(
             epoch=epoch,
             count=state.count + 1,
             holder=identity,
             last=identity,
             plan=verdict.plan,
-            snapshots=epoch if kind == "upgrade" else state.snapshots,
+            snapshots=epoch if upgrade else state.snapshots,
             runs=(*state.runs, identity)[-KEPT:],
-            release=None if kind == "upgrade" else state.release,
-            release_document=None if kind == "upgrade" else state.release_document,
+            release=None if upgrade else state.release,
+            release_document=None if upgrade else state.release_document,
         )
-        if kind == "upgrade":
-            await workflow.start_child_workflow(
-                Upgrade.run,
-                UpgradeRequest(run=run, requester=verdict.person),
-                id=identity,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                search_attributes=attributes(state.fleet, "preflight", facts.after),
-                static_summary=f"{facts.before} → {facts.after}, started by {verdict.person}",
-            )
-        else:
-            await workflow.start_child_workflow(
-                Rollback.run,
-                RollbackRequest(run=run, requester=verdict.person, of=loser or state.last or ""),
-                id=identity,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                search_attributes=attributes(state.fleet, "fencing", facts.before),
-                static_summary=f"{facts.after} → {facts.before}, ordered by {verdict.person}",
-            )
-        if loser is not None:
-            await self._tell(loser, Preempted(epoch=epoch, successor=identity, envelope=envelope))
-        return identity
+        return Run(
+            id=identity,
+            fleet=state.fleet,
+            plan=verdict.plan,
+            epoch=epoch,
+            warrant=warrant,
+            snapshots=0 if upgrade else state.snapshots,
+        )
+
+    async def _upgrade(self, run: Run, verdict: OrderVerdict, facts: PlanFacts) -> None:
+        await workflow.start_child_workflow(
+            Upgrade.run,
+            UpgradeRequest(run=run, requester=verdict.person),
+            id=run.id,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            search_attributes=attributes(run.fleet, "preflight", facts.after),
+            static_summary=f"{facts.before} → {facts.after}, started by {verdict.person}",
+        )
+
+    async def _roll_back(
+        self, run: Run, verdict: OrderVerdict, facts: PlanFacts, *, of: str
+    ) -> None:
+        await workflow.start_child_workflow(
+            Rollback.run,
+            RollbackRequest(run=run, requester=verdict.person, of=of),
+            id=run.id,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            search_attributes=attributes(run.fleet, "fencing", facts.before),
+            static_summary=f"{facts.after} → {facts.before}, ordered by {verdict.person}",
+        )
 
     async def _tell(self, loser: str, notice: Preempted) -> None:
         """Courtesy only: the fence on the hosts is what stops the older run."""
         try:
             await workflow.get_external_workflow_handle(loser).signal("preempted", notice)
-        except ApplicationError as error:
-            workflow.logger.warning("%s could not be told that it lost the lease: %s", loser, error)
         except Exception as error:  # noqa: BLE001 - it may be gone already
             workflow.logger.warning("%s could not be told that it lost the lease: %s", loser, error)
 

@@ -7,35 +7,44 @@ something that closed meanwhile is refused. Whatever is accepted is put in ``_in
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.orders import OrderActivities
     from kedge.model.base import Digest, Frozen, digest_of
     from kedge.model.order import Envelope, Expected, OrderVerdict, Tally
-    from kedge.model.plan import Choice, Gate
+    from kedge.model.plan import Choice, Gate, Verb
     from kedge.model.run import (
         JudgeRequest,
         Phase,
         PlanFacts,
         Preempted,
+        Refused,
         Run,
         Showing,
         Submitted,
         Waiting,
         WarrantUpdate,
     )
+    from kedge.plan.lease import refuse
     from kedge.trust.approvals import tally
+    from kedge.trust.envelope import moment, open_envelope, read
+    from kedge.trust.refusal import RefusalError
 
-from workflows.calls import PHASE, WAITING, decide
+from workflows.calls import PHASE, WAITING, decide, plan_facts, why
 
 KEPT_VERDICTS = 50
 MOST_ORDERS = 1_000
 """Orders one run looks at, refused ones included: a flood is cut off before it fills the history."""
+CROWD = 50
+"""Orders looked at in one history before a wait is interrupted to begin a new one."""
 
 
 class OrderMemory(Frozen):
@@ -65,9 +74,29 @@ class Open(Frozen):
     choices: tuple[Choice, ...] = ()
 
 
+def written(time: datetime) -> str:
+    """A time as orders write it: RFC 3339, UTC, whole seconds."""
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
+
+
 def instant() -> str:
-    """Now by the workflow's clock, RFC 3339, whole seconds."""
-    return f"{workflow.now():%Y-%m-%dT%H:%M:%SZ}"
+    """Now by the workflow's clock."""
+    return written(workflow.now())
+
+
+def envelope_of(sent: tuple[Any, ...]) -> Envelope:
+    """The envelope in what a signal brought, whatever that is; raises ``RefusalError`` (``unreadable``)."""
+    if len(sent) != 1:
+        raise RefusalError(
+            "unreadable", f"a signal brings one envelope, and this one brought {len(sent)} values"
+        )
+    return open_envelope(sent[0])
+
+
+def unreadable(sent: tuple[Any, ...], refusal: RefusalError) -> OrderVerdict:
+    """The verdict about something that is no envelope at all."""
+    digest = hashlib.sha256(repr(sent).encode("utf-8", "replace")).hexdigest()
+    return OrderVerdict(accepted=False, rule=refusal.rule, said=refusal.said, digest=digest)
 
 
 class Ordered:
@@ -84,8 +113,11 @@ class Ordered:
         self._phase: Phase = "preflight"
         self._phase_since = workflow.now()
         self._said = "admitted"
-        memory = memory or OrderMemory(started=instant(), warrant=run.warrant)
+        memory = memory or OrderMemory(
+            started=written(workflow.info().start_time), warrant=run.warrant
+        )
         self._memory = memory
+        self._received_before = memory.received
         self._seconds = dict(memory.seconds)
 
     # -- what arrives ------------------------------------------------------------------------------------------
@@ -103,16 +135,37 @@ class Ordered:
             )
 
     @workflow.signal(name="order", description="The same signed order, without an answer.")
-    async def order(self, envelope: Envelope) -> None:
-        """The same as ``submit_order``, for who cannot wait for an answer."""
-        if self._memory.received < MOST_ORDERS:
+    async def order(self, *sent: Any) -> None:
+        """The same as ``submit_order``, for who cannot wait for an answer; takes whatever anybody sends."""
+        if self._memory.received >= MOST_ORDERS:
+            return
+        try:
+            envelope = envelope_of(sent)
+        except RefusalError as refusal:
+            self._count()
+            await self._keep(unreadable(sent, refusal))
+        else:
             await self._receive(envelope)
 
     @workflow.signal(
         name="preempted", description="From the Fleet: an on-call rollback took the lease."
     )
-    async def preempted(self, notice: Preempted) -> None:
-        """Believed only if the order that it carries is a valid rollback order for this fleet and plan."""
+    async def preempted(self, *sent: Any) -> None:
+        """Believed only if it carries a rollback order for this fleet and plan that is younger than this run.
+
+        An older one was for a run before. That the notice is not believed costs nothing but time: it is the fence on
+        the hosts that stops this run.
+        """
+        if self._memory.received >= MOST_ORDERS:
+            return
+        self._count()
+        try:
+            notice = Preempted.model_validate(sent[0] if sent else None)
+            issued = moment(read(notice.envelope).issued)
+        except (ValidationError, RefusalError):
+            return
+        if notice.epoch <= self._run.epoch or issued < moment(self._memory.started):
+            return
         async with self._ordering:
             expected = Expected(
                 verbs=("rollback",),
@@ -125,9 +178,26 @@ class Ordered:
                 self._preempted = notice
                 await self._woken()
 
+    def _count(self) -> None:
+        self._memory = self._memory.model_copy(update={"received": self._memory.received + 1})
+
+    async def _keep(self, verdict: OrderVerdict) -> None:
+        """A verdict that no activity reached becomes evidence and is remembered."""
+        await decide(
+            OrderActivities.keep_verdict,
+            Refused(fleet=self._run.fleet, verdict=verdict),
+            f"refused: {verdict.rule}",
+        )
+        self._remember(verdict)
+
+    def _remember(self, verdict: OrderVerdict) -> None:
+        spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
+        kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
+        self._memory = self._memory.model_copy(update={"spent": spent, "verdicts": kept})
+
     async def _receive(self, envelope: Envelope) -> OrderVerdict:
+        self._count()
         async with self._ordering:
-            self._memory = self._memory.model_copy(update={"received": self._memory.received + 1})
             await workflow.wait_condition(lambda: self._facts is not None)
             opened = self._open
             verdict = await self._judge(envelope, self._expected())
@@ -137,12 +207,10 @@ class Ordered:
                 and self._open != opened
             ):
                 said = f"{verdict.subject} closed while the order was looked at"
-                verdict = verdict.model_copy(
-                    update={"accepted": False, "rule": "not-open", "said": said}
-                )
-            spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
-            kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
-            self._memory = self._memory.model_copy(update={"spent": spent, "verdicts": kept})
+                verdict = refuse(verdict, "not-open", said)
+                await self._keep(verdict)
+                return verdict
+            self._remember(verdict)
             if verdict.accepted:
                 await self._accept(envelope, verdict)
             return verdict
@@ -160,6 +228,34 @@ class Ordered:
                 self._memory = self._memory.model_copy(update={"decided": envelope})
             self._inbox.append(verdict)
             await self._woken()
+
+    def _crowded(self) -> bool:
+        """So many orders were looked at in this history that it is better to wait on in a new one."""
+        looked = self._memory.received - self._received_before
+        return looked >= CROWD and workflow.info().is_continue_as_new_suggested()
+
+    def _disturbed(self) -> bool:
+        """Something came that is for the run's main line, or its history became long while it waits."""
+        return bool(self._inbox) or self._preempted is not None or self._crowded()
+
+    async def _read_plan(self) -> PlanFacts | None:
+        """The facts of the plan: asked for until they can be read, while people are told why not. None: pre-empted."""
+        while self._preempted is None:
+            try:
+                return await plan_facts(self._run.plan)
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                self._say(self._phase, f"the plan cannot be read: {why(error)}; it is tried again")
+            try:
+                await workflow.wait_condition(
+                    lambda: self._preempted is not None,
+                    timeout=timedelta(seconds=5),
+                    timeout_summary="before the plan is asked for again",
+                )
+            except TimeoutError:
+                continue
+        return None
 
     async def _woken(self) -> None:
         """Called when an order other than an approval was accepted; may tell children to hold."""
@@ -179,6 +275,10 @@ class Ordered:
             "verify an order",
         )
 
+    def _verbs(self) -> tuple[Verb, ...]:
+        """The words this run takes now."""
+        return ("approve", "reject", "pause", "resume", "abort", "decide")
+
     def _expected(self) -> Expected:
         subjects: dict[str, Digest] = {}
         choices: dict[str, tuple[Choice, ...]] = {}
@@ -187,7 +287,7 @@ class Ordered:
             if self._open.gate is None:
                 choices[self._open.subject] = self._open.choices
         return Expected(
-            verbs=("approve", "reject", "pause", "resume", "abort", "decide"),
+            verbs=self._verbs(),
             target=self._run.id,
             plan=self._run.plan,
             subjects=subjects,
@@ -226,20 +326,22 @@ class Ordered:
         left = max(0.0, (since + timedelta(seconds=gate.expires) - workflow.now()).total_seconds())
         try:
             await workflow.wait_condition(
-                lambda: self._met() or bool(self._inbox) or self._preempted is not None,
+                lambda: self._met() or self._disturbed(),
                 timeout=timedelta(seconds=left),
                 timeout_summary=f"gate {gate.name} expires",
             )
         except TimeoutError:
             self._close()
-            self._memory = self._memory.model_copy(
-                update={"gate": "", "signed": (), "envelopes": ()}
-            )
+            self._forget_signatures()
             return "expired"
         if not self._met() or self._inbox or self._preempted is not None:
             return "ordered"
         await self._passed(gate)
         return "passed"
+
+    def _forget_signatures(self) -> None:
+        """What was signed was for a gate that is over: who opens it again asks everybody again."""
+        self._memory = self._memory.model_copy(update={"gate": "", "signed": (), "envelopes": ()})
 
     def _age(self) -> timedelta:
         """How long the open gate has been waiting."""
@@ -260,9 +362,8 @@ class Ordered:
             f"gate {gate.name} passed",
         )
         self._run = self._run.model_copy(update={"warrant": warrant})
-        self._memory = self._memory.model_copy(
-            update={"warrant": warrant, "gate": "", "signed": (), "envelopes": ()}
-        )
+        self._memory = self._memory.model_copy(update={"warrant": warrant})
+        self._forget_signatures()
 
     def _close(self) -> None:
         self._open = None
@@ -298,7 +399,7 @@ class Ordered:
         until = None
         if self._open.gate is not None and self._memory.since:
             left = timedelta(seconds=self._open.gate.expires) - self._age()
-            until = f"{workflow.now() + left:%Y-%m-%dT%H:%M:%SZ}"
+            until = written(workflow.now() + left)
         return Waiting(
             kind="gate" if self._open.gate is not None else "parked",
             subject=self._open.subject,

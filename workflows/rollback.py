@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from temporalio import workflow
+from temporalio.exceptions import (
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
@@ -13,6 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.base import Frozen, digest_of
     from kedge.model.plan import Choice
     from kedge.model.run import (
+        THE_RUN,
         WHOLE_FAILURES,
         Failure,
         Note,
@@ -26,10 +32,11 @@ with workflow.unsafe.imports_passed_through():
         Showing,
         WaveRequest,
         WaveResult,
+        failure_of_the_run,
     )
     from kedge.plan.wayback import Return
 
-from workflows.calls import SERIALS_A_WAVE, decide, survey
+from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
 from workflows.fanout import observe_all
 from workflows.ordered import Open, Ordered, OrderMemory, instant
 from workflows.wave import Wave
@@ -48,6 +55,7 @@ class RollbackState(Frozen):
     replayed: int = 0
     children: int = 0
     parks: int = 0
+    held: bool = False
     consented: tuple[str, ...] = ()
     """Gates that were passed."""
 
@@ -88,22 +96,22 @@ class Rollback(Ordered):
         self._failures: tuple[Failure, ...] = ()
         self._child_id: str | None = None
         self._wave_child: workflow.ChildWorkflowHandle[Wave, WaveResult] | None = None
-        self._held = False
         self._wave = 0
         self._waves = 0
         self._ended: Ended | None = None
         self._ended_at: str | None = None
 
     @workflow.run
-    async def run(self, request: RollbackRequest) -> RunEnd:
+    async def run(self, request: RollbackRequest) -> RunEnd:  # noqa: ARG002 - read at init
         """Turns until every node that was not given up runs its baseline, or somebody ends it."""
-        self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
-        facts = self._facts
-        while self._ended is None:
+        facts = self._facts = await self._read_plan()
+        if facts is None:
+            self._take_orders()
+        while facts is not None and self._ended is None:
             await self._turn(facts)
             if workflow.info().is_continue_as_new_suggested() and self._ended is None:
                 await self._renew()
-        return await self._end(facts, self._ended)
+        return await self._end(facts)
 
     @workflow.query(description="Where the way back is, what it waits for, and for whom.")
     def status(self) -> RunStatus:
@@ -226,12 +234,19 @@ class Rollback(Ordered):
             self._take_orders()
 
     async def _go(self, choice: Return, facts: PlanFacts) -> None:
+        """Goes back part by part until all is done, or something else is to be done first."""
         self._waves = len(choice.waves)
         for index, (nodes, parallel) in enumerate(zip(choice.waves, choice.parallel, strict=True)):
             self._wave = index
-            self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
             for start in range(0, len(nodes), CHUNK):
-                result = await self._chunk(choice, nodes[start : start + CHUNK], parallel)
+                self._take_orders()
+                if self._ended is not None:
+                    return
+                if self._state.held:
+                    await self._pause()
+                    return
+                self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
+                result = await self._chunk(choice, facts, nodes[start : start + CHUNK], parallel)
                 self._change(
                     done=self._state.done + result.done,
                     steps=self._state.steps + result.steps,
@@ -241,38 +256,44 @@ class Rollback(Ordered):
                     said = "a newer run has the hosts: this one may not act on them any more"
                     self._ended = Ended(phase="preempted", said=said)
                     return
-                self._take_orders()
-                if self._ended is not None:
-                    return
                 if result.failures:
                     await self._park("back", result.failures, facts)
                     return
-                if self._held:
-                    await self._pause()
-                    return
+            if workflow.info().is_continue_as_new_suggested():
+                return
 
-    async def _chunk(self, choice: Return, nodes: tuple[int, ...], parallel: int) -> WaveResult:
+    async def _chunk(
+        self, choice: Return, facts: PlanFacts, nodes: tuple[int, ...], parallel: int
+    ) -> WaveResult:
         self._change(children=self._state.children + 1)
-        self._child_id = f"{self._run.id}/wave/{self._state.children}"
-        child = await workflow.start_child_workflow(
-            Wave.run,
-            WaveRequest(
-                run=self._run,
-                wave=choice.begun,
-                program=choice.program,
-                nodes=nodes,
-                parallel=min(parallel, len(nodes)),
-                budget=0,
-                serial=self._serials(),
-                round=self._state.round,
-            ),
-            id=self._child_id,
-            static_summary=f"{len(nodes)} nodes go back, {parallel} at a time",
+        identity = self._child_id = f"{self._run.id}/wave/{self._state.children}"
+        request = WaveRequest(
+            run=self._run,
+            wave=choice.begun,
+            program=choice.program,
+            legs=facts.legs[choice.program],
+            nodes=nodes,
+            parallel=min(parallel, len(nodes)),
+            budget=0,
+            serial=self._serials(),
+            round=self._state.round,
         )
-        self._wave_child = child
-        await self._woken()
         try:
+            child = await workflow.start_child_workflow(
+                Wave.run,
+                request,
+                id=identity,
+                static_summary=f"{len(nodes)} nodes go back, {parallel} at a time",
+            )
+            self._wave_child = child
+            await self._woken()
             return await child
+        except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            said = f"{identity} did not come to its end: {why(error)}"
+            lost = failure_of_the_run("Lost", said, choice.program)
+            return WaveResult(done=0, steps=0, replayed=0, failures=(lost,), remaining=nodes)
         finally:
             self._wave_child = None
             self._child_id = None
@@ -284,7 +305,7 @@ class Rollback(Ordered):
             v.verb in ("pause", "abort") for v in self._inbox
         )
         if stopping and self._wave_child is not None:
-            await self._wave_child.signal(Wave.hold)
+            await tell(self._wave_child, Wave.hold)
 
     def _take_orders(self) -> str:
         """Apply what came; returns the choice of a decision, if one was among them."""
@@ -296,9 +317,9 @@ class Rollback(Ordered):
         while self._inbox:
             verdict = self._inbox.popleft()
             if verdict.verb == "pause":
-                self._held = True
+                self._change(held=True)
             elif verdict.verb == "resume":
-                self._held = False
+                self._change(held=False)
             elif verdict.verb == "abort" or verdict.choice == "abort":
                 self._ended = Ended(
                     phase="aborted", said=f"aborted by {verdict.person}: nodes stay as they are"
@@ -317,8 +338,8 @@ class Rollback(Ordered):
     async def _pause(self) -> None:
         self._say("paused", "paused: waits for a resume or an abort")
         self._advertise("resume")
-        while self._held and self._ended is None:
-            await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+        while self._state.held and self._ended is None and not self._crowded():
+            await workflow.wait_condition(self._disturbed)
             self._take_orders()
         self._advertise("")
 
@@ -331,7 +352,9 @@ class Rollback(Ordered):
         said = (
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
         )
-        choices: tuple[Choice, ...] = ("retry", "skip", "abort")
+        # What is wrong with the whole run is not mended by giving nodes up.
+        of_nodes = all(failure.node != THE_RUN for failure in failures)
+        choices: tuple[Choice, ...] = ("retry", "skip", "abort") if of_nodes else ("retry", "abort")
         showing = Showing(
             run=self._run.id,
             plan=self._run.plan,
@@ -350,15 +373,15 @@ class Rollback(Ordered):
         self._say("parked", said)
         self._advertise(f"decision {showing.subject}")
         chosen = ""
-        while not chosen and self._ended is None:
-            await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+        while not chosen and self._ended is None and not self._crowded():
+            await workflow.wait_condition(self._disturbed)
             chosen = self._take_orders()
         self._close()
         self._failures = ()
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))
-        elif chosen == "retry":
+        elif chosen == "retry" and of_nodes and where == "back":
             self._change(round=self._state.round + 1)
 
     async def _renew(self) -> None:
@@ -370,7 +393,8 @@ class Rollback(Ordered):
             self._request.model_copy(update={"run": self._run, "state": memory.model_dump_json()})
         )
 
-    async def _end(self, facts: PlanFacts, ended: Ended) -> RunEnd:
+    async def _end(self, facts: PlanFacts | None) -> RunEnd:
+        ended = self._ended or Ended(phase="preempted", said="a newer run took the lease")
         self._close()
         self._ended_at = instant()
         self._say(phase_of(ended), ended.said)
@@ -395,13 +419,13 @@ class Rollback(Ordered):
             except Exception as error:  # noqa: BLE001 - the fleet may be gone; the end does not depend on it
                 workflow.logger.warning("the fleet could not be told: %s", error)
         await workflow.wait_condition(workflow.all_handlers_finished)
-        whole = ended.phase == "rolled-back" and not self._state.given_up
+        whole = facts is not None and ended.phase == "rolled-back" and not self._state.given_up
         return RunEnd(
             run=self._run.id,
             phase=ended.phase,
             said=ended.said,
-            release=facts.before if whole else None,
-            release_document=facts.before_document if whole else None,
+            release=facts.before if facts is not None and whole else None,
+            release_document=facts.before_document if facts is not None and whole else None,
             nodes_done=self._state.done,
             steps=self._state.steps,
             replayed=self._state.replayed,

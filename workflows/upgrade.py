@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from temporalio import workflow
+from temporalio.exceptions import (
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
     from activities.orders import OrderActivities
-    from activities.plans import PlanActivities
     from kedge.model.base import Frozen, Json, digest_of
-    from kedge.model.plan import Choice
+    from kedge.model.plan import Choice, Verb
     from kedge.model.run import (
         WHOLE_FAILURES,
-        Failure,
         Note,
         ObserveRequest,
         Phase,
@@ -27,13 +28,23 @@ with workflow.unsafe.imports_passed_through():
         WarrantUpdate,
         WaveRequest,
         WideningRequest,
+        WideningStop,
+        failure_of_the_run,
     )
     from kedge.plan import progress
     from kedge.plan.progress import Act, Event, UpgradeState
     from kedge.plan.progress import Ordered as OrderEvent
     from kedge.plan.wayback import way_back_at
 
-from workflows.calls import SERIALS_A_WAVE, attributes, decide, survey
+from workflows.calls import (
+    SERIALS_A_WAVE,
+    SERIALS_OF_A_LOST_CHILD,
+    attributes,
+    decide,
+    survey,
+    tell,
+    why,
+)
 from workflows.canary_widening import CanaryWidening
 from workflows.fanout import observe_all
 from workflows.ordered import Open, Ordered, OrderMemory, instant
@@ -90,12 +101,17 @@ class Upgrade(Ordered):
         self._child_id: str | None = None
         self._successor: str | None = None
         self._ended: str | None = None
+        self._left: tuple[str | None, str | None] = (None, None)
+        """The release that a way back left on every node, with its document."""
 
     @workflow.run
-    async def run(self, request: UpgradeRequest) -> RunEnd:
+    async def run(self, request: UpgradeRequest) -> RunEnd:  # noqa: ARG002 - read at init
         """State, command, event, state, until the end."""
-        self._facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
-        facts = self._facts
+        facts = self._facts = await self._read_plan()
+        if facts is None:
+            said = f"pre-empted by {self._successor_said()}"
+            self._state = progress.preempted(self._state, said)
+            return await self._end(None)
         while (act := progress.command(self._state)).what != "end":
             event = await self._do(act, facts)
             if event is not None:
@@ -150,7 +166,7 @@ class Upgrade(Ordered):
         if act.what == "finalize":
             return await self._finalize(facts)
         if act.what == "go-back":
-            return await self._go_back()
+            return await self._go_back(facts)
         await self._wait(facts)
         return None
 
@@ -183,8 +199,7 @@ class Upgrade(Ordered):
 
     async def _take_orders(self, facts: PlanFacts) -> None:
         if self._preempted is not None:
-            self._successor = self._preempted.successor
-            said = f"pre-empted by {self._preempted.successor}"
+            said = f"pre-empted by {self._successor_said()}"
             await self._advance(OrderEvent(verb="preempt", person="", said=said), facts)
         while self._inbox:
             verdict = self._inbox.popleft()
@@ -194,6 +209,7 @@ class Upgrade(Ordered):
                     facts,
                 )
             elif verdict.verb == "reject":
+                self._forget_signatures()
                 await self._advance(
                     progress.GateEnded(
                         gate=verdict.subject,
@@ -211,7 +227,16 @@ class Upgrade(Ordered):
             v.verb in ("pause", "abort") for v in self._inbox
         )
         if stopping and self._widening is not None:
-            await self._widening.signal(CanaryWidening.hold)
+            await tell(self._widening, CanaryWidening.hold)
+
+    def _verbs(self) -> tuple[Verb, ...]:
+        """Once the way back has begun, orders go to the run that goes it."""
+        return () if self._state.stage in ("go-back", "ended") else super()._verbs()
+
+    def _successor_said(self) -> str:
+        if self._preempted is not None:
+            self._successor = self._preempted.successor
+        return self._successor or "a newer run"
 
     async def _preflight(self, facts: PlanFacts) -> Event:
         self._say("preflight", f"looks at {facts.nodes} nodes")
@@ -244,71 +269,93 @@ class Upgrade(Ordered):
         wave = facts.waves[state.wave]
         self._say("widening", f"wave {wave.name}: {wave.size} nodes, {wave.parallel} at a time")
         self._children += 1
-        self._child_id = f"{self._run.id}/widening/{self._children}"
-        child = await workflow.start_child_workflow(
-            CanaryWidening.run,
-            WideningRequest(
-                run=self._run,
-                wave=state.wave,
-                serial=state.serial,
-                passed=state.passed,
-                again=state.again,
-                down=state.down,
-                there=state.there,
-            ),
-            id=self._child_id,
-            search_attributes=attributes(self._run.fleet, "widening", facts.after),
-            static_summary=f"from wave {wave.name} until a decision is needed",
+        identity = self._child_id = f"{self._run.id}/widening/{self._children}"
+        request = WideningRequest(
+            run=self._run,
+            facts=facts,
+            wave=state.wave,
+            serial=state.serial,
+            passed=state.passed,
+            again=state.again,
+            down=state.down,
+            accepted=state.accepted,
+            there=state.there,
         )
-        self._widening = child
-        if self._inbox or self._preempted is not None:
-            await self._woken()
         try:
+            child = await workflow.start_child_workflow(
+                CanaryWidening.run,
+                request,
+                id=identity,
+                search_attributes=attributes(self._run.fleet, "widening", facts.after),
+                static_summary=f"from wave {wave.name} until a decision is needed",
+            )
+            self._widening = child
+            if self._inbox or self._preempted is not None:
+                await self._woken()
             return progress.Widened(stop=await child)
+        except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            lost = failure_of_the_run("Lost", f"{identity} did not come to its end: {why(error)}")
+            return progress.Widened(
+                stop=WideningStop(
+                    why="failed",
+                    wave=state.wave,
+                    serial=state.serial + SERIALS_OF_A_LOST_CHILD,
+                    failures=(lost,),
+                    remaining=state.again.nodes if state.again is not None else (),
+                    down=state.down,
+                    where="wave",
+                )
+            )
         finally:
             self._widening = None
             self._child_id = None
 
-    async def _finalize(self, facts: PlanFacts) -> Event:
+    async def _finalize(self, facts: PlanFacts) -> Event | None:
         self._say("finalizing", "runs the finalize steps")
         node, serial = facts.finalize_node, self._state.serial
         if node is None:
             return progress.Finalized(serial=serial)
+        if node in self._state.down:
+            node = next((n for n in range(facts.nodes) if n not in self._state.down), node)
         self._children += 1
-        self._child_id = f"{self._run.id}/finalize/{self._children}"
+        identity = self._child_id = f"{self._run.id}/finalize/{self._children}"
         request = WaveRequest(
             run=self._run,
             wave=None,
             program="finalize",
+            legs=facts.legs["finalize"],
             nodes=(node,),
             parallel=1,
             budget=0,
             serial=serial,
             round=self._state.round,
         )
-        result = await workflow.execute_child_workflow(
-            Wave.run, request, id=self._child_id, static_summary="finalize"
-        )
-        self._child_id = None
-        failure = result.failures[0] if result.failures else None
-        if result.fenced:
-            failure = Failure(
-                node=node,
-                name="",
-                program="finalize",
-                leg=0,
-                step="",
-                type="Fenced",
-                said="a newer run has the node",
+        steps, replayed, used = 0, 0, SERIALS_A_WAVE
+        try:
+            result = await workflow.execute_child_workflow(
+                Wave.run, request, id=identity, static_summary="finalize"
             )
+            steps, replayed = result.steps, result.replayed
+            failure = result.failures[0] if result.failures else None
+            if result.fenced:
+                failure = failure_of_the_run("Fenced", progress.FENCED, "finalize")
+            elif result.remaining:
+                # Somebody told the child to hold before it began; nobody here did, so it begins again.
+                return None
+        except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            said = f"{identity} did not come to its end: {why(error)}"
+            failure, used = failure_of_the_run("Lost", said, "finalize"), SERIALS_OF_A_LOST_CHILD
+        finally:
+            self._child_id = None
         return progress.Finalized(
-            failure=failure,
-            serial=serial + SERIALS_A_WAVE,
-            steps=result.steps,
-            replayed=result.replayed,
+            failure=failure, serial=serial + used, steps=steps, replayed=replayed
         )
 
-    async def _go_back(self) -> Event:
+    async def _go_back(self, facts: PlanFacts) -> Event:
         self._say("going-back", self._state.said)
         number = self._run.id.rsplit("/", 1)[1]
         identity = f"rollback/{self._run.fleet}/{number}-auto"
@@ -320,23 +367,37 @@ class Upgrade(Ordered):
                 WarrantUpdate(start=decided),
                 "the way back acts on the decision",
             )
-        end = await workflow.execute_child_workflow(
-            Rollback.run,
-            RollbackRequest(
-                run=self._run.model_copy(update={"id": identity, "warrant": warrant}),
-                requester=self._requester,
-                of=self._run.id,
-                automatic=True,
-                serial=self._state.serial,
-            ),
-            id=identity,
-            search_attributes=attributes(
-                self._run.fleet, "fencing", self._facts.before if self._facts else ""
-            ),
-            static_summary=f"the way back of {self._run.id}",
+        request = RollbackRequest(
+            run=self._run.model_copy(update={"id": identity, "warrant": warrant}),
+            requester=self._requester,
+            of=self._run.id,
+            automatic=True,
+            serial=self._state.serial,
         )
-        self._child_id = None
-        return progress.WentBack(ok=end.phase == "rolled-back", said=end.said)
+        try:
+            end = await workflow.execute_child_workflow(
+                Rollback.run,
+                request,
+                id=identity,
+                search_attributes=attributes(self._run.fleet, "fencing", facts.before),
+                static_summary=f"the way back of {self._run.id}",
+            )
+        except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            said = f"{identity} did not come to its end: {why(error)}"
+            return progress.WentBack(
+                ok=False, said=said, serial=request.serial + SERIALS_OF_A_LOST_CHILD
+            )
+        finally:
+            self._child_id = None
+        self._left = (end.release, end.release_document)
+        return progress.WentBack(
+            ok=end.phase == "rolled-back",
+            by=end.phase if end.phase in ("aborted", "preempted") else None,
+            said=end.said,
+            serial=request.serial + SERIALS_OF_A_LOST_CHILD,
+        )
 
     async def _wait(self, facts: PlanFacts) -> None:
         """Parked or paused: nothing moves until an order comes."""
@@ -356,7 +417,7 @@ class Upgrade(Ordered):
         else:
             self._say("paused", "paused: waits for a resume or an abort")
             self._advertise("resume")
-        await workflow.wait_condition(lambda: bool(self._inbox) or self._preempted is not None)
+        await workflow.wait_condition(self._disturbed)
 
     def _showing(self, subject: str, facts: PlanFacts) -> Showing:
         """What people are shown before they sign: the plan, the wave, what was seen, what can still be undone."""
@@ -403,22 +464,22 @@ class Upgrade(Ordered):
             self._request.model_copy(update={"run": self._run, "state": memory.model_dump_json()})
         )
 
-    async def _end(self, facts: PlanFacts) -> RunEnd:
+    def _left_on(self, facts: PlanFacts) -> tuple[str | None, str | None]:
+        """Which release, with its document, every node of the fleet is left on; none when they are mixed."""
+        state = self._state
+        if state.outcome == "done" and not state.down:
+            return facts.after, facts.after_document
+        if state.begun == 0 and state.outcome in ("rejected", "aborted"):
+            return facts.before, facts.before_document
+        return self._left if state.outcome == "rolled-back" else (None, None)
+
+    async def _end(self, facts: PlanFacts | None) -> RunEnd:
         state = self._state
         phase: Phase = OUTCOMES.get(state.outcome, "aborted")
         self._close()
         self._ended = instant()
         self._say(phase, state.said)
-        whole = {
-            "done": (facts.after, facts.after_document),
-            "rolled-back": (facts.before, facts.before_document),
-        }
-        untouched: Literal[True, False] = state.begun == 0 and phase in ("rejected", "aborted")
-        release = whole.get(
-            phase, (facts.before, facts.before_document) if untouched else (None, None)
-        )
-        if phase == "done" and state.down:
-            release = (None, None)
+        release = self._left_on(facts) if facts is not None else (None, None)
         fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
         try:
             await fleet.signal("run_ended", self._run.id)

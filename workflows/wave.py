@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import timedelta
+from typing import Any
 
 from temporalio import exceptions, workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.legs import LegActivities
-    from activities.plans import PlanActivities
     from kedge.model.run import (
         Failure,
         LegFacts,
         LegRequest,
-        PlanFacts,
         WaveProgress,
         WaveRequest,
         WaveResult,
     )
 
-from workflows.calls import HEARTBEAT, LOST_WORKERS, SERIALS_A_LEG, decide
+from workflows.calls import HEARTBEAT, LOST_WORKERS, ROUNDS_A_TRY, SERIALS_A_LEG
 
 RESTARTING = frozenset({"ServiceDied"})
 """Errors after which a leg is done again from its start: looking once more at a daemon that died helps nobody."""
@@ -57,10 +56,9 @@ class Wave:
     @workflow.run
     async def run(self, request: WaveRequest) -> WaveResult:
         """Runs the legs of its nodes and reports."""
-        facts = await decide(PlanActivities.plan_facts, request.run.plan, "read the plan")
         lanes = min(request.parallel, len(request.nodes))
         # Lanes share the deque and the lists; between two awaits only one of them runs.
-        await asyncio.gather(*(self._lane(facts) for _ in range(lanes)))
+        await asyncio.gather(*(self._lane() for _ in range(lanes)))
         await workflow.wait_condition(workflow.all_handlers_finished)
         return WaveResult(
             done=len(self._done),
@@ -69,11 +67,12 @@ class Wave:
             failures=tuple(self._failures),
             remaining=tuple(self._waiting),
             fenced=self._fenced,
+            held=self._held,
         )
 
     @workflow.signal(description="Begin no further node; those in flight come to their end.")
-    def hold(self) -> None:
-        """Begin no further node."""
+    def hold(self, *_: Any) -> None:
+        """Begin no further node. Anybody can say so: it moves nothing, and who did not mean it goes on."""
         self._held = True
 
     @workflow.query(description="Node indexes by state.")
@@ -93,11 +92,11 @@ class Wave:
             self._held or self._fenced or len(self._failures) > self._request.budget
         )
 
-    async def _lane(self, facts: PlanFacts) -> None:
+    async def _lane(self) -> None:
         while self._open():
             node = self._waiting.popleft()
             self._running.append(node)
-            failure = await self._node(node, facts.legs[self._request.program])
+            failure = await self._node(node)
             self._running.remove(node)
             if failure is None:
                 self._done.append(node)
@@ -107,16 +106,16 @@ class Wave:
                 self._failures.append(failure)
                 return
 
-    async def _node(self, node: int, legs: tuple[LegFacts, ...]) -> Failure | None:
-        for index, leg in enumerate(legs):
+    async def _node(self, node: int) -> Failure | None:
+        for index, leg in enumerate(self._request.legs):
             failure = await self._leg(node, index, leg)
             if failure is not None:
                 return failure
         return None
 
     async def _leg(self, node: int, index: int, leg: LegFacts) -> Failure | None:
-        """Tries a leg as often as the runbook says; None when it was done."""
-        round_ = self._request.round
+        """Tries a leg as often as the runbook says, also when held; None when it was done."""
+        round_ = self._request.round * ROUNDS_A_TRY
         attempt = 0
         while True:
             failure = await self._once(node, index, leg, round_, attempt)
@@ -127,8 +126,6 @@ class Wave:
                 or failure.type in FINAL
                 or attempt >= leg.attempts
             ):
-                return failure
-            if self._held:
                 return failure
             if failure.type in RESTARTING:
                 round_ += 1

@@ -61,7 +61,10 @@ class LegDone(Frozen):
 
 
 class Failure(Frozen):
-    """A node's leg that did not end well: where, the error's stable type, a sentence, and what was seen."""
+    """A node's leg that did not end well: where, the error's stable type, a sentence, and what was seen.
+
+    ``node`` is ``THE_RUN`` when it is no node's failure but the whole run's: nobody can do without it.
+    """
 
     node: int
     name: str
@@ -71,6 +74,17 @@ class Failure(Frozen):
     type: str
     said: str
     saw: dict[str, Json] = {}
+
+
+THE_RUN = -1
+"""The node of a failure that is the whole run's."""
+
+
+def failure_of_the_run(kind: str, said: str, program: ProgramName = "forward") -> Failure:
+    """A failure that lies with no node: its work may not or cannot be done at all."""
+    return Failure(
+        node=THE_RUN, name="the run", program=program, leg=0, step="", type=kind, said=said[:2000]
+    )
 
 
 WHOLE_FAILURES = 20
@@ -87,14 +101,55 @@ def bounded(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
     )
 
 
+class LegFacts(Frozen):
+    """How a leg is scheduled: ``timeout`` and ``backoff`` in seconds, ``attempts`` before it counts as failed."""
+
+    timeout: float
+    attempts: int
+    backoff: float
+
+
+class WaveFacts(Frozen):
+    """A wave without its nodes: ``gates`` stand before it; ``bake`` seconds follow, looked at every ``interval``."""
+
+    name: Name
+    size: int
+    parallel: int
+    gates: tuple[Name, ...] = ()
+    bake: float = 0.0
+    interval: float = 5.0
+
+
+class PlanFacts(Frozen):
+    """The little a workflow needs of a plan; read once by an activity."""
+
+    nodes: int
+    before: str
+    after: str
+    before_document: Digest
+    after_document: Digest
+    start_gate: Name | None
+    waves: tuple[WaveFacts, ...]
+    gates: tuple[Gate, ...]
+    legs: dict[ProgramName, tuple[LegFacts, ...]]
+    commit: PointOfNoReturn | None = None
+    finalize_node: int | None = None
+    failure_budget: int = 0
+    on_failure: Literal["park", "rollback"] = "park"
+    way_back: tuple[WayBack, ...] = ()
+
+
 class WaveRequest(Frozen):
-    """A chunk of a wave (of a way back ``wave`` is the number of waves that were begun, of finalize steps None): at most ``parallel`` legs in flight; no further node is begun once
-    more than ``budget`` nodes failed.
+    """A chunk of a wave: at most ``parallel`` nodes in flight; no further one is begun once more than ``budget`` failed.
+
+    ``wave`` is, of a way back, the number of waves that were begun; of finalize steps None. ``legs`` are those of
+    ``program``.
     """
 
     run: Run
     wave: int | None
     program: ProgramName
+    legs: tuple[LegFacts, ...]
     nodes: tuple[int, ...]
     parallel: Annotated[int, Field(ge=1)]
     budget: Annotated[int, Field(ge=0)]
@@ -103,7 +158,7 @@ class WaveRequest(Frozen):
 
 
 class WaveResult(Frozen):
-    """What became of a chunk. ``remaining`` were never begun (held, or the budget was spent)."""
+    """What became of a chunk. ``remaining`` were never begun: it was ``held``, or the budget was spent."""
 
     done: int
     steps: int
@@ -111,27 +166,35 @@ class WaveResult(Frozen):
     failures: tuple[Failure, ...] = ()
     remaining: tuple[int, ...] = ()
     fenced: bool = False
+    held: bool = False
 
 
 class Again(Frozen):
-    """A wave taken up again: only these ``nodes`` still need their legs (none: only the bake is repeated)."""
+    """A wave taken up again: only these ``nodes`` still need their legs (none: only the bake is repeated).
+
+    ``ensure``: a person said so, and before the bake is repeated, what should run and does not is started.
+    """
 
     nodes: tuple[int, ...] = ()
     round: int = 0
+    ensure: bool = False
 
 
 class WideningRequest(Frozen):
     """Run waves from ``wave`` on, until a decision is needed. ``down`` nodes are out (skipped by a person, or failed
-    within the budget): they are not touched, and count against the failure budget. ``done``, ``steps`` and ``replayed`` carry on over
+    within the budget): they are not touched, count against the failure budget, and are among the unavailable.
+    ``accepted`` are those without which a person said to go on. ``done``, ``steps`` and ``replayed`` carry on over
     continue-as-new.
     """
 
     run: Run
+    facts: PlanFacts
     wave: int
     serial: int
     passed: tuple[Name, ...] = ()
     again: Again | None = None
     down: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
     there: tuple[int, ...] = ()
     """Nodes that ran the new release before this run began: nothing is done to them."""
     done: int = 0
@@ -157,6 +220,8 @@ class WideningStop(Frozen):
     down: tuple[int, ...] = ()
     where: Literal["", "wave", "bake"] = ""
     """Where it failed or was held: among the legs of the wave, or in its bake."""
+    said: str = ""
+    """Why, where the failures do not say it."""
 
 
 class Showing(Frozen):
@@ -267,6 +332,20 @@ class Submitted(Frozen):
     run: str | None = None
 
 
+class Lease(Frozen):
+    """A fleet as its own orders find it: which run has it, and the plan of that run or the last."""
+
+    holder: str | None = None
+    plan: Digest | None = None
+
+
+class Refused(Frozen):
+    """A verdict that was not reached by judging an envelope, on its way into the evidence."""
+
+    fleet: Name
+    verdict: OrderVerdict
+
+
 class JudgeRequest(Frozen):
     """To the activity that verifies orders: the envelope and what it must say. The policy is the one pinned on the
     worker for this fleet, never one that came over the wire.
@@ -279,8 +358,8 @@ class JudgeRequest(Frozen):
     """The run it is judged for; None for orders to the fleet itself."""
     gate: Gate | None = None
     signed: tuple[OrderVerdict, ...] = ()
-    any_plan: bool = False
-    """An order to a fleet names its plan itself; it must be in the store and of this fleet."""
+    lease: Lease | None = None
+    """For orders to a fleet: these name their plan themselves; it must be in the store and of this fleet."""
 
 
 class Observed(Frozen):
@@ -297,46 +376,10 @@ class Observed(Frozen):
     """Nodes on which this plan's new release was ever started: a failed start counts."""
     problems: tuple[Failure, ...] = ()
     finalized: bool = False
-    """The finalize steps of this plan were begun."""
+    """The finalize steps were begun in the upgrade that is looked at."""
+    restored: bool = False
+    """A way back of that upgrade began to restore snapshots: whoever goes on restores too."""
     fenced: bool = False
-
-
-class LegFacts(Frozen):
-    """How a leg is scheduled: ``timeout`` and ``backoff`` in seconds, ``attempts`` before it counts as failed."""
-
-    timeout: float
-    attempts: int
-    backoff: float
-
-
-class WaveFacts(Frozen):
-    """A wave without its nodes: ``gates`` stand before it; ``bake`` seconds follow, looked at every ``interval``."""
-
-    name: Name
-    size: int
-    parallel: int
-    gates: tuple[Name, ...] = ()
-    bake: float = 0.0
-    interval: float = 5.0
-
-
-class PlanFacts(Frozen):
-    """The little a workflow needs of a plan; read once by an activity."""
-
-    nodes: int
-    before: str
-    after: str
-    before_document: Digest
-    after_document: Digest
-    start_gate: Name | None
-    waves: tuple[WaveFacts, ...]
-    gates: tuple[Gate, ...]
-    legs: dict[ProgramName, tuple[LegFacts, ...]]
-    commit: PointOfNoReturn | None = None
-    finalize_node: int | None = None
-    failure_budget: int = 0
-    on_failure: Literal["park", "rollback"] = "park"
-    way_back: tuple[WayBack, ...] = ()
 
 
 class UpgradeRequest(Frozen):
@@ -401,9 +444,12 @@ class FleetState(Frozen):
 
 
 class Opened(Frozen):
-    """A wave opened: its nodes in the order that was just observed, in batches that run one after the other."""
+    """A wave opened: its nodes in the order that was just observed, in batches that run one after the other; or why
+    it cannot be.
+    """
 
-    batches: tuple[tuple[int, ...], ...]
+    batches: tuple[tuple[int, ...], ...] = ()
+    failure: Failure | None = None
 
 
 class CheckRequest(Frozen):
@@ -444,10 +490,14 @@ class EnsureResult(Frozen):
 
 
 class OpenRequest(Frozen):
-    """Open a wave: look which of its nodes go last, leave out those in ``skip``."""
+    """Open a wave: look which of its nodes go last, leave out those in ``skip``.
+
+    ``only``: take up just these, which may be of earlier waves too.
+    """
 
     run: Run
     wave: int
+    only: tuple[int, ...] | None = None
     skip: tuple[int, ...] = ()
     serial: int
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from kedge.model.base import Frozen, Name
 from kedge.model.plan import Choice
-from kedge.model.run import Again, Failure, PlanFacts, WideningStop
+from kedge.model.run import THE_RUN, Again, Failure, PlanFacts, WideningStop
 from kedge.plan.wayback import automatic_way_back
 
 Stage = Literal["preflight", "gate", "widen", "parked", "finalize", "go-back", "ended"]
@@ -48,6 +48,8 @@ class UpgradeState(Frozen):
     passed: tuple[Name, ...] = ()
     gate: Name | None = None
     down: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+    """The nodes of ``down`` without which a person said to go on."""
     there: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
     done: int = 0
@@ -104,10 +106,12 @@ class Finalized(Frozen):
 
 
 class WentBack(Frozen):
-    """The automatic way back ended."""
+    """The way back that a run began by itself ended; ``by`` a person's abort or a newer run, if not by itself."""
 
     ok: bool
     said: str
+    by: Literal["aborted", "preempted"] | None = None
+    serial: int = 1
 
 
 class Ordered(Frozen):
@@ -157,9 +161,12 @@ def advance(state: UpgradeState, event: Event, facts: PlanFacts) -> UpgradeState
         return _widened(state, event.stop, facts)
     if isinstance(event, Finalized):
         return _finalized(state, event, facts)
-    if event.ok:
-        return _end(state, "rolled-back", event.said)
-    return _end(state, "going-back-failed", event.said)
+    return _went_back(state, event, facts)
+
+
+def preempted(state: UpgradeState, said: str) -> UpgradeState:
+    """The state after a newer run took the lease."""
+    return _end(state, "preempted", said)
 
 
 def _end(state: UpgradeState, outcome: Outcome, said: str) -> UpgradeState:
@@ -258,7 +265,7 @@ def _widened(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgra
             "replayed": state.replayed + stop.replayed,
             "down": tuple(sorted({*state.down, *stop.down})),
             "again": None,
-            "failures": stop.failures,
+            "failures": _known(state, stop),
             "committed": state.committed or _behind(stop, facts),
         }
     )
@@ -267,6 +274,7 @@ def _widened(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgra
     if stop.why == "failed":
         return _failed(state, stop, facts)
     if stop.why == "held":
+        # Nobody's hold counts but an order's: without one the wave is taken up again at once.
         return state.model_copy(
             update={"again": Again(nodes=stop.remaining, round=state.round), "stage": "widen"}
         )
@@ -281,6 +289,13 @@ def _widened(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgra
     return _onward(state, facts)
 
 
+def _known(state: UpgradeState, stop: WideningStop) -> tuple[Failure, ...]:
+    """What is known of the nodes that failed: what was just said, and of those out since earlier what was said then."""
+    new = {failure.node for failure in stop.failures}
+    old = [one for one in state.failures if one.node in stop.down and one.node not in new]
+    return (*old, *stop.failures)
+
+
 def _behind(stop: WideningStop, facts: PlanFacts) -> bool:
     """Whether widening began a wave behind the point of no return."""
     if facts.commit is None or facts.commit.wave is None:
@@ -291,13 +306,29 @@ def _behind(stop: WideningStop, facts: PlanFacts) -> bool:
 def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> UpgradeState:
     where: Literal["wave", "bake"] = "bake" if stop.where == "bake" else "wave"
     way = automatic_way_back(facts, begun=state.begun, committed=state.committed)
-    if facts.on_failure == "rollback" and way is not None:
+    nodes_failed = all(failure.node != THE_RUN for failure in stop.failures)
+    if facts.on_failure == "rollback" and way is not None and nodes_failed:
         first = stop.failures[0] if stop.failures else None
-        because = f"{first.name}: {first.said}" if first else "the wave failed"
+        because = f"{first.name}: {first.said}" if first else stop.said or "the wave failed"
         return state.model_copy(
             update={"stage": "go-back", "said": f"going back by itself: {because}", "parked": None}
         )
-    return _park(state, where, stop.failures, stop.remaining, facts)
+    said = "" if stop.failures else stop.said
+    return _park(state, where, stop.failures, stop.remaining, facts, said=said)
+
+
+def _went_back(state: UpgradeState, event: WentBack, facts: PlanFacts) -> UpgradeState:
+    if state.stage != "go-back":
+        return state
+    state = state.model_copy(update={"serial": max(state.serial, event.serial)})
+    if event.ok:
+        return _end(state, "rolled-back", event.said)
+    if event.by == "preempted":
+        return _end(state, "preempted", event.said)
+    if event.by == "aborted":
+        return _end(state, "going-back-failed", event.said)
+    said = f"the way back was not gone to its end: {event.said}"
+    return _park(state, "go-back", (), (), facts, said=said)
 
 
 def _finalized(state: UpgradeState, event: Finalized, facts: PlanFacts) -> UpgradeState:
@@ -317,7 +348,7 @@ def _finalized(state: UpgradeState, event: Finalized, facts: PlanFacts) -> Upgra
 
 def _park(
     state: UpgradeState,
-    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end"],
+    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end", "go-back"],
     failures: tuple[Failure, ...],
     remaining: tuple[int, ...],
     facts: PlanFacts,
@@ -325,8 +356,11 @@ def _park(
     said: str = "",
 ) -> UpgradeState:
     """Nothing fails into the void: the run says what happened and which decisions are open."""
-    choices: list[Choice] = ["retry"]
-    if where in ("preflight", "wave", "bake", "end"):
+    # The word for the way back is a rollback, also when it is said again: the signature on it carries it.
+    choices: list[Choice] = [] if where == "go-back" else ["retry"]
+    # What is wrong with the whole run is not mended by leaving nodes out.
+    of_nodes = all(failure.node != THE_RUN for failure in failures)
+    if where in ("preflight", "wave", "bake", "end") and of_nodes:
         choices.append("skip")
     if (
         state.begun > 0
@@ -390,41 +424,60 @@ def _decided(state: UpgradeState, parked: Parked, event: Ordered, facts: PlanFac
                 "said": f"going back: decided by {event.person}",
             }
         )
-    failed = tuple(failure.node for failure in parked.failures)
+    failed = tuple(failure.node for failure in parked.failures if failure.node != THE_RUN)
     if event.choice == "skip":
         return _skipped(state, parked, failed, facts)
     if parked.where == "preflight":
         return state.model_copy(update={"stage": "preflight", "parked": None})
     if parked.where == "finalize":
         return state.model_copy(
-            update={"stage": "finalize", "parked": None, "round": state.round + 1}
+            update={
+                "stage": "finalize",
+                "parked": None,
+                "round": state.round + 1 if failed else state.round,
+            }
         )
     if parked.where == "gate":
         return _onward(state.model_copy(update={"parked": None}), facts)
-    again_nodes = {"wave": (*failed, *parked.remaining), "end": state.down}.get(parked.where, ())
-    wave = len(facts.waves) - 1 if parked.where == "end" else state.wave
-    down = tuple(node for node in state.down if node not in again_nodes)
-    state = state.model_copy(
+    return _onward(_again(state, parked, failed, facts), facts)
+
+
+def _again(
+    state: UpgradeState, parked: Parked, failed: tuple[int, ...], facts: PlanFacts
+) -> UpgradeState:
+    """The state in which a wave is taken up again: what failed in a new round, what was never begun for the first time.
+
+    When it was no node that failed, what the nodes did stands: no new round, and where nobody knows which of them
+    were begun, the whole wave.
+    """
+    nodes = {"wave": (*failed, *parked.remaining), "end": state.down}.get(parked.where, ())
+    whole = parked.where == "wave" and not nodes
+    lost = any(failure.node == THE_RUN for failure in parked.failures)
+    round_ = state.round if lost and not failed else state.round + 1
+    down = tuple(node for node in state.down if node not in nodes)
+    again = Again(nodes=tuple(dict.fromkeys(nodes)), round=round_, ensure=True)
+    return state.model_copy(
         update={
-            "wave": wave,
-            "round": state.round + 1,
-            "again": Again(nodes=tuple(dict.fromkeys(again_nodes)), round=state.round + 1),
+            "wave": len(facts.waves) - 1 if parked.where == "end" else state.wave,
+            "round": round_,
+            "again": None if whole else again,
             "down": down,
+            "accepted": tuple(node for node in state.accepted if node in down),
         }
     )
-    return _onward(state, facts)
 
 
 def _skipped(
     state: UpgradeState, parked: Parked, failed: tuple[int, ...], facts: PlanFacts
 ) -> UpgradeState:
     down = tuple(sorted({*state.down, *failed}))
-    state = state.model_copy(update={"down": down, "parked": None})
-    if parked.where == "end":
-        return _onward(state, facts)
-    if parked.where == "preflight":
-        return _onward(state, facts)
+    state = state.model_copy(update={"down": down, "accepted": down, "parked": None})
     if parked.where == "bake":
-        return _onward(state.model_copy(update={"wave": state.wave + 1}), facts)
-    again = Again(nodes=parked.remaining, round=state.round)
-    return _onward(state.model_copy(update={"again": again}), facts)
+        # The others of the wave still bake; who failed in it had been counted as done.
+        done = max(0, state.done - len(failed))
+        again = Again(round=state.round)
+        return _onward(state.model_copy(update={"again": again, "done": done}), facts)
+    if parked.where == "wave":
+        again = Again(nodes=parked.remaining, round=state.round)
+        return _onward(state.model_copy(update={"again": again}), facts)
+    return _onward(state, facts)

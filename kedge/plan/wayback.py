@@ -59,17 +59,21 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     begun = max((wave.index + 1 for wave in plan.waves if touched & set(wave.nodes)), default=0)
     if not broken:
         return Return(verdict="nothing", said="every node runs its baseline already")
-    way = way_back_at(plan.way_back, begun) if touched else WayBack(from_wave=0, kind="switch-back")
     committed = _committed(plan, seen)
+    if plan.commit is not None and plan.commit.wave is not None and not committed:
+        # Nodes behind the point of no return may point to the new release without ever having started it.
+        begun = min(begun, plan.commit.wave)
+    way = way_back_at(plan.way_back, begun) if touched else WayBack(from_wave=0, kind="switch-back")
+    if committed:
+        # Nodes that started the new release may have been taken off it since: what they wrote is still there.
+        way = _restoring(plan, way)
+        begun = max(begun, way.from_wave)
     waves, parallel = _batches(plan, broken)
-    if way.kind == "forbidden" or (committed and (automatic or plan.after_commit == "forbidden")):
-        lost = plan.commit.lost if plan.commit else way.lost
-        return Return(
-            verdict="refuse", said=f"the point of no return is behind the fleet: {lost}", lost=lost
-        )
-    program: Literal["back", "restore"] = (
-        "restore" if way.kind == "restore" or committed else "back"
-    )
+    if way.kind == "forbidden" or (committed and automatic):
+        lost = plan.commit.lost if plan.commit is not None and committed else way.lost
+        said = f"the point of no return is behind the fleet: {lost}" if committed else lost
+        return Return(verdict="refuse", said=said, lost=lost)
+    program: Literal["back", "restore"] = "restore" if way.kind == "restore" else "back"
     gate = way.gate
     if gate is not None and automatic:
         return Return(
@@ -92,9 +96,21 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     )
 
 
+def _restoring(plan: Plan, way: WayBack) -> WayBack:
+    """The way back behind the point of no return, wherever nodes are now: restoring, with its gate, or none."""
+    if plan.after_commit == "restore":
+        for one in plan.way_back:
+            if one.kind == "restore":
+                return one
+    lost = plan.commit.lost if plan.commit is not None else way.lost
+    return WayBack(from_wave=way.from_wave, kind="forbidden", lost=lost)
+
+
 def _committed(plan: Plan, seen: Observed) -> bool:
     if plan.commit is None:
         return False
+    if seen.restored:
+        return True
     if plan.commit.wave is None:
         return seen.finalized
     behind = {node for wave in plan.waves if wave.index >= plan.commit.wave for node in wave.nodes}

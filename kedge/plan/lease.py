@@ -1,0 +1,27 @@
+"""The lease's own rules, after the signature's: one migration of a fleet at a time, and a rollback takes it."""
+
+from __future__ import annotations
+
+from kedge.model.order import OrderVerdict, Rule
+from kedge.model.run import Lease
+
+
+def admit(verdict: OrderVerdict, lease: Lease) -> OrderVerdict:
+    """The verdict about an accepted order to a fleet, as far as the lease allows it; others stay as they are."""
+    if not verdict.accepted:
+        return verdict
+    if verdict.verb == "start" and lease.holder is not None:
+        said = f"{lease.holder} has the lease of this fleet: wait for its end, or roll it back"
+        return refuse(verdict, "lease", said)
+    if verdict.verb == "rollback" and lease.plan is None:
+        said = "no run of this fleet is known: there is nothing to roll back"
+        return refuse(verdict, "not-open", said)
+    if verdict.verb == "rollback" and verdict.plan != lease.plan:
+        said = f"the order is about plan {verdict.plan}, this fleet's is {lease.plan}"
+        return refuse(verdict, "plan", said)
+    return verdict
+
+
+def refuse(verdict: OrderVerdict, rule: Rule, said: str) -> OrderVerdict:
+    """The same verdict, refused by a rule that is not about the signature; what was proven stays proven."""
+    return verdict.model_copy(update={"accepted": False, "rule": rule, "said": said})
