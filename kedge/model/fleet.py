@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from kedge.model.base import Frozen, Json, Name
-from kedge.model.notation import Content, Key, Path, Problem, Text, refuse
+from kedge.model.notation import Content, FileName, Key, Path, Problem, Text, refuse
 from kedge.model.release import Platform
 
 MAX_NODES = 20_000
@@ -78,7 +78,7 @@ class Fleet(Frozen):
     vars: dict[Key, Text | Join] = {}
     run: Daemon
     settings: dict[Key, Text] = {}
-    files: dict[Key, Content] = {}
+    files: dict[FileName, Content] = {}
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
     dependencies: tuple[Dependency, ...] = ()
 
@@ -103,6 +103,8 @@ class Fleet(Frozen):
                 for path, key in places
                 if key not in self.vars
             ]
+        if "service.json" in self.files:
+            problems.append((("files", "service.json"), "is the name of kedge's own file there"))
         seen: set[str] = set()
         for index, dependency in enumerate(self.dependencies):
             if dependency.fleet == self.name:

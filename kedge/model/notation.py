@@ -168,3 +168,11 @@ Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 """Text that may become part of a command line or a file: no NUL."""
 Content = Annotated[str, Field(max_length=262_144, pattern=r"^[^\x00]*$")]
 """The text of a file: at most 256 KiB, no NUL."""
+FileName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$",
+        max_length=200,
+        description="a file's name, with folders if wanted: no leading '/' or '.'",
+    ),
+]

@@ -23,14 +23,26 @@ _PATH = re.compile(r"^[^.\s]+(\.[^.\s]+)*$")
 
 
 class HttpCall(Entry):
-    """One request from the node itself. ``json`` is sent as its JSON text, ``body`` as it is."""
+    """One request from the node itself.
 
-    url: Annotated[Text, Field(min_length=1)]
+    ``json`` is sent as its JSON text, ``body`` as it is. ``parse`` says how to read the answer; text has the one path
+    ``text``, and is what an answer is taken for when nothing but that path is asked.
+    """
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://[^\s@\x00]+|\{[^\s\x00]+)$",
+            max_length=4096,
+            description="an http or https address without a password",
+        ),
+    ]
     method: Literal["GET", "POST", "PUT", "HEAD"] | None = None
     body: Text | None = None
     json_body: Annotated[Json, Field(alias="json")] = None
     headers: dict[str, Text] = {}
     timeout: Annotated[Duration, Field(gt=0, le=300)] = 2.0
+    parse: Literal["json", "text"] | None = None
     status: Annotated[tuple[Annotated[Count, Field(ge=100, le=599)], ...], Field(min_length=1)] = (
         200,
     )
@@ -43,6 +55,7 @@ class CommandCall(Entry):
 
     argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     env: dict[str, Text] = {}
+    cwd: Text | None = None
     timeout: Annotated[Duration, Field(gt=0, le=600)] = 10.0
     exit: Annotated[tuple[Annotated[Count, Field(ge=0, le=255)], ...], Field(min_length=1)] = (0,)
     parse: Literal["json", "text"] = "text"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Name
 from kedge.model.notation import Count, Duration, Entry, Flag, Key, Problem, Text, refuse
@@ -21,6 +22,28 @@ VERBS: tuple[Verb, ...] = (
     "stage", "probe", "wait", "run", "stop", "snapshot", "switch", "configure", "start", "healthy",
 )  # fmt: skip
 Positive = Annotated[Duration, Field(gt=0)]
+
+
+_OURS = {".kedge", "snapshots", "releases", "current"}
+
+
+def _daemon_path(path: str) -> str:
+    parts = path.split("/")
+    if not all(parts) or {".", ".."} & set(parts):
+        raise PydanticCustomError(
+            "kedge_path",
+            "must be a path below the node's root, such as data, without '.', '..' or a leading '/'",
+        )
+    if parts[0] in _OURS:
+        raise PydanticCustomError("kedge_path", "is kedge's own folder, not the daemon's")
+    return path
+
+
+DaemonPath = Annotated[
+    Text,
+    AfterValidator(_daemon_path),
+    Field(description="a path below the node's root, not kedge's own"),
+]
 
 
 class StepBase(Entry):
@@ -66,7 +89,7 @@ class WaitStep(StepBase, Probe):
 
     hold: Annotated[Duration, Field(alias="for")] = 0.0
     within: Annotated[Positive, Field(le=86400)] = 120.0
-    interval: Annotated[Positive, Field(le=3600)] = 1.0
+    interval: Annotated[Positive, Field(le=3600)] = 0.2
     also_back: Flag = False
 
 
@@ -117,7 +140,7 @@ class SnapshotStep(StepBase):
     ``keep_newest`` (globs) is not put back by a restore: what is there then stays.
     """
 
-    paths: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)] = ("data",)
+    paths: Annotated[tuple[DaemonPath, ...], Field(min_length=1, max_length=64)] = ("data",)
     keep_out: tuple[Text, ...] = ()
     keep_newest: tuple[Text, ...] = ()
 
@@ -133,9 +156,9 @@ class ConfigureStep(StepBase):
 
 
 class StartStep(StepBase):
-    """Start the daemon; it must stay alive for ``settle``."""
+    """Start the daemon; it must stay alive for ``settle`` (a ``healthy`` step behind it watches on)."""
 
-    settle: Duration = 1.0
+    settle: Duration = 0.0
 
 
 AnyStep = (

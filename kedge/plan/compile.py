@@ -26,7 +26,7 @@ from kedge.plan import boundary, check, company, programs, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
 from kedge.plan.settings import effective
-from kedge.plan.template import render
+from kedge.plan.template import UnknownPlaceholderError, render
 from kedge.plan.yamltree import shown
 
 
@@ -60,6 +60,7 @@ def compile_plan(
         *company.format_problems(before, after),
         *(("after", path, said) for path, said in company.protocol_problems(before, after)),
         *_same(before, after),
+        *root_problems(fleet),
     ]
     maker = programs.Maker(runbook, boundary.start_effect(before, after, runbook))
     waves, wave_problems = _waves(fleet, runbook, maker)
@@ -72,6 +73,31 @@ def compile_plan(
     if problems:
         raise ConflictsError(problems)
     return _plan(fleet, before, after, runbook, policy, (maker, waves, at))
+
+
+def root_problems(fleet: Fleet) -> list[Where]:
+    """Roots that are no place of their own."""
+    try:
+        nodes = planned_nodes(fleet)
+    except UnknownPlaceholderError:
+        return []  # told with the other placeholders
+    problems: list[Where] = []
+    taken: dict[tuple[str, str], str] = {}
+    for index, node in enumerate(nodes):
+        parts = node.root.split("/")
+        written: Path = (
+            ("nodes", index, "root") if fleet.nodes[index].root is not None else ("root",)
+        )
+        if not node.root.startswith("/") or ".." in parts or not any(parts):
+            problems.append(
+                ("fleet", written, f"{node.root} is no absolute path of a folder, without '..'")
+            )
+        place_of = (node.address, "/".join(part for part in parts if part))
+        if place_of in taken:
+            said = f"{node.name} and {taken[place_of]} have the same root {node.root} on {node.address}"
+            problems.append(("fleet", written, said))
+        taken.setdefault(place_of, node.name)
+    return problems[:20]
 
 
 def _same(before: Release, after: Release) -> list[Where]:

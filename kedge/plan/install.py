@@ -7,10 +7,16 @@ from kedge.model.fleet import Fleet
 from kedge.model.plan import PlannedNode
 from kedge.model.release import Release
 from kedge.plan.check import install_problems
-from kedge.plan.compile import ConflictsError, fleet_vars, planned_nodes, planned_release
+from kedge.plan.compile import (
+    ConflictsError,
+    fleet_vars,
+    planned_nodes,
+    planned_release,
+    root_problems,
+)
 from kedge.plan.render import Ground, Operation
 
-SETTLE = 1.0
+SETTLE = 0.3
 """Seconds a first start must stay alive."""
 
 
@@ -21,7 +27,7 @@ class Installation:
     """
 
     def __init__(self, fleet: Fleet, release: Release) -> None:
-        problems = install_problems(fleet, release)
+        problems = [*install_problems(fleet, release), *root_problems(fleet)]
         if problems:
             raise ConflictsError(problems)
         self.nodes: tuple[PlannedNode, ...] = planned_nodes(fleet)

@@ -15,8 +15,9 @@ from pydantic_core import ErrorDetails
 from kedge.model.base import Digest, Json, Name
 from kedge.model.errors import DocumentError
 from kedge.model.fleet import Fleet, Node
-from kedge.model.notation import IN_DOCUMENT, PROBLEMS, Key, Path, Version
+from kedge.model.notation import IN_DOCUMENT, PROBLEMS, FileName, Key, Path, Version
 from kedge.model.policy import Policy
+from kedge.model.probe import HttpCall
 from kedge.model.release import Platform, Release
 from kedge.model.runbook import Runbook
 from kedge.plan.yamltree import Spot, Tree, read, shown
@@ -242,8 +243,13 @@ def _keys(annotation: object, path: Path) -> set[str]:
 
 def _patterns() -> dict[str, str]:
     """What each pattern of the models asks for, in words."""
-    found: dict[str, str] = {}
-    for kind in (Digest, Name, Version, Key, Platform):
+    address = HttpCall.model_fields["url"]
+    found = {
+        str(rule.pattern): str(address.description)
+        for rule in address.metadata
+        if hasattr(rule, "pattern")
+    }
+    for kind in (Digest, Name, Version, Key, Platform, FileName):
         for info in typing.get_args(kind)[1:]:
             for rule in getattr(info, "metadata", ()):
                 pattern = getattr(rule, "pattern", None)

@@ -65,7 +65,9 @@ def probe_json(probe: Probe, facts: Facts, *, captured: bool = True) -> dict[str
 
 def _call_json(probe: Probe) -> dict[str, Json]:
     if probe.http is not None:
-        return {"http": _http_json(probe.http)}
+        paths = {*probe.expect, *probe.capture.values()}
+        text = probe.http.parse == "text" or (probe.http.parse is None and paths == {"text"})
+        return {"http": _http_json(probe.http, text=text)}
     if probe.command is not None:
         return {"command": _command_json(probe.command)}
     if probe.tcp is not None:
@@ -75,7 +77,7 @@ def _call_json(probe: Probe) -> dict[str, Json]:
     return {"service": {"running": probe.service is None or probe.service.running}}
 
 
-def _http_json(call: HttpCall) -> dict[str, Json]:
+def _http_json(call: HttpCall, *, text: bool) -> dict[str, Json]:
     sends = call.body is not None or call.json_body is not None
     headers: dict[str, Json] = {**call.headers}
     made: dict[str, Json] = {
@@ -91,6 +93,8 @@ def _http_json(call: HttpCall) -> dict[str, Json]:
         made["body"] = call.body
     if headers:
         made["headers"] = headers
+    if text:
+        made["text"] = True
     return made
 
 
@@ -102,6 +106,8 @@ def _command_json(call: CommandCall) -> dict[str, Json]:
     }
     if call.env:
         made["env"] = {**call.env}
+    if call.cwd is not None:
+        made["cwd"] = call.cwd
     if call.parse == "json":
         made["parse"] = "json"
     return made

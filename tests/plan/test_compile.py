@@ -154,7 +154,7 @@ GATES = [
     ("a runbook for other software", RUNBOOK, "component: etcd", "component: nats", POLICY, "", "", "runbook: component: is for nats, and the fleet runs etcd"),
     ("a value that nothing captured", RUNBOOK, 'expect: {etcdserver: "{release.reports}"}', "expect: {etcdserver: {captured: version}}", POLICY, "", "", "compares with version, which nothing captured before"),
     ("a label that a node does not have", RUNBOOK, "grace: 60s", "grace: 60s, when: {tcp: 'x:{node.labels.rack}'}", POLICY, "", "", "node.2.stop.when.tcp.port: node etcd-1 has no label rack"),
-    ("a var nobody set", RUNBOOK, "grace: 60s", "grace: 60s, when: {tcp: '{vars.host}:1'}", POLICY, "", "", "{vars.host} is nothing that can be filled in; known are {vars.base}, {vars.cluster}"),
+    ("a var nobody set", RUNBOOK, "grace: 60s", "grace: 60s, when: {tcp: '{vars.host}:1'}", POLICY, "", "", "{vars.host} is nothing that can be filled in; known are {vars.base}, {vars.bin}, {vars.cluster}"),
     ("a placeholder there is not", RUNBOOK, "grace: 60s", "grace: 60s, when: {tcp: '{host}:1'}", POLICY, "", "", "{host} is nothing that can be filled in, and {{host}} is that text itself"),
 ]  # fmt: skip
 

@@ -139,7 +139,7 @@ MEANINGS = [
     ("a larger canary", "runbook", "canary: {nodes: 1,", "canary: {nodes: 2,"),
     ("a longer bake", "runbook", "bake: 5s", "bake: 6s"),
     ("another widening", "runbook", "widen: [60%,", "widen: [80%,"),
-    ("another order rule", "runbook", "is_leader 1$", "is_leader 0$"),
+    ("another order rule", "runbook", ", true, (true|false)", ", true, (false)"),
     ("more at once", "runbook", "max_unavailable: 1", "max_unavailable: 2"),
     ("another threshold", "runbook", "threshold: 2", "threshold: 1"),
     (

@@ -127,7 +127,7 @@ def test_a_generation_is_named_by_its_content() -> None:
 
 def test_probes_of_a_node_ask_that_node() -> None:
     made = plan()
-    assert "23792/metrics" in json.dumps(probes(made, 1, "rules", wave=1))
+    assert "127.0.0.1:23792" in json.dumps(probes(made, 1, "rules", wave=1))
     assert "23792/health" in json.dumps(probes(made, 1, "preflight"))
     bake = json.dumps(probes(made, 1, "bake", wave=0))
     assert '"running": true' in bake

@@ -90,7 +90,9 @@ DOCUMENTS = {
     "quotes that never close": lambda: b"kind: '" + b"x\n" * (LARGE // 2 - 10),
     "more bytes than a document may have": lambda: b"# " + b"x" * (LARGE + 200),
     "a regular expression within itself": lambda: (
-        b"kind: Runbook\nfacts: {a: {http: x, expect: {a: {matches: '" + b"(" * 400 + b"'}}}}\n"
+        b"kind: Runbook\nfacts: {a: {http: http://x, expect: {a: {matches: '"
+        + b"(" * 400
+        + b"'}}}}\n"
     ),
 }
 
