@@ -44,9 +44,11 @@ class Return(Frozen):
 def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     """Decide the way back from an observation of every node.
 
-    The number of waves begun is one more than the last wave with a node on the new release. The point of no return is
-    behind the fleet when a node of a wave behind it runs, or ever ran, the new release, or when the finalize steps were
-    begun. Nodes whose release is neither of the plan's two are never touched: that is refused.
+    The point of no return is behind the fleet when a node of a wave behind it runs, or ever ran, the new release, or
+    when the finalize steps were begun: then it is the way back from there that counts, with its gate. Otherwise the
+    number of waves begun is one more than the last wave with a node on the new release, and never leads behind it.
+    Nodes whose release is neither of the plan's two are never touched: that is refused. Nodes that merely stopped, and
+    never started the new release, are only started again; they have no snapshot, and so wait until no other is left.
     """
     if seen.other:
         names = ", ".join(plan.nodes[node].name for node in seen.other[:5])
@@ -55,39 +57,43 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
             said=f"{len(seen.other)} node(s) run a release this plan does not know: {names}",
         )
     touched = set(seen.after)
-    broken = touched | (set(seen.stopped) & set(seen.before))
-    begun = max((wave.index + 1 for wave in plan.waves if touched & set(wave.nodes)), default=0)
-    if not broken:
+    asleep = set(seen.stopped) & set(seen.before)
+    if not touched and not asleep:
         return Return(verdict="nothing", said="every node runs its baseline already")
+    moved = touched | (asleep if _lasts(plan) else asleep & set(seen.started_after))
+    if not moved:
+        return _awake(plan, asleep)
     committed = _committed(plan, seen)
-    if plan.commit is not None and plan.commit.wave is not None and not committed:
-        # Nodes behind the point of no return may point to the new release without ever having started it.
-        begun = min(begun, plan.commit.wave)
-    way = way_back_at(plan.way_back, begun) if touched else WayBack(from_wave=0, kind="switch-back")
-    if committed:
-        # Nodes that started the new release may have been taken off it since: what they wrote is still there.
-        way = _restoring(plan, way)
-        begun = max(begun, way.from_wave)
-    waves, parallel = _batches(plan, broken)
+    begun = _begun(plan, touched, committed=committed)
+    way = way_back_at(plan.way_back, begun)
     if way.kind == "forbidden" or (committed and automatic):
-        lost = plan.commit.lost if plan.commit is not None and committed else way.lost
-        said = f"the point of no return is behind the fleet: {lost}" if committed else lost
-        return Return(verdict="refuse", said=said, lost=lost)
-    program: Literal["back", "restore"] = "restore" if way.kind == "restore" else "back"
-    gate = way.gate
-    if gate is not None and automatic:
+        lost = plan.commit.lost if committed and plan.commit else way.lost
+        here = (
+            "the point of no return is behind the fleet"
+            if committed
+            else "there is no way back from here"
+        )
+        return Return(verdict="refuse", said=f"{here}: {lost}", lost=lost)
+    if way.gate is not None and automatic:
         return Return(
             verdict="refuse",
-            said=f"the way back asks for gate {gate}: it is not taken by itself",
+            said=f"the way back asks for gate {way.gate}: it is not taken by itself",
             lost=way.lost,
         )
-    said = f"{len(broken)} node(s) go back to {plan.before.version}" + (
+    program: Literal["back", "restore"] = "restore" if way.kind == "restore" else "back"
+    if not _has(plan, program):
+        return Return(
+            verdict="refuse", said=f"the plan has no steps of the way {program} from here"
+        )
+    going = moved if program == "restore" else touched | asleep
+    waves, parallel = _batches(plan, going)
+    said = f"{len(going)} node(s) go back to {plan.before.version}" + (
         " from their snapshots" if program == "restore" else ""
     )
     return Return(
-        verdict="ask" if gate is not None else "go",
+        verdict="ask" if way.gate is not None else "go",
         program=program,
-        gate=gate,
+        gate=way.gate,
         said=said,
         lost=way.lost,
         begun=begun,
@@ -96,25 +102,52 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     )
 
 
-def _restoring(plan: Plan, way: WayBack) -> WayBack:
-    """The way back behind the point of no return, wherever nodes are now: restoring, with its gate, or none."""
-    if plan.after_commit == "restore":
-        for one in plan.way_back:
-            if one.kind == "restore":
-                return one
-    lost = plan.commit.lost if plan.commit is not None else way.lost
-    return WayBack(from_wave=way.from_wave, kind="forbidden", lost=lost)
+def _awake(plan: Plan, asleep: set[int]) -> Return:
+    """Nodes that stand on their baseline and stopped: they are started again, and nothing is lost by that."""
+    if not _has(plan, "back"):
+        names = ", ".join(plan.nodes[node].name for node in sorted(asleep)[:5])
+        said = f"{len(asleep)} node(s) stand on {plan.before.version} and are stopped ({names}); the runbook has no steps that start them"
+        return Return(verdict="refuse", said=said)
+    waves, parallel = _batches(plan, asleep)
+    said = f"{len(asleep)} node(s) start {plan.before.version} again"
+    return Return(verdict="go", program="back", said=said, waves=waves, parallel=parallel)
+
+
+def _begun(plan: Plan, touched: set[int], *, committed: bool) -> int:
+    """The number of waves begun; the finalize steps count as one more."""
+    begun = max((wave.index + 1 for wave in plan.waves if touched & set(wave.nodes)), default=0)
+    if plan.commit is None:
+        return begun
+    line = len(plan.waves) if plan.commit.wave is None else plan.commit.wave
+    if committed:
+        return max(begun, line + 1)
+    return min(begun, line) if _has(plan, "back") else begun
+
+
+def _has(plan: Plan, name: str) -> bool:
+    return any(program.name == name for program in plan.programs)
 
 
 def _committed(plan: Plan, seen: Observed) -> bool:
     if plan.commit is None:
         return False
-    if seen.restored:
-        return True
     if plan.commit.wave is None:
         return seen.finalized
+    crossed = set(seen.started_after)
+    if _lasts(plan):
+        # A command that cannot be undone may have run before the start: nobody sees whether it did.
+        crossed |= {*seen.after, *seen.stopped}
     behind = {node for wave in plan.waves if wave.index >= plan.commit.wave for node in wave.nodes}
-    return bool(behind & set(seen.started_after))
+    return bool(behind & crossed)
+
+
+def _lasts(plan: Plan) -> bool:
+    """Whether a command of the way forward leaves something that no way back takes away without a snapshot."""
+    return any(
+        step.op == "run" and step.effect in {"restorable", "irreversible"}
+        for leg in plan.program("forward").legs
+        for step in leg.steps
+    )
 
 
 def _batches(plan: Plan, broken: set[int]) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:

@@ -1,0 +1,144 @@
+"""The way back from places that runs really come to: nodes that died by themselves, half moves, behind the line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kedge.model.plan import Plan
+from kedge.model.run import Observed
+from kedge.plan.wayback import choose
+from kedge.trust.warrant import _gates_back  # pyright: ignore[reportPrivateUsage]
+from tests.plan.samples import fleet, plan, release, small
+
+GATES = "gates: {g: {approvals: {roles: [sre]}}, loss: {approvals: {roles: [sre]}}}"
+WAVES = "waves: {canary: {nodes: 1}, last_node: {}}"
+RESTORE = "rollback: {after_commit: {restore: snapshot, gate: loss}}"
+FINAL = "finalize: {steps: [{run: {argv: [set], undo: none}}]}"
+MIGRATE = "  - run: {argv: [migrate], undo: snapshot}"
+FORBIDDEN = "rollback: {before_commit: forbidden}"
+
+
+def restorable(at: str = "last-node", *more: str, step: str = "") -> Plan:
+    """Four nodes, a point of no return before ``at``, and snapshots to restore behind it."""
+    lines = [
+        "kind: Runbook",
+        "name: small",
+        "node:",
+        "  - stage",
+        "  - stop: {grace: 5s}",
+        "  - snapshot: {paths: [data]}",
+        step,
+        "  - switch",
+        "  - configure",
+        "  - start",
+        '  - healthy: {http: "http://{node.address}/health"}',
+        *more,
+        WAVES,
+        GATES,
+        f"commit: {{before: {at}, gate: g, lost: all}}",
+        RESTORE,
+    ]
+    return plan(
+        fleet=fleet(4),
+        before=release("app", "1.0.0"),
+        after=release("app", "1.1.0"),
+        runbook="\n".join(line for line in lines if line) + "\n",
+    )
+
+
+def seen(plan: Plan, after: tuple[int, ...] = (), **given: Any) -> Observed:
+    """The nodes of ``after`` run the new release, the others the old one."""
+    before = tuple(node for node in range(len(plan.nodes)) if node not in after)
+    return Observed(**{"before": before, "after": after, "started_after": after, **given})
+
+
+def test_a_way_back_behind_the_finalize_steps_asks_for_the_gate_of_lost_data() -> None:
+    made = restorable("finalize", FINAL)
+    chosen = choose(made, seen(made, (0, 1, 2, 3), finalized=True), automatic=False)
+    assert (chosen.verdict, chosen.program, chosen.gate) == ("ask", "restore", "loss")
+    assert chosen.begun == len(made.waves) + 1
+
+
+def test_what_is_chosen_asks_for_the_gates_that_the_warrant_asks_for() -> None:
+    made = restorable("finalize", FINAL)
+    chosen = choose(made, seen(made, (0, 1, 2, 3), finalized=True), automatic=False)
+    gates = _gates_back(made, chosen.program, chosen.begun, (0,), automatic=False)
+    assert gates == (chosen.gate,)
+
+
+def test_a_node_that_stopped_before_its_snapshot_does_not_stand_in_the_way_of_a_restore() -> None:
+    made = restorable()
+    last = made.waves[-1].nodes[0]
+    after = tuple(node for node in range(4) if node != 1)
+    assert last in after
+    chosen = choose(made, seen(made, after, stopped=(1,)), automatic=False)
+    assert chosen.program == "restore"
+    assert 1 not in {node for wave in chosen.waves for node in wave}
+
+
+def test_a_node_that_merely_stopped_is_started_again_without_a_gate() -> None:
+    made = restorable()
+    last = made.waves[-1].nodes[0]
+    chosen = choose(made, seen(made, stopped=(last,)), automatic=True)
+    assert (chosen.verdict, chosen.program, chosen.gate, chosen.waves) == (
+        "go",
+        "back",
+        None,
+        ((last,),),
+    )
+
+
+def test_a_new_release_that_was_only_switched_to_has_not_crossed_the_line() -> None:
+    made = restorable()
+    last = made.waves[-1].nodes[0]
+    after = (0, 1, 2, 3)
+    started = tuple(node for node in after if node != last)
+    looked = seen(made, after, started_after=started, stopped=(last,))
+    chosen = choose(made, looked, automatic=True)
+    assert (chosen.verdict, chosen.program) == ("go", "back")
+    assert last in {node for wave in chosen.waves for node in wave}
+
+
+def test_a_failed_start_of_the_last_node_has_crossed_the_line() -> None:
+    made = restorable()
+    last = made.waves[-1].nodes[0]
+    looked = seen(made, (0, 1, 2), before=(last,), started_after=(0, 1, 2, last), stopped=(last,))
+    if last != 3:
+        pytest.skip("the last node is not the last written")
+    chosen = choose(made, looked, automatic=False)
+    assert (chosen.verdict, chosen.program, chosen.gate) == ("ask", "restore", "loss")
+    assert choose(made, looked, automatic=True).verdict == "refuse"
+
+
+def test_a_command_that_lasts_counts_as_done_on_a_node_that_is_stopped() -> None:
+    made = restorable("canary", step=MIGRATE)
+    chosen = choose(made, seen(made, stopped=(0,)), automatic=False)
+    assert (chosen.verdict, chosen.program, chosen.gate) == ("ask", "restore", "loss")
+    assert choose(made, seen(made, stopped=(0,)), automatic=True).verdict == "refuse"
+
+
+@pytest.mark.parametrize("after", [(), (0,)], ids=["merely stopped", "moved"])
+def test_a_runbook_without_a_way_back_says_so(after: tuple[int, ...]) -> None:
+    made = small(4, FORBIDDEN)
+    chosen = choose(made, seen(made, after, stopped=(0,)), automatic=False)
+    assert chosen.verdict == "refuse"
+
+
+def test_every_program_that_is_chosen_is_in_the_plan() -> None:
+    plans = [restorable(), restorable("canary"), restorable("finalize", FINAL), small(4, FORBIDDEN)]
+    states = [(), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]
+    for made in plans:
+        has = {program.name for program in made.programs}
+        for after in states:
+            for stopped in states:
+                for finalized in (False, True):
+                    looked = seen(made, after, stopped=stopped, finalized=finalized)
+                    for automatic in (False, True):
+                        chosen = choose(made, looked, automatic=automatic)
+                        if chosen.verdict in ("go", "ask"):
+                            assert chosen.program in has
+                            assert chosen.waves
+                        if automatic:
+                            assert chosen.gate is None
