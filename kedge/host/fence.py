@@ -13,7 +13,7 @@ import os
 import time
 from typing import Any, Callable, Iterator, Optional, Tuple
 
-from kedge.host import files, locks
+from kedge.host import files, locks, points
 from kedge.host.errors import Fenced, HostError
 from kedge.host.layout import Node, Token
 
@@ -84,6 +84,7 @@ class Fence:
             self.check()
             lock.say({"token": list(self.token)})
             told = {"token": list(self.token), "run": self.run, "at": time.time()}
+            points.reach("fence.raising")
             files.write_atomic(self.node.fence, files.to_json(told))
             lock.say({})
         finally:

@@ -46,6 +46,13 @@ class Node:
         self.captured = f"{root}/.kedge/captured.json"
         self.restoring = f"{root}/.kedge/restoring.json"
         self.restore_new = f"{root}/.kedge/restore.new"
+        self._real_releases = ""
+
+    def real_releases(self) -> str:
+        """`releases` as the kernel names it in `/proc/<pid>/exe`, where links are resolved."""
+        if not self._real_releases:
+            self._real_releases = os.path.realpath(self.releases)
+        return self._real_releases
 
     def make(self) -> None:
         """Make the directories of a node that has none yet. The daemon's own is among them."""

@@ -41,7 +41,7 @@ def running_release(node: Node, one: Incarnation, kept: Dict[str, Any]) -> Optio
     """
     program = processes.executable(one.pid)
     if "/releases/" in program:
-        top = os.path.realpath(node.releases)
+        top = node.real_releases()
         digest = program[len(top) + 1 :].partition("/")[0]
         if program.startswith(f"{top}/") and DIGEST.match(digest):
             return digest

@@ -97,6 +97,13 @@ def optional_probe(value: Any, where: str) -> Optional[Dict[str, Any]]:
     return None if value is None else probespec.checked(value, where)
 
 
+def output_size(value: Any, where: str) -> int:
+    """How many bytes of an output are kept: at most 1 MiB, it goes into the journal."""
+    if natural(value, where) > 1 << 20:
+        raise BadRequest(f"{where}: at most {1 << 20} bytes of an output are kept")
+    return int(value)
+
+
 OPERATIONS: Dict[str, Dict[str, Any]] = {
     "fence": {},
     "observe": {},
@@ -146,7 +153,7 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "timeout": (seconds, 60.0),
         "exit": (codes, [0]),
         "check": (optional_probe, None),
-        "output_max": (natural, 4096),
+        "output_max": (output_size, 4096),
     },
     "ensure": {"settle": (seconds, 0.0)},
     "prune": {

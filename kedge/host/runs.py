@@ -55,7 +55,9 @@ def run(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         files.write_atomic(paths.intent, files.to_json(told))
     points.reach("run.intent")
     _execute(ctx, op, paths)
-    return _outcome(ctx, op, paths)
+    if os.path.lexists(paths.outcome):
+        return _outcome(ctx, op, paths)
+    return _unwatched(ctx, op, paths, told)
 
 
 def _begun_before(
@@ -128,11 +130,17 @@ def _execute(ctx: Context, op: Dict[str, Any], paths: Paths) -> None:
         if watched >= 0:
             os.close(watched)
     processes.exit_status(pid)
-    if not os.path.lexists(paths.outcome):
-        raise Unresolved(
-            f"what watched {op['argv'][0]} was killed: nobody knows how it ended",
-            {"argv": op["argv"][:16]},
-        )
+
+
+def _unwatched(
+    ctx: Context, op: Dict[str, Any], paths: Paths, intent: Dict[str, Any]
+) -> Dict[str, Any]:
+    """Its runner was killed: the same questions as for an earlier attempt; nothing happened is a failed try."""
+    found = _begun_before(ctx, op, paths, intent)
+    if found is not None:
+        return found
+    said = f"{op['argv'][0]}: what watched it was killed, and it had no effect"
+    raise CommandFailed(said, {"exit": None, "output": ""})
 
 
 def _runner(

@@ -135,6 +135,18 @@ def test_a_session_frozen_in_the_middle_of_an_act_does_not_freeze_the_node(
     assert host.events().count("term 1") == 1
 
 
+def test_a_session_frozen_while_it_raises_the_fence_is_taken_out_of_the_way(
+    host: Any, soon: Any
+) -> None:
+    host.good(token=[1, 1, 1])
+    reached = host.order("fence.raising", "stop")
+    zombie = host.begin({"key": "o", "op": "observe"}, token=[2, 1, 1])
+    soon(reached.exists)
+    said = host.good({"key": "p", "op": "observe"}, token=[3, 1, 1])
+    assert said.observed["token"] == [3, 1, 1]
+    assert not zombie.said().whole
+
+
 def test_another_session_of_the_same_token_waits_and_then_says_busy(host: Any) -> None:
     first = host.begin(waiting(within=3), token=[1, 1, 1])
     time.sleep(0.3)

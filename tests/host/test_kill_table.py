@@ -23,6 +23,7 @@ EVERYWHERE = [
 FINER = [
     "session.before",
     "fence.before",
+    "fence.raising",
     "fence.raised",
     "stage.unpacking",
     "stage.before-rename",

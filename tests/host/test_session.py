@@ -98,6 +98,7 @@ BAD: dict[str, Any] = {
     "an infinite grace": b'{"kedge":1,"root":"/r","node":"n","run":"r","token":[1,1,1],"ops":[{"key":"k","op":"stop","grace":1e999}]}',
     "a snapshot named replaced": op(op="snapshot", id="replaced-1", paths=["data"]),
     "no paths": op(op="snapshot", id="a", paths=[]),
+    "an output without end": op(op="run", argv=["x"], output_max=1 << 30),
     "no probe": probe({}),
     "two probes": probe({"tcp": {"host": "a", "port": 1}, "service": {}}),
     "an empty all": probe({"all": []}),
