@@ -50,12 +50,24 @@ def doctor(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
     examine(begin(ctx, json=json))
 
 
-def demo(ctx: typer.Context) -> None:
-    """Watch a real etcd cluster move, fail, go back and go on."""
+def demo(
+    ctx: typer.Context,
+    *,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="Leave the cluster, the worker and the engine running at the end."
+        ),
+    ] = False,
+) -> None:
+    """Watch a real etcd cluster move, fail, go back and go on.
+
+    It runs in .kedge/demo below the current folder, and what an earlier one left there is stopped and removed first.
+    """
     from cli.home import run_demo
 
     begin(ctx)
-    run_demo()
+    run_demo(keep=keep)
 
 
 def register(app: typer.Typer) -> None:

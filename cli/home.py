@@ -129,7 +129,7 @@ def _worst(checks: tuple[Check, ...]) -> Exit:
     return Exit.UNREACHABLE if missing & {"engine", "worker", "worker process"} else Exit.BAD_INPUT
 
 
-def run_demo() -> None:
+def run_demo(*, keep: bool) -> None:
     """Hands over to the demonstration, which is a package of its own."""
     try:
         demonstration: Any = importlib.import_module("demo.main")
@@ -140,6 +140,6 @@ def run_demo() -> None:
             "the demonstration is not installed here",
             next_step="call `make demo` in a checkout of kedge",
         ) from error
-    ended = demonstration.run()
+    ended = demonstration.run(keep=keep)
     if isinstance(ended, int) and ended != 0:
         raise typer.Exit(ended)

@@ -114,12 +114,21 @@ def kill(show: Show, member: str) -> None:
 
 
 def once(show: Show, run: str, member: str) -> None:
-    """The member that was in the middle: each step once, one start."""
-    done = show.done(run)
-    steps = sum(len(names) for names in done.values())
-    show.screen.seen(
-        f"journals of the {len(done)} hosts: {steps} steps of {run}, none recorded twice; {member}, "
-        "which was in the middle, was stopped once and started once"
+    """Every step of the run stands in the journals once; the member in the middle was stopped once, started once."""
+    steps = {
+        one.name: [step for step in show.steps(one.name) if step.key.startswith(f"{run}@")]
+        for one in show.members
+    }
+    keys = [step.key for done in steps.values() for step in done]
+    twice = len(keys) - len(set(keys))
+    stops, starts = (
+        sum(step.op == op and not step.skipped for step in steps[member])
+        for op in ("stop", "start")
+    )
+    show.judge(
+        f"journals of the {len(steps)} hosts: {len(keys)} steps of {run}, {twice} of them twice; {member}, "
+        f"which was in the middle, was stopped {stops} × and started {starts} ×",
+        ok=twice == 0 and stops == starts == 1,
     )
 
 

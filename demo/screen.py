@@ -64,11 +64,11 @@ class Screen:
         """Something that is not as it should be."""
         self._print(Text(f"   ✗ {text}", style="bold red"))
 
-    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Figures in columns."""
+    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+        """Figures in columns; the first ``left`` of them are words."""
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for place, head in enumerate(heads):
-            table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+            table.add_column(head, justify="left" if place < left else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         self._print(Padding(table, (0, 0, 0, 3)))

@@ -51,6 +51,8 @@ class Show:
     stretches: dict[str, Figures] = field(default_factory=dict)
     """The writer's figures, by act."""
     kills: list[Kill] = field(default_factory=list)
+    well: bool = True
+    """Whether every figure so far was what it has to be."""
 
     # -- commands ---------------------------------------------------------------------------------
 
@@ -84,10 +86,14 @@ class Show:
 
     # -- the hosts --------------------------------------------------------------------------------
 
+    def steps(self, member: str) -> tuple[hosts.Step, ...]:
+        """What was done on a member's host, from its journal."""
+        return hosts.steps_of(self.paths.root(member))
+
     def done(self, run: str, program: str = "forward") -> dict[str, set[str]]:
         """By member, the names of the steps that a run has done there, from the journals."""
         return {
-            member.name: hosts.done_in(hosts.steps_of(self.paths.root(member.name)), run, program)
+            member.name: hosts.done_in(self.steps(member.name), run, program)
             for member in self.members
         }
 
@@ -122,6 +128,12 @@ class Show:
         if killed[0] is None or killed[1] is None or not (worker.kill() and engine.kill()):
             raise ShowError("worker or server did not run when they were to be killed")
         return killed[0].process.pid, killed[1].process.pid
+
+    def judge(self, said: str, *, ok: bool) -> bool:
+        """Says a figure, marked by whether it is what it has to be; a wrong one makes the show fail at its end."""
+        (self.screen.seen if ok else self.screen.wrong)(said)
+        self.well = self.well and ok
+        return ok
 
     # -- the writer -------------------------------------------------------------------------------
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from demo import hosts
 from demo.cluster import Gateway
-from demo.documents import FLEET, NEW
+from demo.documents import NEW
 from demo.hosts import Host
 from demo.ledger import NOTICED, ReadBack
 from demo.show import Show
@@ -16,28 +15,25 @@ from kedge.model.run import RunStatus
 from worker.desk import Desk
 
 
-def summarise(show: Show, begun: float) -> bool:
-    """Prints the figures. False when one of them is not what it has to be."""
+def summarise(show: Show, begun: float) -> None:
+    """Prints the figures; each is judged."""
     screen = show.screen
     screen.act("What was measured")
     read = [show.writer.read_back(member) for member in show.members]
     found = [hosts.look_at(show.paths.root(member.name), member.name) for member in show.members]
     statuses = asyncio.run(_statuses(show))
-    checks = [
-        _written(show, read),
-        _members(show, found),
-        _steps(show, found, statuses),
-        _fence(show, found),
-    ]
-    _downtime(show)
-    _phases(show, statuses)
+    _written(show, read)
+    _downtime(show, found)
+    _members(show, found)
+    _steps(show, found, statuses)
+    _fence(show, found)
     for kill in show.kills:
         screen.seen(
             f"worker (pid {kill.worker}) and Temporal server (pid {kill.engine}) killed with SIGKILL, "
             f"{kill.where}; both back after {kill.seconds:.1f} s, and the run went on"
         )
+    _phases(show, statuses)
     screen.seen(f"the whole show took {time.monotonic() - begun:.0f} s")
-    return all(checks)
 
 
 async def _statuses(show: Show) -> list[RunStatus]:
@@ -51,65 +47,21 @@ async def _statuses(show: Show) -> list[RunStatus]:
     return found
 
 
-def _tell(show: Show, *, ok: bool) -> Callable[[str], None]:
-    return show.screen.seen if ok else show.screen.wrong
-
-
-def _written(show: Show, read: list[ReadBack]) -> bool:
+def _written(show: Show, read: list[ReadBack]) -> None:
     total = show.writer.acknowledged
-    ok = all(one.whole for one in read)
-    if ok:
+    if all(one.whole for one in read):
         said = f"all {total:,} acknowledged writes are there with their values, read back through each member"
-    else:
-        bad = "; ".join(
-            f"{one.member}: {len(one.lost)} lost, {len(one.changed)} changed"
-            for one in read
-            if not one.whole
-        )
-        said = f"of {total:,} acknowledged writes some are not there: {bad}"
-    _tell(show, ok=ok)(f"{said}; {show.writer.retried} puts were tried again elsewhere")
-    return ok
-
-
-def _members(show: Show, found: list[Host]) -> bool:
-    rows, ok = [], True
-    for member, host in zip(show.members, found, strict=True):
-        gateway = Gateway(member.client_port)
-        server, cluster = gateway.versions()
-        leads = gateway.leads()
-        gateway.close()
-        right = server == NEW and host.program == show.programs[NEW]
-        ok = ok and right
-        row = [member.name, server, cluster, "leader" if leads else ""]
-        row += [host.release[:12], f"{host.program[:12]} {'✓' if right else '✗'}"]
-        rows.append([*row, str(host.starts), str(host.stops), str(host.steps)])
-    heads = ["member", "runs", "cluster", "", "release", "sha256 of the running program"]
-    show.screen.table([*heads, "starts", "stops", "steps"], rows)
-    said = f"each member's running program is the etcd {NEW} of the wheel, byte for byte"
-    _tell(show, ok=ok)(said if ok else f"not every member runs the etcd {NEW} of the wheel")
-    return ok
-
-
-def _steps(show: Show, found: list[Host], statuses: list[RunStatus]) -> bool:
-    repeated = [key for host in found for key in host.repeated]
-    replayed = sum(status.replayed for status in statuses)
-    steps = sum(host.steps for host in found)
-    _tell(show, ok=not repeated)(
-        f"{steps} steps in the journals, {len(repeated)} of them done twice; {replayed} were asked for "
-        "again after the kill and answered from the journal"
+        show.judge(said, ok=True)
+        return
+    bad = "; ".join(
+        f"{one.member}: {len(one.lost)} lost, {len(one.changed)} changed"
+        for one in read
+        if not one.whole
     )
-    return not repeated
+    show.judge(f"of {total:,} acknowledged writes some are not there: {bad}", ok=False)
 
 
-def _fence(show: Show, found: list[Host]) -> bool:
-    last = list(show.runs)[-1]
-    ok = all(host.holder == last for host in found)
-    said = f"the fence on every host is that of {last}: no older run can act there any more"
-    _tell(show, ok=ok)(said if ok else f"the fence is not that of {last} everywhere")
-    return ok
-
-
-def _downtime(show: Show) -> None:
+def _downtime(show: Show, found: list[Host]) -> None:
     rows = [
         [
             act,
@@ -120,20 +72,61 @@ def _downtime(show: Show) -> None:
         ]
         for act, figures in show.stretches.items()
     ]
-    heads = ["the writer", "time", "acknowledged", "longest gap", f"gaps over {NOTICED} s, in all"]
+    heads = ["the writer", "time", "acknowledged", "longest gap", f"gaps over {NOTICED} s"]
     show.screen.table(heads, rows)
-    total = show.stretches["the whole"]
+    total = show.stretches["in all"]
+    stops = sum(host.stops for host in found)
     show.screen.seen(
-        f"downtime of the writer: {total.longest:.2f} s at the longest, {total.without:.2f} s in all, of "
-        f"{total.seconds:.0f} s in which every member of {FLEET} was replaced more than once"
+        f"downtime of the writer: {total.longest:.2f} s at the longest, {total.without:.2f} s of "
+        f"{total.seconds:.0f} s in all, while members were stopped and started {stops} times; "
+        f"{show.writer.retried} tries of a put failed and were made again through another member"
     )
 
 
+def _members(show: Show, found: list[Host]) -> None:
+    rows, ok = [], True
+    for member, host in zip(show.members, found, strict=True):
+        gateway = Gateway(member.client_port)
+        server, cluster = gateway.versions()
+        leads = gateway.leads()
+        gateway.close()
+        right = server == NEW and host.program == show.programs[NEW]
+        ok = ok and right
+        row = [f"{member.name}{' (leader)' if leads else ''}", server, cluster, host.release[:12]]
+        row += [f"{host.program[:12]} {'✓' if right else '✗'}", str(host.starts), str(host.stops)]
+        rows.append([*row, str(host.steps), str(len(host.repeated))])
+    heads = ["member", "/version", "cluster", "release", "running program", "starts", "stops"]
+    show.screen.table([*heads, "steps", "twice"], rows)
+    whole = f"every member runs the program of the etcd {NEW} wheel, byte for byte (sha256 of /proc/PID/exe)"
+    show.judge(whole if ok else f"not every member runs the etcd {NEW} of the wheel", ok=ok)
+
+
+def _steps(show: Show, found: list[Host], statuses: list[RunStatus]) -> None:
+    repeated = sum(len(host.repeated) for host in found)
+    replayed = sum(status.replayed for status in statuses)
+    steps = sum(host.steps for host in found)
+    show.judge(
+        f"{steps} steps in the journals of the hosts, {repeated} of them done twice; {replayed} were asked "
+        "for again after the kill and answered from the journal",
+        ok=repeated == 0,
+    )
+
+
+def _fence(show: Show, found: list[Host]) -> None:
+    last = list(show.runs)[-1]
+    ok = all(host.holder == last for host in found)
+    said = f"the fence on every host is that of {last}: no older run can act there any more"
+    show.judge(said if ok else f"the fence is not that of {last} everywhere", ok=ok)
+
+
 def _phases(show: Show, statuses: list[RunStatus]) -> None:
+    show.screen.say("Seconds per phase, as each run itself counted them:")
     rows = []
     for status in statuses:
-        spent = "  ".join(
-            f"{phase} {seconds:.1f}" for phase, seconds in status.seconds.items() if seconds >= 0.05
+        spent = ", ".join(
+            f"{phase} {seconds:.1f}"
+            for phase, seconds in status.seconds.items()
+            if phase != status.phase
         )
-        rows.append([status.run, f"{status.before} → {status.after}", status.phase, spent])
-    show.screen.table(["run", "", "ended", "seconds per phase"], rows)
+        rows.append([status.run, status.phase, spent])
+    show.screen.table(["run", "ended", "seconds"], rows, left=3)
