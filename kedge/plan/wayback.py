@@ -45,7 +45,8 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     """Decide the way back from an observation of every node.
 
     The point of no return is behind the fleet when a node of a wave behind it runs, or ever ran, the new release, or
-    when the finalize steps were begun: then it is the way back from there that counts, with its gate. Otherwise the
+    when the finalize steps were begun, or a way back began to restore: then it is the way back from there that counts,
+    wherever nodes are now, with its gate. Otherwise the
     number of waves begun is one more than the last wave with a node on the new release, and never leads behind it.
     Nodes whose release is neither of the plan's two are never touched: that is refused. Nodes that merely stopped, and
     never started the new release, are only started again; they have no snapshot, and so wait until no other is left.
@@ -131,6 +132,8 @@ def _has(plan: Plan, name: str) -> bool:
 def _committed(plan: Plan, seen: Observed) -> bool:
     if plan.commit is None:
         return False
+    if seen.restored:
+        return True
     if plan.commit.wave is None:
         return seen.finalized
     crossed = set(seen.started_after)

@@ -142,3 +142,16 @@ def test_every_program_that_is_chosen_is_in_the_plan() -> None:
                             assert chosen.waves
                         if automatic:
                             assert chosen.gate is None
+
+
+def test_a_way_back_that_began_to_restore_goes_on_restoring() -> None:
+    made = restorable()
+    looked = seen(made, (0, 1), started_after=(0, 1), restored=True)
+    chosen = choose(made, looked, automatic=False)
+    assert (chosen.verdict, chosen.program, chosen.gate) == ("ask", "restore", "loss")
+
+
+def test_a_node_that_died_after_it_was_restored_is_started_and_not_restored_again() -> None:
+    made = restorable()
+    chosen = choose(made, seen(made, stopped=(1,), restored=True), automatic=False)
+    assert (chosen.verdict, chosen.program, chosen.waves) == ("go", "back", ((1,),))
