@@ -105,6 +105,31 @@ def template_problems(
     ]
 
 
+def variable_problems(fleet: Fleet, runbook: Runbook | None) -> list[Where]:
+    """Vars are put in as they are, so a placeholder in one would stand there unfilled."""
+    written: list[tuple[str, Path, str]] = [
+        ("fleet", ("vars", key), value)
+        for key, value in fleet.vars.items()
+        if isinstance(value, str)
+    ]
+    written += [
+        ("fleet", ("nodes", index, "overrides", "vars", key), value)
+        for index, node in enumerate(fleet.nodes)
+        for key, value in node.overrides.vars.items()
+    ]
+    if runbook is not None:
+        written += [("runbook", ("vars", key), value) for key, value in runbook.vars.items()]
+    return [
+        (
+            document,
+            path,
+            f"{{{name}}} is not filled in inside a var; write it where the var is used",
+        )
+        for document, path, value in written
+        for name in placeholders(value)
+    ]
+
+
 _Text = tuple[str, Path, str, tuple[str, ...]]
 """Document, path, text, and the families of placeholders that are not known yet where it is filled in."""
 
@@ -279,7 +304,7 @@ def cycles(fleets: Sequence[Fleet]) -> list[tuple[str, str]]:
 
 def install_problems(fleet: Fleet, release: Release) -> list[Where]:
     """Why a fleet could not be brought up on a release."""
-    problems = template_problems(fleet, None, (release,))
+    problems = [*template_problems(fleet, None, (release,)), *variable_problems(fleet, None)]
     # Before the first migration there is one release, so the placeholders of two have no value yet.
     for path, text in strings(
         {"run": plain(fleet.run), "files": dict(fleet.files), "settings": dict(fleet.settings)}

@@ -51,6 +51,7 @@ def compile_plan(
     problems: list[Where] = [
         *check.company_problems(fleet, after, before, runbook, policy),
         *check.template_problems(fleet, runbook, (before, after)),
+        *check.variable_problems(fleet, runbook),
         *check.capture_problems(runbook),
         *check.gate_problems(runbook, policy),
         *boundary.restore_problems(runbook),

@@ -191,6 +191,24 @@ def test_a_platform_without_an_artifact_is_told() -> None:
     )
 
 
+ROOTS = [
+    ("two nodes in one folder", 'root: "{vars.base}/{node.name}"', 'root: "{vars.base}"', "fleet: root: etcd-2 and etcd-1 have the same root /srv/kedge on 127.0.0.1"),
+    ("the same folder written otherwise", "{name: etcd-2,", "{name: etcd-2, root: /srv//kedge/etcd-1/,", "fleet: nodes.1.root: etcd-2 and etcd-1 have the same root"),
+    ("a relative folder", "base: /srv/kedge", "base: srv", "fleet: root: srv/etcd-1 is no absolute path of a folder"),
+    ("a folder above", "base: /srv/kedge", "base: /srv/../etc", "is no absolute path of a folder, without '..'"),
+    ("the whole host", "{name: etcd-2,", "{name: etcd-2, root: /,", "fleet: nodes.1.root: / is no absolute path of a folder"),
+    ("a var with a placeholder", "base: /srv/kedge", 'base: "/srv/{node.name}"', "fleet: vars.base: {node.name} is not filled in inside a var"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROOTS, ids=[case[0] for case in ROOTS])
+def test_every_node_has_a_folder_of_its_own(case: tuple[str, str, str, str]) -> None:
+    _, old, new_text, said = case
+    with pytest.raises(ConflictsError) as caught:
+        plan(fleet=replaced(FLEET, old, new_text))
+    assert said in str(caught.value)
+
+
 def test_the_release_that_runs_already_is_no_migration() -> None:
     with pytest.raises(ConflictsError) as caught:
         plan(before=AFTER)
