@@ -1,4 +1,4 @@
-"""Heartbeats of activities that take longer than an instant."""
+"""Heartbeats: every activity gives them, so that a worker that dies is noticed in seconds, whatever it did."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Pulse:
         self.at: tuple[object, ...] = ()
 
     async def beat(self) -> None:
-        """Beat until cancelled."""
+        """Beat until cancelled. The first one comes after a while: most activities are over by then."""
         while True:
-            activity.heartbeat(*([list(self.at)] if self.at else []))
             await asyncio.sleep(EVERY)
+            activity.heartbeat(*([list(self.at)] if self.at else []))
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from contextlib import suppress
 from temporalio import activity
 
 from activities.ground import Ground
+from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import OrderVerdict
@@ -25,8 +26,9 @@ class OrderActivities:
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
         """The verdict about an order; every verdict is evidence before it is answered."""
-        verdict = await self._judged(request)
-        await self._ground.note_verdict(request.fleet, verdict)
+        async with pulse():
+            verdict = await self._judged(request)
+            await self._ground.note_verdict(request.fleet, verdict)
         return verdict
 
     async def _judged(self, request: JudgeRequest) -> OrderVerdict:
@@ -76,11 +78,16 @@ class OrderActivities:
     @activity.defn
     async def keep_verdict(self, refusal: Refused) -> None:
         """Write down a verdict that was reached without judging an envelope."""
-        await self._ground.note_verdict(refusal.fleet, refusal.verdict)
+        async with pulse():
+            await self._ground.note_verdict(refusal.fleet, refusal.verdict)
 
     @activity.defn
     async def write_warrant(self, update: WarrantUpdate) -> str:
         """Store a warrant and return its digest."""
+        async with pulse():
+            return await self._warranted(update)
+
+    async def _warranted(self, update: WarrantUpdate) -> str:
         if update.start is not None:
             warrant = Warrant(start=update.start)
         else:
@@ -94,6 +101,6 @@ class OrderActivities:
     @activity.defn
     async def record(self, note: Note) -> None:
         """Append a decision of a workflow to the fleet's evidence."""
-        await self._ground.note(
-            note.run.fleet, note.key, {"run": note.run.id, "epoch": note.run.epoch, **note.record}
-        )
+        record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
+        async with pulse():
+            await self._ground.note(note.run.fleet, note.key, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from temporalio import activity
 
 from activities.ground import Ground
+from activities.heartbeats import pulse
 from kedge.model.plan import Plan, ProgramName
 from kedge.model.run import LegFacts, PlanFacts, ReturnRequest, WaveFacts
 from kedge.plan.wayback import Return, choose
@@ -22,13 +23,15 @@ class PlanActivities:
     @activity.defn
     async def plan_facts(self, digest: str) -> PlanFacts:
         """The little a workflow needs of a plan."""
-        return facts_of(await self._ground.plan(digest))
+        async with pulse():
+            return facts_of(await self._ground.plan(digest))
 
     @activity.defn
     async def choose_way_back(self, request: ReturnRequest) -> Return:
         """Decide the way back from an observation of every node."""
-        plan = await self._ground.plan(request.run.plan)
-        return choose(plan, request.seen, automatic=request.automatic)
+        async with pulse():
+            plan = await self._ground.plan(request.run.plan)
+            return choose(plan, request.seen, automatic=request.automatic)
 
 
 def facts_of(plan: Plan) -> PlanFacts:

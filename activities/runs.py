@@ -9,6 +9,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.ground import Ground
+from activities.heartbeats import pulse
 from kedge.model.run import HolderSeen, RunEnd
 
 SOON = 20.0
@@ -24,6 +25,10 @@ class RunActivities:
     @activity.defn
     async def run_end(self, run: str) -> HolderSeen:
         """Whether ``run`` has ended, and how."""
+        async with pulse():
+            return await self._end_of(run)
+
+    async def _end_of(self, run: str) -> HolderSeen:
         handle = self._ground.client.get_workflow_handle(run, result_type=RunEnd)
         try:
             described = await handle.describe()
@@ -45,9 +50,10 @@ class RunActivities:
     async def run_end_soon(self, run: str) -> HolderSeen:
         """The same, for a run that says that it ends: waits at most ``SOON`` seconds for its last word."""
         waited = 0.0
-        while True:
-            seen = await self.run_end(run)
-            if seen.ended or waited >= SOON:
-                return seen
-            await asyncio.sleep(0.1)
-            waited += 0.1
+        async with pulse():
+            while True:
+                seen = await self._end_of(run)
+                if seen.ended or waited >= SOON:
+                    return seen
+                await asyncio.sleep(0.1)
+                waited += 0.1

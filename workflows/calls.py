@@ -72,6 +72,8 @@ async def decide(
         method,
         argument,
         start_to_close_timeout=timedelta(seconds=seconds),
+        # Short as it is: without one, a worker that is killed in the middle is noticed after a minute.
+        heartbeat_timeout=HEARTBEAT,
         retry_policy=INFRASTRUCTURE,
         summary=summary,
     )
@@ -83,6 +85,7 @@ async def plan_facts(plan: Digest) -> PlanFacts:
         PlanActivities.plan_facts,
         plan,
         start_to_close_timeout=timedelta(seconds=60),
+        heartbeat_timeout=HEARTBEAT,
         retry_policy=A_FEW_TIMES,
         summary="read the plan",
     )
