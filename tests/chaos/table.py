@@ -1,0 +1,80 @@
+"""Every instant at which somebody is killed.
+
+A point of the host program is reached by one node, so one run is killed at many of them at once: each node of the
+fleet stands at another point of the same step when the blow comes. A point of the worker stops the whole worker, so
+each has a run of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tests.chaos.theatre import Kind
+
+SESSION = ("session.before", "fence.before", "fence.raised")
+
+HOST: dict[str, tuple[str, ...]] = {
+    "session": SESSION,
+    "stage": ("before", "acting", "unpacking", "before-rename", "after-rename"),
+    "probe": ("before",),
+    "stop": ("before", "acting", "before-signal", "between-signal-and-note", "after-signal"),
+    "snapshot": ("before", "acting", "copying", "before-rename", "after-rename"),
+    "switch": ("before", "acting", "before-rename", "after-rename"),
+    "configure": ("before", "acting", "before-rename", "between-renames", "after-rename"),
+    "run": ("before", "acting", "intent", "forked", "before-spawn", "spawned", "outcome"),
+    "start": (
+        "before", "acting", "forked", "before-record", "between-fork-and-exec", "after-exec",
+    ),
+    "healthy": ("before",),
+}  # fmt: skip
+"""By step of a node's leg: the points up to the act. Each is followed by ``acted`` (observed, not yet in the
+journal), ``recorded`` (in the journal, nobody was told) and ``told``."""
+
+KINDS: tuple[Kind, ...] = ("host", "worker", "engine", "all", "frozen")
+
+WATCHERS = ("run.before-spawn", "run.spawned", "run.outcome")
+"""Points of the process that watches a command: it is never taken out of the way, so it is not left frozen."""
+
+FORKED = ("start.before-record", "start.between-fork-and-exec")
+"""Points of what is about to become the daemon. Killed alone there, the daemon counts as one that died at its start:
+the leg is done again from its first step, and finds all but the start done."""
+
+
+def points_of(step: str, kind: Kind) -> tuple[str, ...]:
+    """The points of a step at which somebody is killed."""
+    if step == "session":
+        return SESSION
+    finer = HOST[step]
+    names = tuple(f"{step}.{name}" for name in (*finer, "acted", "recorded", "told"))
+    return tuple(name for name in names if kind != "frozen" or name not in WATCHERS)
+
+
+class Scene(NamedTuple):
+    """A point of the worker: the ``nth`` time that an activity is asked for (before) or done (after)."""
+
+    activity: str
+    nth: int
+    what: str
+    """Which of them that is."""
+
+
+UPGRADE: tuple[Scene, ...] = (
+    Scene("judge_order", 1, "the start's order, for the fleet"),
+    Scene("write_warrant", 1, "the run's warrant"),
+    Scene("plan_facts", 1, "the plan, for the fleet"),
+    Scene("plan_facts", 2, "the plan, for the run"),
+    Scene("observe_nodes", 1, "preflight"),
+    Scene("plan_facts", 3, "the plan, for the widening"),
+    Scene("open_wave", 1, "the canary's wave opens"),
+    Scene("plan_facts", 4, "the plan, for the wave"),
+    Scene("run_leg", 1, "the canary's leg"),
+    Scene("check_nodes", 1, "a look of the canary's bake"),
+    Scene("judge_order", 2, "the first approval"),
+    Scene("judge_order", 3, "the second approval"),
+    Scene("write_warrant", 2, "the gate is passed: between approval and next wave"),
+    Scene("open_wave", 2, "the next wave opens"),
+    Scene("run_leg", 2, "the second node's leg"),
+    Scene("record", 1, "the end is written down"),
+    Scene("run_end_soon", 1, "the fleet looks how the run ended"),
+)
+"""An upgrade with canary, bake, gate and a second wave, in order."""
