@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar
@@ -45,6 +46,14 @@ FENCED_TRIES = 5
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
 
+LOOKING = 400.0
+"""Seconds a look at many nodes may take: whom it does not come to is said to be unseen. Less than what the workflow
+gives the activity, which would otherwise be begun anew for ever."""
+
+UNSEEN = DriverError(
+    "Unseen", f"was not looked at: looking took longer than {LOOKING:g} s", retryable=True
+)
+
 T = TypeVar("T")
 
 
@@ -53,6 +62,8 @@ class NodeActivities:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._read: dict[tuple[str, str, int], tuple[int, frozenset[str]]] = {}
+        self._reading = asyncio.Lock()
 
     # -- preflight and fencing -----------------------------------------------------------------------------------
 
@@ -63,7 +74,11 @@ class NodeActivities:
         if isinstance(plan, Failure):
             return Observed(problems=(plan,))
         async with pulse():
-            looks = await _each(request.nodes, lambda node: self._look(plan, request, node))
+            looks = await _each(
+                request.nodes,
+                lambda node: self._look(plan, request, node),
+                lambda node: (node, _problem(node, plan.nodes[node].name, "session", UNSEEN)),
+            )
             begun = await self._begun(plan, request.run)
         return _observed(plan, looks, probed=request.probes).model_copy(
             update={"finalized": FINALIZE_BEGUN in begun, "restored": RESTORE_BEGUN in begun}
@@ -107,22 +122,29 @@ class NodeActivities:
 
     async def _begun(self, plan: Plan, run: Run) -> set[str]:
         """What legs wrote down before they acted in the upgrade that is looked at (an earlier one may have had this
-        plan too). Every page of the evidence is read, unless the plan has nothing that would be in there.
+        plan too). Every page of the evidence is read once: what was read stays as it is, so the next look begins
+        behind it. Nothing is read for a plan that has nothing that would be in there.
         """
-        found: set[str] = set()
         if not any(program.name in ("finalize", "restore") for program in plan.programs):
-            return found
-        upgrade, since = run.snapshots or run.epoch, 0
-        while entries := await self._ground.evidence.read(run.fleet, since):
-            for entry in entries:
-                record = entry.record
-                if (
-                    isinstance(record, dict)
-                    and record.get("plan") == run.plan
-                    and record.get("upgrade") == upgrade
-                ):
-                    found.add(str(record.get("what")))
-            since = entries[-1].seq
+            return set()
+        upgrade = run.snapshots or run.epoch
+        asked = (run.fleet, run.plan, upgrade)
+        async with self._reading:
+            since, known = self._read.get(asked, (0, frozenset()))
+            found = set(known)
+            while entries := await self._ground.evidence.read(run.fleet, since):
+                for entry in entries:
+                    record = entry.record
+                    if (
+                        isinstance(record, dict)
+                        and record.get("plan") == run.plan
+                        and record.get("upgrade") == upgrade
+                    ):
+                        found.add(str(record.get("what")))
+                since = entries[-1].seq
+            if asked not in self._read:
+                self._read.clear()
+            self._read[asked] = (since, frozenset(found))
         return found
 
     # -- waves ---------------------------------------------------------------------------------------------------
@@ -148,8 +170,10 @@ class NodeActivities:
         async with pulse():
             for number, rule in enumerate(plan.waves[request.wave].rules):
                 asked = partial(self._holds, request, plan, number)
-                holds = dict(await _each([node for batch in batches for node in batch], asked))
-                late = {node for node, held in holds.items() if held == rule.last}
+                every = [node for batch in batches for node in batch]
+                holds = dict(await _each(every, asked, lambda node: (node, None)))
+                # Who may be the leader for all anybody knows goes last too.
+                late = {node for node, held in holds.items() if held is None or held == rule.last}
                 batches = [
                     *(tuple(node for node in batch if node not in late) for batch in batches),
                     *(tuple(node for node in batch if node in late) for batch in batches),
@@ -158,8 +182,8 @@ class NodeActivities:
 
     async def _holds(
         self, request: OpenRequest, plan: Plan, number: int, index: int
-    ) -> tuple[int, bool]:
-        """Whether an order rule's probe passes on a node; a node that cannot be asked has no claim to go last."""
+    ) -> tuple[int, bool | None]:
+        """Whether an order rule's probe passes on a node; None when that cannot be said."""
         node = plan.nodes[index]
         attempt = activity.info().attempt
         key = f"{request.run.id}@{request.run.epoch}/{node.name}/order-{request.serial}.{attempt}/{number}"
@@ -169,8 +193,12 @@ class NodeActivities:
         try:
             end = await self._session(request.run, request.serial, node, [op])
         except DriverError:
-            return index, False
-        return index, end.ok
+            return index, None
+        error = end.failed.error if end.failed is not None else None
+        if error is None:
+            return index, end.ok
+        said_no = error.type == "ProbeFailed" and error.detail.get("verdict") == "fail"
+        return index, False if said_no else None
 
     @activity.defn
     async def check_nodes(self, request: CheckRequest) -> Checked:
@@ -181,10 +209,20 @@ class NodeActivities:
         skip = set(request.skip)
         nodes = [node for node in plan.waves[request.wave].nodes if node not in skip]
         async with pulse():
-            looks = await _each(nodes, lambda node: self._checked(plan, request, node))
-        failures = tuple(failure for failure in looks if failure is not None)
+            looks = await _each(
+                nodes,
+                lambda node: self._checked(plan, request, node),
+                lambda node: _problem(node, plan.nodes[node].name, "bake", UNSEEN),
+            )
+        found = [failure for failure in looks if failure is not None]
+        failures = [failure for failure in found if failure.type != UNSEEN.kind]
+        if found and not failures:
+            # Nothing is known against those that were not looked at; but nothing is known for them either.
+            said = f"{len(found)} of {len(nodes)} nodes were not looked at within {LOOKING:g} s"
+            failures = [failure_of_the_run(UNSEEN.kind, said)]
         return Checked(
-            failures=failures, fenced=any(failure.type == "Fenced" for failure in failures)
+            failures=bounded(tuple(failures)),
+            fenced=any(failure.type == "Fenced" for failure in failures),
         )
 
     async def _checked(self, plan: Plan, request: CheckRequest, index: int) -> Failure | None:
@@ -320,12 +358,22 @@ def _standing(end: SessionEnd) -> tuple[str, Token]:
     raise DriverError("HostError", "the host did not say which fence it has", retryable=True)
 
 
-async def _each(nodes: Iterable[int], visit: Callable[[int], Awaitable[T]]) -> list[T]:
-    """Visit nodes, at most ``AT_ONCE`` at a time; answers in the order of ``nodes``."""
+async def _each(
+    nodes: Iterable[int],
+    visit: Callable[[int], Awaitable[T]],
+    unseen: Callable[[int], T] | None = None,
+) -> list[T]:
+    """Visit nodes, at most ``AT_ONCE`` at a time; answers in the order of ``nodes``.
+
+    With ``unseen`` no visit begins after ``LOOKING`` seconds: that is the answer for whom it would have been.
+    """
     slots = asyncio.Semaphore(AT_ONCE)
+    until = time.monotonic() + LOOKING
 
     async def one(node: int) -> T:
         async with slots:
+            if unseen is not None and time.monotonic() > until:
+                return unseen(node)
             return await visit(node)
 
     return list(await asyncio.gather(*(one(node) for node in nodes)))
@@ -368,14 +416,16 @@ def _observed(
         # A host that does not say what it started last is taken to have started what it is on.
         if look.observed.get("started_release", digest) in after:
             started.append(index)
-        if probed and kind == "other":
+        if kind == "other" and (fault is None or digest is not None):
             said = (
                 "runs a release this plan does not know" if digest else "has no release installed"
             )
             error = DriverError(
                 "UnknownRelease", f"{plan.nodes[index].name} {said}", retryable=False
             )
-            problems.append(_problem(index, plan.nodes[index].name, "preflight", error))
+            problems.append(
+                _problem(index, plan.nodes[index].name, "preflight" if probed else "look", error)
+            )
     return Observed(
         before=tuple(lists["before"]),
         after=tuple(lists["after"]),

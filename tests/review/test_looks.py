@@ -1,0 +1,133 @@
+"""Looks at many nodes: they end, fit a message, and what was not seen is never a pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
+
+import activities.nodes
+from activities.ground import Ground
+from activities.nodes import NodeActivities
+from kedge.drivers.sim import SimTransport
+from kedge.drivers.sim_faults import Fault
+from kedge.model.base import Json, canonical
+from kedge.model.plan import Plan
+from kedge.model.run import (
+    THE_RUN,
+    Checked,
+    CheckRequest,
+    Observed,
+    ObserveRequest,
+    Opened,
+    OpenRequest,
+    Run,
+    Warrant,
+)
+from tests.spine.scene import Scene, make_scene, settle
+from worker.wiring import ground_of
+
+MESSAGE = 2 * 1024 * 1024
+"""The largest payload the engine takes."""
+
+
+class Looks:
+    """Node activities on simulated hosts, with a warrant for one run; no engine."""
+
+    def __init__(self, scene: Scene, ground: Ground, plan: Plan, run: Run) -> None:
+        self.scene, self.ground, self.plan, self.run = scene, ground, plan, run
+        self.activities = NodeActivities(ground)
+
+    async def check(self) -> Checked:
+        """One look of the bake of the first wave."""
+        asked = CheckRequest(run=self.run, wave=0, serial=1)
+        return await ActivityEnvironment().run(self.activities.check_nodes, asked)
+
+    async def observe(self, *, probes: bool = False) -> Observed:
+        """A look at every node."""
+        nodes = tuple(range(len(self.plan.nodes)))
+        asked = ObserveRequest(run=self.run, nodes=nodes, serial=1, probes=probes)
+        return await ActivityEnvironment().run(self.activities.observe_nodes, asked)
+
+    async def open(self) -> Opened:
+        """The first wave, opened."""
+        asked = OpenRequest(run=self.run, wave=0, serial=1)
+        return await ActivityEnvironment().run(self.activities.open_wave, asked)
+
+
+async def looks(home: Path, nodes: int, *, up: bool = True, **runbook: Json) -> Looks:
+    """A fleet of ``nodes`` in memory that goes in one wave."""
+    no_client = cast("Client", None)
+    scene = make_scene(no_client, home, nodes=nodes, sim_in_memory=True)
+    await settle(scene)
+    waves: Json = {"widen": [{"to": "100%", "bake": {"duration": "1s"}}], "max_unavailable": 1}
+    plan = scene.plan(scene.runbook(**{"waves": waves, "gates": {}, **runbook}))
+    digest = await scene.drivers.blobs.put(canonical(plan))
+    target = f"fleet/{scene.name}"
+    order = scene.envelope("start", target, digest, "olga")
+    warrant = await scene.drivers.blobs.put(canonical(Warrant(start=order)))
+    run = Run(id=f"upgrade/{scene.name}/1", fleet=scene.name, plan=digest, epoch=7, warrant=warrant)
+    ground = ground_of(scene.drivers, no_client)
+    made = Looks(scene, ground, plan, run)
+    if up:
+        await ActivityEnvironment().run(made.activities.ensure_fleet, scene.name)
+    return made
+
+
+async def test_a_bake_whose_nodes_all_died_still_fits_a_message(tmp_path: Path) -> None:
+    made = await looks(tmp_path, 700)
+    large: dict[str, Json] = {"log": "x" * 3900, "exit": "y" * 3900}
+    sim = made.scene.drivers.transport.named("sim")
+    assert isinstance(sim, SimTransport)
+    sim.program(Fault(do="fail", op="healthy", type="ServiceDied", detail=large))
+    checked = await made.check()
+    assert len(checked.failures) == 700
+    assert len(checked.model_dump_json()) < MESSAGE
+
+
+async def test_a_look_that_takes_too_long_ends_and_is_no_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities.nodes, "LOOKING", -1.0)
+    made = await looks(tmp_path, 3)
+    checked = await made.check()
+    assert [(failure.node, failure.type) for failure in checked.failures] == [(THE_RUN, "Unseen")]
+    seen = await made.observe()
+    assert seen.unreachable == (0, 1, 2)
+    assert [problem.type for problem in seen.problems] == ["Unseen"] * 3
+
+
+async def test_a_node_of_which_nobody_knows_whether_it_leads_goes_last(tmp_path: Path) -> None:
+    probe: Json = {"http": "http://{node.address}/leads", "expect": {"leads": True}}
+    waves: Json = {"last": probe, "widen": ["100%"], "max_unavailable": 1}
+    made = await looks(tmp_path, 3, waves=waves)
+    options = {"answers": {"*": {"leads": False}}}
+    nodes = tuple(
+        node if index == 0 else node.model_copy(update={"options": options})
+        for index, node in enumerate(made.plan.nodes)
+    )
+    plan = made.plan.model_copy(update={"nodes": nodes})
+    made.ground._plans[made.run.plan] = plan
+    assert (await made.open()).batches == ((1, 2), (0,))
+
+
+async def test_an_empty_node_is_a_problem_also_for_a_way_back(tmp_path: Path) -> None:
+    made = await looks(tmp_path, 3, up=False)
+    seen = await made.observe()
+    assert seen.empty == (0, 1, 2)
+    assert {problem.type for problem in seen.problems} == {"UnknownRelease"}
+
+
+async def test_what_legs_began_is_found_also_when_it_is_written_down_between_two_looks(
+    tmp_path: Path,
+) -> None:
+    final: Json = {"steps": [{"run": {"argv": ["set"], "undo": "none"}}]}
+    made = await looks(tmp_path, 2, finalize=final)
+    assert not (await made.observe()).finalized
+    record: dict[str, Json] = {"what": "finalize-begun", "plan": made.run.plan, "upgrade": 7}
+    await made.ground.note(made.run.fleet, "begun", record)
+    assert (await made.observe()).finalized
+    assert (await made.observe()).finalized
