@@ -469,7 +469,7 @@ class Upgrade(Ordered):
         state = self._state
         if state.outcome == "done" and not state.down:
             return facts.after, facts.after_document
-        if state.begun == 0 and state.outcome in ("rejected", "aborted"):
+        if self._children == 0 and state.outcome in ("rejected", "aborted"):
             return facts.before, facts.before_document
         return self._left if state.outcome == "rolled-back" else (None, None)
 

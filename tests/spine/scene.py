@@ -10,7 +10,8 @@ import os
 import secrets
 import signal
 import tarfile
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,13 +25,15 @@ from temporalio.service import RPCError
 
 from kedge.drivers.registry import Drivers
 from kedge.drivers.signers import sign_with_key
+from kedge.drivers.sim import SimTransport
+from kedge.drivers.sim_host import SimHost, State
 from kedge.model.base import Json, canonical
 from kedge.model.fleet import Fleet
 from kedge.model.order import Envelope, OrderVerdict
-from kedge.model.plan import Choice, Plan, Verb
+from kedge.model.plan import Choice, Plan, PlannedNode, Verb
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import FleetStatus, RunStatus, Submitted
+from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
 from kedge.model.runbook import Runbook
 from kedge.plan.compile import compile_plan
 from kedge.plan.digest import plan_digest
@@ -168,7 +171,10 @@ class Scene:
     async def submit(self, workflow: str, envelope: Envelope) -> Submitted:
         """Send an order as an update; waits until the workflow is there and a worker answers."""
         handle = self.client.get_workflow_handle(workflow)
-        return await handle.execute_update("submit_order", envelope, result_type=Submitted)
+        answer: Submitted = await handle.execute_update(
+            "submit_order", envelope, result_type=Submitted
+        )
+        return answer
 
     async def start(self, plan: Plan, who: str = "olga") -> str:
         """Store a plan and order its start; the run's id."""
@@ -200,6 +206,10 @@ class Scene:
             given = {"subject": waiting.subject, "shown": waiting.shown, **given}
         return (await self.submit(run, self.envelope(verb, run, status.plan, who, **given))).verdict
 
+    async def signal(self, workflow: str, *sent: Any, name: str = "order") -> None:
+        """A plain signal with whatever it is given, as the stock command line would send it."""
+        await self.client.get_workflow_handle(workflow).signal(name, args=sent)
+
     async def approve(self, run: str, *people: str) -> None:
         """Everybody approves the open gate."""
         for who in people or ("ada", "bob"):
@@ -225,12 +235,15 @@ class Scene:
 
     async def status(self, run: str) -> RunStatus:
         """What a run says of itself."""
-        return await self.client.get_workflow_handle(run).query("status", result_type=RunStatus)
+        handle = self.client.get_workflow_handle(run)
+        status: RunStatus = await handle.query("status", result_type=RunStatus)
+        return status
 
     async def fleet_status(self) -> FleetStatus:
         """What the fleet says of itself."""
         handle = self.client.get_workflow_handle(f"fleet/{self.name}")
-        return await handle.query("status", result_type=FleetStatus)
+        status: FleetStatus = await handle.query("status", result_type=FleetStatus)
+        return status
 
     async def until(
         self, run: str, wanted: Callable[[RunStatus], bool] | str, seconds: float = 60
@@ -252,6 +265,32 @@ class Scene:
             await asyncio.sleep(0.05)
         raise AssertionError(f"{run} did not come to {wanted}: {last}")
 
+    async def end_of(self, run: str, seconds: float = 90) -> RunEnd:
+        """How a run ends; fails with its last status when it does not."""
+        handle = self.client.get_workflow_handle(run, result_type=RunEnd)
+        try:
+            return await asyncio.wait_for(handle.result(), seconds)
+        except TimeoutError:
+            raise AssertionError(f"{run} does not end: {await self.status(run)}") from None
+
+    async def freed(self) -> FleetStatus:
+        """Wait until nobody has the lease."""
+
+        async def free() -> bool:
+            return (await self.fleet_status()).holder is None
+
+        await eventually(free)
+        return await self.fleet_status()
+
+    async def records(self, what: str | None = None) -> list[dict[str, Any]]:
+        """The fleet's evidence, all of it or of one kind."""
+        found: list[dict[str, Any]] = []
+        since = 0
+        while page := await self.drivers.evidence.read(self.name, since):
+            found += [entry.record for entry in page if isinstance(entry.record, dict)]
+            since = page[-1].seq
+        return [one for one in found if what is None or one.get("what") == what]
+
     async def waits_for(self, run: str, subject: str) -> RunStatus:
         """Wait until a gate or a parked item (by the beginning of its name) is open."""
         return await self.until(
@@ -263,6 +302,67 @@ class Scene:
         """A worker in this process for the length of the block."""
         async with worker_of(self.settings, self.client, self.drivers):
             yield
+
+    @asynccontextmanager
+    async def playing(self) -> AsyncIterator[None]:
+        """A worker, and the fleet brought up on its first release."""
+        async with self.working():
+            await self.ensure()
+            yield
+
+    # -- simulated hosts -----------------------------------------------------------------------------------------
+
+    @property
+    def sim(self) -> SimTransport:
+        """The simulator that this scene's worker has."""
+        found = self.drivers.transport.named("sim")
+        assert isinstance(found, SimTransport)
+        return found
+
+    def node(self, name: str) -> PlannedNode:
+        """A node as every plan has it."""
+        return next(node for node in self.plan().nodes if node.name == name)
+
+    def host(self, name: str) -> SimHost:
+        """What a simulated host really is."""
+        return self.sim.host(self.node(name))
+
+    def digest(self, version: str) -> str:
+        """The digest of a release's archive."""
+        return self.releases[version].artifacts["linux/amd64"].digest
+
+    def running(self) -> dict[str, str | None]:
+        """The version that really runs on each simulated node."""
+        versions = {self.digest(version): version for version in self.releases}
+        now = time.time()
+        states = {node.name: self.host(node.name).state for node in self.document.nodes}
+        return {
+            name: versions.get(state.running_release or "") if state.alive(now) else None
+            for name, state in states.items()
+        }
+
+    def happened(self) -> list[tuple[str, State]]:
+        """Every change of a simulated host since the beginning, in order: the node and its new state."""
+        file = self.settings.home / "sim" / "hosts.jsonl"
+        found: list[tuple[str, State]] = []
+        for line in file.read_text().splitlines():
+            change = json.loads(line)
+            if "state" in change:
+                found.append((change["host"].rsplit("#", 1)[1], State(*change["state"])))
+        return found
+
+
+async def eventually(
+    holds: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 60
+) -> None:
+    """Wait until something holds."""
+    ends = asyncio.get_running_loop().time() + seconds
+    while True:
+        found = holds()
+        if found if isinstance(found, bool) else await found:
+            return
+        assert asyncio.get_running_loop().time() < ends, f"not within {seconds:g} seconds"
+        await asyncio.sleep(0.02)
 
 
 def make_keys(folder: Path) -> dict[str, Path]:
@@ -319,9 +419,14 @@ def make_scene(
     nodes: int = 3,
     transport: str = "sim",
     options: dict[str, Json] | None = None,
+    fleet: dict[str, Json] | None = None,
+    daemon: str = DAEMON,
     **settings: Any,
 ) -> Scene:
-    """A scene with its own task queue, fleet name, home and keys."""
+    """A scene with its own task queue, fleet name, home and keys.
+
+    ``fleet`` replaces whole keys of the Fleet document, ``daemon`` is the program of every release.
+    """
     name = f"t-{secrets.token_hex(4)}"
     keys = make_keys(home / "keys")
     policy = make_policy(keys)
@@ -329,7 +434,7 @@ def make_scene(
         version: make_release(
             home / "releases",
             version,
-            {"daemon": DAEMON.replace("{version}", version).encode()},
+            {"daemon": daemon.replace("{version}", version).encode()},
         )
         for version in ("1.0.0", "1.1.0", "1.2.0")
     }
@@ -344,9 +449,11 @@ def make_scene(
             "root": str(home / "nodes" / "{node.name}"),
             "run": {"argv": ["{node.current}/daemon", "{node.name}", str(home / "truth.log")]},
             "nodes": [{"name": f"n{index}"} for index in range(nodes)],
+            **(fleet or {}),
         },
         strict=False,
     )
+    settings.setdefault("graceful_shutdown_seconds", 0)
     known = Settings.load(home=home / "home", task_queue=f"queue-{name}", **settings)
     return Scene(
         client=client,
