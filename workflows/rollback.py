@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
     from activities.orders import OrderActivities
     from activities.plans import PlanActivities
-    from kedge.model.base import Frozen, digest_of
+    from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Choice
     from kedge.model.run import (
         THE_RUN,
@@ -48,7 +48,6 @@ class RollbackState(Frozen):
     """Where a rollback is: which wave of the way back is next, which nodes people gave up, what is parked."""
 
     serial: int
-    round: int = 0
     given_up: tuple[int, ...] = ()
     done: int = 0
     steps: int = 0
@@ -147,6 +146,14 @@ class Rollback(Ordered):
     def _change(self, **update: object) -> None:
         self._state = self._state.model_copy(update=update)
 
+    async def _note(self, key: str, record: dict[str, Json]) -> None:
+        """Every decision is evidence. The serial is in the key: under one epoch an upgrade may go back twice."""
+        name = f"{self._run.id}@{self._run.epoch}/{key}-{self._state.serial}"
+        whole: dict[str, Json] = {**record, "plan": self._run.plan, "at": instant()}
+        await decide(
+            OrderActivities.record, Note(run=self._run, key=name, record=whole), "write it down"
+        )
+
     def _serials(self) -> int:
         first = self._state.serial
         self._change(serial=first + SERIALS_A_WAVE)
@@ -189,6 +196,9 @@ class Rollback(Ordered):
             ReturnRequest(run=self._run, seen=seen, automatic=self._request.automatic),
             "decide the way back",
         )
+        record = choice.model_dump(mode="json", exclude={"waves", "parallel"})
+        nodes = [node for wave in choice.waves for node in wave]
+        await self._note("way-back", {"what": "way-back", **record, "nodes": list[Json](nodes)})
         await self._follow(choice, facts)
 
     async def _follow(self, choice: Return, facts: PlanFacts) -> None:
@@ -246,7 +256,9 @@ class Rollback(Ordered):
                     await self._pause()
                     return
                 self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
-                result = await self._chunk(choice, facts, nodes[start : start + CHUNK], parallel)
+                # Who was given up stays out, and keeps a place among the unavailable.
+                room = max(1, parallel - len(self._state.given_up))
+                result = await self._chunk(choice, facts, nodes[start : start + CHUNK], room)
                 self._change(
                     done=self._state.done + result.done,
                     steps=self._state.steps + result.steps,
@@ -267,6 +279,7 @@ class Rollback(Ordered):
     ) -> WaveResult:
         self._change(children=self._state.children + 1)
         identity = self._child_id = f"{self._run.id}/wave/{self._state.children}"
+        serial = self._serials()
         request = WaveRequest(
             run=self._run,
             wave=choice.begun,
@@ -275,8 +288,10 @@ class Rollback(Ordered):
             nodes=nodes,
             parallel=min(parallel, len(nodes)),
             budget=0,
-            serial=self._serials(),
-            round=self._state.round,
+            serial=serial,
+            # What the hosts showed counts, not what an earlier turn did: a node that went back and died since has all
+            # its steps in the journal, and still must be started. Serials grow in all runs under one epoch.
+            round=serial // SERIALS_A_WAVE,
         )
         try:
             child = await workflow.start_child_workflow(
@@ -372,6 +387,9 @@ class Rollback(Ordered):
         )
         self._say("parked", said)
         self._advertise(f"decision {showing.subject}")
+        await self._note(
+            showing.subject, {"what": "parked", "said": said, "choices": list[Json](choices)}
+        )
         chosen = ""
         while not chosen and self._ended is None and not self._crowded():
             await workflow.wait_condition(self._disturbed)
@@ -381,8 +399,6 @@ class Rollback(Ordered):
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))
-        elif chosen == "retry" and of_nodes and where == "back":
-            self._change(round=self._state.round + 1)
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -398,20 +414,7 @@ class Rollback(Ordered):
         self._close()
         self._ended_at = instant()
         self._say(phase_of(ended), ended.said)
-        await decide(
-            OrderActivities.record,
-            Note(
-                run=self._run,
-                key=f"{self._run.id}/ended",
-                record={
-                    "what": "ended",
-                    "outcome": ended.phase,
-                    "said": ended.said,
-                    "at": instant(),
-                },
-            ),
-            "write it down",
-        )
+        await self._note("ended", {"what": "ended", "outcome": ended.phase, "said": ended.said})
         if not self._request.automatic:
             fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
             try:

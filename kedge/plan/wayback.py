@@ -46,8 +46,8 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
 
     The point of no return is behind the fleet when a node of a wave behind it runs, or ever ran, the new release, or
     when the finalize steps were begun, or a way back began to restore: then it is the way back from there that counts,
-    wherever nodes are now, with its gate. Otherwise the
-    number of waves begun is one more than the last wave with a node on the new release, and never leads behind it.
+    wherever nodes are now, with its gate. Otherwise the number of waves begun is one more than the last wave with a
+    node on the new release, and never leads behind it.
     Nodes whose release is neither of the plan's two are never touched: that is refused. Nodes that merely stopped, and
     never started the new release, are only started again; they have no snapshot, and so wait until no other is left.
     """
@@ -87,7 +87,9 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
             verdict="refuse", said=f"the plan has no steps of the way {program} from here"
         )
     going = moved if program == "restore" else touched | asleep
-    waves, parallel = _batches(plan, going)
+    # Who is down already goes first: otherwise more than the wave allows would be down at once.
+    waves, parallel = _batches(plan, going & set(seen.stopped))
+    later, beside = _batches(plan, going - set(seen.stopped))
     said = f"{len(going)} node(s) go back to {plan.before.version}" + (
         " from their snapshots" if program == "restore" else ""
     )
@@ -98,8 +100,8 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
         said=said,
         lost=way.lost,
         begun=begun,
-        waves=waves,
-        parallel=parallel,
+        waves=(*waves, *later),
+        parallel=(*parallel, *beside),
     )
 
 

@@ -155,3 +155,12 @@ def test_a_node_that_died_after_it_was_restored_is_started_and_not_restored_agai
     made = restorable()
     chosen = choose(made, seen(made, stopped=(1,), restored=True), automatic=False)
     assert (chosen.verdict, chosen.program, chosen.waves) == ("go", "back", ((1,),))
+
+
+def test_who_is_down_already_goes_back_first_so_that_no_more_are_down_than_may_be() -> None:
+    made = restorable()
+    looked = seen(made, (0, 1, 2), stopped=(0,))
+    chosen = choose(made, looked, automatic=False)
+    assert chosen.program == "back"
+    assert chosen.waves == ((0,), (2, 1))
+    assert chosen.parallel == (1, 1)

@@ -1,0 +1,59 @@
+"""Ways back under way: what the hosts show counts, not what an earlier turn did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from kedge.drivers.sim import SimTransport
+from kedge.drivers.sim_faults import Fault
+from kedge.model.run import RunEnd
+from tests.spine.scene import Scene, make_scene, settle
+
+pytestmark = pytest.mark.temporal
+
+
+@pytest.fixture
+async def scene(client: Client, tmp_path: Path) -> Scene:
+    """Three simulated nodes of which each stop takes a while."""
+    made = make_scene(client, tmp_path, options={"seconds": {"stop": 0.6}, "pace": 1})
+    await settle(made)
+    return made
+
+
+def sim(scene: Scene) -> SimTransport:
+    """The simulator behind a scene's transport."""
+    found = scene.drivers.transport.named("sim")
+    assert isinstance(found, SimTransport)
+    return found
+
+
+async def test_a_node_that_went_back_and_died_before_the_end_is_started_again(scene: Scene) -> None:
+    plan = scene.plan()
+    async with scene.working():
+        await scene.ensure()
+        run = await scene.start(plan)
+        await scene.waits_for(run, "ship")
+        await scene.approve(run)
+        end = await scene.client.get_workflow_handle(run, result_type=RunEnd).result()
+        assert end.phase == "done"
+        crash = Fault(do="crash", op="start", node="n2", run="rollback/*", nth=(1,), seconds=0.3)
+        sim(scene).program(crash)
+        back = await scene.rollback()
+        await scene.until(back, "rolled-back", 30)
+        records = await scene.drivers.evidence.read(scene.name, 0, 1000)
+    hosts = [sim(scene).host(node) for node in plan.nodes]
+    assert [host.state.pid is not None for host in hosts] == [True, True, True]
+    assert sim(scene).counts().starts == 3 + 3 + 4
+    said = [
+        entry.record["said"]
+        for entry in records
+        if isinstance(entry.record, dict) and entry.record.get("what") == "way-back"
+    ]
+    assert said == [
+        "3 node(s) go back to 1.0.0",
+        "1 node(s) start 1.0.0 again",
+        "every node runs its baseline already",
+    ]
