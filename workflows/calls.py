@@ -100,11 +100,12 @@ def why(error: BaseException) -> str:
 
 async def tell(
     child: workflow.ChildWorkflowHandle[Any, Any],
-    signal: Callable[[Any], Awaitable[None] | None],
+    signal: Callable[..., Awaitable[None] | None],
+    *sent: Any,
 ) -> None:
     """Signal a child. That it has ended meanwhile is no failure: its result is on its way."""
     try:
-        await child.signal(signal)
+        await child.signal(signal, args=list(sent))
     except FailureError as error:
         if is_cancelled_exception(error):
             raise

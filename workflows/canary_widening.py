@@ -208,19 +208,22 @@ class CanaryWidening:
             budget = max(0, facts.failure_budget - len(self._down))
             lanes = min(-(-len(waiting) // CHUNK), max(1, -(-parallel // CHUNK)))
             share, odd = divmod(parallel, lanes)
+            # Each lane may lose its part of the budget only: together no more than the whole.
+            part, rest = divmod(budget, lanes)
             now, waiting = waiting[: lanes * CHUNK], waiting[lanes * CHUNK :]
             results = await asyncio.gather(
                 *(
                     self._chunk(
                         now[lane * CHUNK : (lane + 1) * CHUNK],
                         share + (1 if lane < odd else 0),
-                        budget,
+                        part + (1 if lane < rest else 0),
                         round_,
                     )
                     for lane in range(lanes)
                 )
             )
-            # What somebody else made a chunk hold is taken up again: only our own hold counts.
+            # What somebody else made a chunk hold is taken up again: only our own hold counts. So is what a lane left
+            # that lost its part of the budget, while the whole is not spent and places are free.
             waiting = (*(node for result in results for node in result.remaining), *waiting)
             stop = await self._judge(results, (*waiting, *later), budget)
             if stop is not None:
@@ -247,9 +250,8 @@ class CanaryWidening:
         every = (*self._tolerated, *failures)
         if any(result.fenced for result in results):
             return await self._stop("fenced", failures=failures, remaining=remaining, where="wave")
-        starved = any(result.remaining and not result.held for result in results)
         lost = any(failure.node == THE_RUN for failure in failures)
-        if starved or lost or len(failures) > budget:
+        if lost or len(failures) > budget:
             return await self._stop("failed", failures=every, remaining=remaining, where="wave")
         self._tolerated += failures
         self._down += [failure.node for failure in failures]

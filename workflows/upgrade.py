@@ -98,6 +98,7 @@ class Upgrade(Ordered):
         self._state = carried.state if carried else UpgradeState()
         self._children = carried.waves if carried else 0
         self._widening: workflow.ChildWorkflowHandle[CanaryWidening, object] | None = None
+        self._going_back: workflow.ChildWorkflowHandle[Rollback, RunEnd] | None = None
         self._child_id: str | None = None
         self._successor: str | None = None
         self._ended: str | None = None
@@ -228,6 +229,9 @@ class Upgrade(Ordered):
         )
         if stopping and self._widening is not None:
             await tell(self._widening, CanaryWidening.hold)
+        if self._preempted is not None and self._going_back is not None:
+            # Parked, it would wait for a decision for ever. It believes the order, not this run.
+            await tell(self._going_back, Rollback.preempted, self._preempted)
 
     def _verbs(self) -> tuple[Verb, ...]:
         """Once the way back has begun, orders go to the run that goes it."""
@@ -375,13 +379,17 @@ class Upgrade(Ordered):
             serial=self._state.serial,
         )
         try:
-            end = await workflow.execute_child_workflow(
+            child = await workflow.start_child_workflow(
                 Rollback.run,
                 request,
                 id=identity,
                 search_attributes=attributes(self._run.fleet, "fencing", facts.before),
                 static_summary=f"the way back of {self._run.id}",
             )
+            self._going_back = child
+            if self._preempted is not None:
+                await self._woken()
+            end = await child
         except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:
             if is_cancelled_exception(error):
                 raise
@@ -390,6 +398,7 @@ class Upgrade(Ordered):
                 ok=False, said=said, serial=request.serial + SERIALS_OF_A_LOST_CHILD
             )
         finally:
+            self._going_back = None
             self._child_id = None
         self._left = (end.release, end.release_document)
         return progress.WentBack(
@@ -469,7 +478,7 @@ class Upgrade(Ordered):
         state = self._state
         if state.outcome == "done" and not state.down:
             return facts.after, facts.after_document
-        if self._children == 0 and state.outcome in ("rejected", "aborted"):
+        if self._children == 0 and state.whole and state.outcome in ("rejected", "aborted"):
             return facts.before, facts.before_document
         return self._left if state.outcome == "rolled-back" else (None, None)
 

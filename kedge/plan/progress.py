@@ -51,6 +51,8 @@ class UpgradeState(Frozen):
     accepted: tuple[int, ...] = ()
     """The nodes of ``down`` without which a person said to go on."""
     there: tuple[int, ...] = ()
+    whole: bool = False
+    """Preflight found every node on the old release, and nothing wrong with any."""
     failures: tuple[Failure, ...] = ()
     done: int = 0
     steps: int = 0
@@ -216,7 +218,12 @@ def _done_said(state: UpgradeState) -> str:
 
 def _preflight(state: UpgradeState, event: PreflightSeen, facts: PlanFacts) -> UpgradeState:
     state = state.model_copy(
-        update={"serial": event.serial, "there": event.there, "done": len(event.there)}
+        update={
+            "serial": event.serial,
+            "there": event.there,
+            "whole": not event.there and not event.failures,
+            "done": len(event.there),
+        }
     )
     if any(failure.type == "Fenced" for failure in event.failures):
         return _end(state, "preempted", FENCED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from temporalio.client import Client
 
 from kedge.drivers.sim import SimTransport
 from kedge.drivers.sim_faults import Fault
+from kedge.model.base import Json
 from kedge.model.run import RunEnd
 from tests.spine.scene import Scene, make_scene, settle
 
@@ -57,3 +59,44 @@ async def test_a_node_that_went_back_and_died_before_the_end_is_started_again(sc
         "1 node(s) start 1.0.0 again",
         "every node runs its baseline already",
     ]
+
+
+async def test_a_parked_way_back_and_its_upgrade_end_when_a_rollback_takes_the_lease(
+    scene: Scene,
+) -> None:
+    plan = scene.plan(scene.runbook(on_failure="rollback"))
+    sim(scene).program(
+        Fault(do="fail", op="healthy", run="upgrade/*"),
+        Fault(do="unreachable", node="n1", run="rollback/*-auto"),
+    )
+    async with scene.working():
+        await scene.ensure()
+        run = await scene.start(plan)
+        parked = await scene.until(run, lambda status: status.successor is not None, 30)
+        assert parked.successor is not None
+        await scene.waits_for(parked.successor, "fence")
+        back = await scene.rollback()
+        await scene.until(back, "rolled-back", 30)
+        handle = scene.client.get_workflow_handle(run, result_type=RunEnd)
+        end = await asyncio.wait_for(handle.result(), 20)
+        assert end.phase == "preempted"
+
+
+async def test_an_upgrade_given_up_on_a_mixed_fleet_does_not_call_it_whole(scene: Scene) -> None:
+    first = scene.plan()
+    gates: dict[str, Json] = {
+        name: {"approvals": {"threshold": 2, "roles": ["sre", "db-owner"]}}
+        for name in ("ship", "begin")
+    }
+    second = scene.plan(scene.runbook(start={"gate": "begin"}, gates=gates))
+    async with scene.working():
+        await scene.ensure()
+        run = await scene.start(first)
+        await scene.waits_for(run, "ship")
+        await scene.order("abort", run, "olga")
+        await scene.client.get_workflow_handle(run).result()
+        run = await scene.start(second)
+        await scene.waits_for(run, "begin")
+        await scene.order("abort", run, "olga")
+        end = await scene.client.get_workflow_handle(run, result_type=RunEnd).result()
+    assert end.release is None
