@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 
 from demo.commands import Running
 from demo.documents import FLEET, GATE, HARDENED, NEW, OLD
@@ -12,6 +13,9 @@ from demo.show import Kill, Show
 
 DONE, REFUSED, ENDED_BADLY, WAITING = 0, 3, 6, 7
 """Exit codes of kedge that the acts expect; ``docs/cli.md`` has them all."""
+
+
+Act = Callable[[Show], None]
 
 
 def first(show: Show) -> None:
@@ -102,7 +106,7 @@ def kill(show: Show, member: str) -> None:
     time.sleep(2.0)
     screen.seen(
         f"nothing of kedge runs; in two seconds {show.writer.acknowledged - before} more puts were "
-        "acknowledged by the four members that are up"
+        f"acknowledged by the {len(show.members) - 1} members that are up"
     )
     screen.say(
         "Nobody has to repair anything. Started again, kedge goes on from the step it had reached."
@@ -122,8 +126,7 @@ def once(show: Show, run: str, member: str) -> None:
     keys = [step.key for done in steps.values() for step in done]
     twice = len(keys) - len(set(keys))
     stops, starts = (
-        sum(step.op == op and not step.skipped for step in steps[member])
-        for op in ("stop", "start")
+        sum(step.op == op and step.acted for step in steps[member]) for op in ("stop", "start")
     )
     show.judge(
         f"journals of the {len(steps)} hosts: {len(keys)} steps of {run}, {twice} of them twice; {member}, "
@@ -180,3 +183,7 @@ def third(show: Show) -> None:
     show.versions(NEW)
     show.kedge("list")
     show.stretch("act 3", begun)
+
+
+SCRIPT: tuple[Act, ...] = (first, second, third)
+"""The whole show, in order."""

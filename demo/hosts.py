@@ -30,7 +30,8 @@ class Step:
 
     key: str
     op: str
-    skipped: bool
+    acted: bool
+    """False where nothing had to be done: skipped by its condition, or a stop of what did not run."""
     pid: int | None
     """For a start: the process that it started."""
 
@@ -74,7 +75,7 @@ def _step(record: dict[str, Any]) -> Step:
     return Step(
         key=str(record["key"]),
         op=str(record["op"]),
-        skipped=bool(record.get("skipped")),
+        acted=not record.get("skipped") and result.get("was_running", True) is True,
         pid=result.get("pid"),
     )
 
@@ -97,7 +98,7 @@ def look_at(root: Path, member: str) -> Host:
         raise HostsError(f"{member}: its daemon does not run")
     steps = steps_of(root)
     counts = Counter(step.key for step in steps)
-    started = [step for step in steps if step.op == "start" and not step.skipped]
+    started = [step for step in steps if step.op == "start" and step.acted]
     if not started or started[-1].pid != pid:
         raise HostsError(
             f"{member}: process {pid} runs, and it is not the one that was started last"
@@ -109,8 +110,9 @@ def look_at(root: Path, member: str) -> Host:
         program=sha256_of(Path(f"/proc/{pid}/exe")),
         pid=pid,
         steps=len(steps),
-        starts=len(started),
-        stops=sum(step.op == "stop" and not step.skipped for step in steps),
+        # A start that found its daemon alive names the same process again.
+        starts=len({step.pid for step in started}),
+        stops=sum(step.op == "stop" and step.acted for step in steps),
         repeated=tuple(key for key, count in counts.items() if count > 1),
         epoch=int(token[0]),
         holder=str(seen["run"] or ""),

