@@ -12,6 +12,14 @@ LOST = frozenset({"TransportLost"})
 again with a higher attempt in the fence token."""
 
 
+def sentence(error: DriverError, node: str) -> str:
+    """What an error says, without the node and the operation: a failure names these by itself."""
+    rest = error.message.removeprefix(f"{node}: ")
+    operation, colon, said = rest.partition(": ")
+    named = rest != error.message and colon and operation.isalpha()
+    return (said if named else rest)[:2000]
+
+
 def to_temporal(error: DriverError, failure: Failure) -> ApplicationError:
     """The Temporal error of a driver error: ``type`` is its kind, the one detail is ``failure``.
 

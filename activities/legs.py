@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from temporalio import activity
 
-from activities.errors import to_temporal
+from activities.errors import sentence, to_temporal
 from activities.ground import Ground
 from activities.heartbeats import pulse
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
@@ -162,6 +162,6 @@ def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> F
         leg=request.leg,
         step=step,
         type=error.kind,
-        said=error.message[:2000],
+        said=sentence(error, name),
         saw=saw,
     )

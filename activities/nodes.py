@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
+from activities.errors import sentence
 from activities.ground import Ground
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
@@ -381,7 +382,8 @@ async def _each(
 
 def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
     return Failure(
-        node=node, name=name, program="forward", leg=0, step=step, type=error.kind, said=error.message[:2000],
+        node=node, name=name, program="forward", leg=0, step=step, type=error.kind,
+        said=sentence(error, name),
         saw={key: value for key, value in error.detail.items() if len(str(value)) <= 4000},
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from kedge.drivers.sim_host import SimHost, State
 from kedge.model.base import Json, canonical
 from kedge.model.fleet import Fleet
 from kedge.model.order import Envelope, OrderVerdict
-from kedge.model.plan import Choice, Plan, PlannedNode, Verb
+from kedge.model.plan import Artifact, Choice, Plan, PlannedNode, Verb
 from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
@@ -469,7 +469,14 @@ def make_scene(
 
 
 async def settle(scene: Scene) -> None:
-    """Pin the policy and remember the fleet, as ``kedge up`` does."""
+    """Pin the policy, keep the archives, and remember the fleet, as ``kedge up`` does."""
+    for release in scene.releases.values():
+        for platform, item in release.artifacts.items():
+            await scene.drivers.artifacts.keep(
+                Artifact(
+                    platform=platform, digest=item.digest, length=item.length, source=item.source
+                )
+            )
     await scene.drivers.pins.pin(scene.name, scene.policy)
     await scene.drivers.fleets.remember(scene.name, scene.document, scene.releases["1.0.0"])
 
