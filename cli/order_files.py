@@ -21,7 +21,7 @@ from cli.session import Session
 from kedge.model.errors import OrderError
 from kedge.model.order import NAMESPACE, Order
 from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft, Sent, read_sent
+from worker.desk_orders import FLEET_VERBS, Asked, Draft, Sent, fleet_target, read_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def _request(session: Session, wanted: Wanted, documents: Documents) -> Dr
     desk = session.desk()
     target = wanted.target
     if verb in FLEET_VERBS:
-        target = f"fleet/{target.removeprefix('fleet/')}"
+        target = fleet_target(target)
     asked = Asked(
         verb=verb,
         target=target,
@@ -99,7 +99,7 @@ async def _request_start(
             f"the documents are for fleet {made.plan.fleet.name}, not for {asked.target}",
             next_step=f"`kedge order request start {made.plan.fleet.name} …`",
         )
-    await desk.keep_plan(made.plan)
+    await desk.keep_plan(made)
     session.note(f"plan {made.digest} is stored")
     return await desk.draft_start(asked, made.digest, policy=made.policy, carried=True)
 

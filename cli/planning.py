@@ -50,7 +50,7 @@ async def _start(
 
     fleet = made.plan.fleet.name
     await desk.check_startable(made)
-    await desk.keep_plan(made.plan)
+    await desk.keep_plan(made)
     asked = Asked(
         verb="start",
         target=f"fleet/{fleet}",

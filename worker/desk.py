@@ -8,24 +8,28 @@ leaves it is of the ``KedgeError`` tree.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from kedge.drivers.artifacts import VerifiedArtifacts
 from kedge.drivers.ports import Blobs, Fleets, PolicyPins
 from kedge.drivers.registry import DriverSettings, open_drivers
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import (
     DocumentError,
     DriverError,
+    EngineError,
     PlanError,
     SettingsError,
 )
 from kedge.model.order import Envelope
-from kedge.model.plan import Plan
+from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy
+from kedge.model.release import Release
 from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
 from worker import desk_orders
 from worker.desk_orders import Asked, Draft
@@ -52,19 +56,30 @@ class PlanFiles(Frozen):
 
 
 class MadePlan(Frozen):
-    """A plan and the digest that people sign; ``policy`` is the one it was made with."""
+    """A plan and the digest that people sign; ``policy`` is the one it was made with, ``archives`` are those that its
+    nodes need, with where they lie.
+    """
 
     plan: Plan
     digest: Digest
     policy: Policy
+    archives: tuple[Artifact, ...] = ()
 
 
 class Desk:
     """One home, seen from a face. Functions may be called in any order; a connection is made when needed."""
 
-    def __init__(self, settings: Settings, blobs: Blobs, pins: PolicyPins, fleets: Fleets) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        blobs: Blobs,
+        pins: PolicyPins,
+        fleets: Fleets,
+        artifacts: VerifiedArtifacts,
+    ) -> None:
         """Built by :meth:`open`; tests may hand in other stores."""
         self.settings = settings
+        self.artifacts = artifacts
         self.blobs = blobs
         self.pins = pins
         self.fleets = fleets
@@ -79,7 +94,7 @@ class Desk:
             raise SettingsError(str(error)) from error
         # Nothing is started here: of all drivers a face uses the stores alone.
         drivers = open_drivers(DriverSettings(home=settings.home, policies=settings.policy_dir))
-        return cls(settings, drivers.blobs, drivers.pins, drivers.fleets)
+        return cls(settings, drivers.blobs, drivers.pins, drivers.fleets, drivers.artifacts)
 
     # -- the connection ---------------------------------------------------------------------------
 
@@ -112,6 +127,15 @@ class Desk:
         """What a fleet's workflow says. Raises ``NotFound`` before its first order, or ``EngineError``."""
         return await (await self.runs()).fleet(fleet)
 
+    async def fleet_or_new(self, fleet: str) -> FleetStatus:
+        """As :meth:`fleet_status`; a fleet that is known here and was never ordered about is new, not missing."""
+        try:
+            return await self.fleet_status(fleet)
+        except DriverError:
+            if await self.fleets.known(fleet) is None:
+                raise
+        return FleetStatus(fleet=fleet, epoch=0, holder=None, last=None, release=None)
+
     async def every_run(self, fleet: str | None = None) -> tuple[RunSummary, ...]:
         """All runs, or those of one fleet, newest first. Raises ``EngineError``."""
         return await (await self.runs()).every(fleet)
@@ -143,7 +167,13 @@ class Desk:
             files.fleet, files.release, files.runbook, files.policy, before_path=files.before
         )
         plan = documents.compiled(found)
-        return MadePlan(plan=plan, digest=plan_digest(plan), policy=found.policy)
+        platforms = {node.platform for node in plan.nodes}
+        return MadePlan(
+            plan=plan,
+            digest=plan_digest(plan),
+            policy=found.policy,
+            archives=(*_archives(found.before, platforms), *_archives(found.after, platforms)),
+        )
 
     async def check_startable(self, made: MadePlan) -> None:
         """Raises ``PlanError`` when the fleet is known to run another release than the plan starts from.
@@ -161,9 +191,14 @@ class Desk:
                 next_step="name the release that runs now with --from FILE",
             )
 
-    async def keep_plan(self, plan: Plan) -> str:
-        """Stores a plan; its digest is what orders and runs name."""
-        return await self.blobs.put(canonical(plan))
+    async def keep_plan(self, made: MadePlan) -> str:
+        """Stores a plan and the archives its nodes need, by digest; the plan's is what orders and runs name.
+
+        Raises ``DriverError`` (``NotFound``, ``DigestMismatch``) for an archive that is not what its release says.
+        """
+        for archive in made.archives:
+            await self.artifacts.keep(archive)
+        return await self.blobs.put(canonical(made.plan))
 
     async def make_known(self, fleet_file: Path, policy_file: Path | None) -> str:
         """Records a fleet, with the release it runs now, and pins its policy. Returns the fleet's name.
@@ -190,6 +225,8 @@ class Desk:
                 f"no policy is pinned for fleet {name}, so nobody could start or approve anything",
                 next_step="add --policy FILE",
             )
+        for archive in _archives(baseline.value, {node.platform for node in fleet.value.nodes}):
+            await self.artifacts.keep(archive)
         await self.fleets.remember(name, fleet.value, baseline.value)
         return name
 
@@ -218,14 +255,21 @@ class Desk:
         life = desk_orders.life_of(
             asked, policy or await self.policy(_fleet_of(asked.target)), carried=carried
         )
-        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", showing=None, life=life)
+        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", life=life)
 
     async def draft_rollback(self, asked: Asked, *, carried: bool = False) -> Draft:
         """An order to take a fleet back: it names the plan of the run that holds the fleet, or of the last one."""
         name = _fleet_of(asked.target)
-        plan = desk_orders.plan_to_undo(await self.fleet_status(name))
+        fleet = await self.fleet_status(name)
+        plan = desk_orders.plan_to_undo(fleet)
         life = desk_orders.life_of(asked, await self.policy(name), carried=carried)
-        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", showing=None, life=life)
+        run = fleet.holder or fleet.last or ""
+        about: tuple[str, ...] = (f"takes back what {run} did" if run else "",)
+        with contextlib.suppress(DriverError, EngineError):
+            # Only words: a rollback must be possible whatever the run in trouble answers.
+            status = await (await self.runs()).status(run, seconds=3)
+            about += desk_orders.in_words(status)
+        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", about=about, life=life)
 
     async def draft_for_run(self, asked: Asked, *, carried: bool = False) -> Draft:
         """An order to a run, over what that run shows now. Raises as :func:`worker.desk_orders.about_run`."""
@@ -233,7 +277,13 @@ class Desk:
         subject, shown, showing = desk_orders.about_run(asked, status)
         life = desk_orders.life_of(asked, await self.policy(status.fleet), carried=carried)
         return desk_orders.draft(
-            asked, plan=status.plan, shown=shown, subject=subject, showing=showing, life=life
+            asked,
+            plan=status.plan,
+            shown=shown,
+            subject=subject,
+            showing=showing,
+            about=() if showing is not None else desk_orders.in_words(status),
+            life=life,
         )
 
     async def submit(self, target: str, envelope: Envelope) -> Submitted:
@@ -264,6 +314,15 @@ class Desk:
     async def ensure(self, fleet: str) -> EnsureResult:
         """Brings up what should run on a fleet's nodes."""
         return await (await self.runs()).ensure(fleet)
+
+
+def _archives(release: Release, platforms: set[str]) -> tuple[Artifact, ...]:
+    """The archives of a release for these platforms."""
+    return tuple(
+        Artifact(platform=platform, digest=item.digest, length=item.length, source=item.source)
+        for platform, item in sorted(release.artifacts.items())
+        if platform in platforms
+    )
 
 
 def _fleet_of(target: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import stat
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from kedge.drivers.files import store_error, sync_directory
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
 
@@ -32,7 +35,10 @@ class ArtifactSource(Protocol):
 
 
 class FileSource:
-    """``file:`` addresses and plain paths: absolute, or relative to the ``releases`` directories."""
+    """``file:`` addresses and plain paths: absolute, or relative to the ``releases`` directories.
+
+    An artifact without a source is looked for in those directories under its digest.
+    """
 
     def __init__(self, releases: Sequence[Path]) -> None:
         self._releases = tuple(directory.absolute() for directory in releases)
@@ -47,7 +53,7 @@ class FileSource:
                     "NotFound", f"{source}: a file address names no other host", retryable=False
                 )
             source = unquote(parts.path)
-        path = PurePosixPath(source)
+        path = PurePosixPath(source or artifact.digest)
         if "\0" in source or ".." in path.parts:
             raise DriverError(
                 "NotFound", f"{source!r}: a path with '..' is not followed", retryable=False
@@ -79,6 +85,21 @@ class VerifiedArtifacts:
         lock = self._locks.setdefault(artifact.digest, asyncio.Lock())
         async with lock:
             return self._verified_before(artifact) or await self._find(artifact)
+
+    async def keep(self, artifact: Artifact) -> Path:
+        """Fetch an artifact and keep it in the cache, so that its digest is enough to find it from now on.
+
+        Linked where the file system can (a change of the original is found at the next fetch), else copied.
+        Raises as :meth:`fetch`, and ``StoreError`` (retryable) when the cache cannot be written.
+        """
+        found = await self.fetch(artifact)
+        kept = self._cache / artifact.digest
+        if found != kept:
+            try:
+                await asyncio.to_thread(_link_or_copy, found, kept)
+            except OSError as error:
+                raise store_error(f"keep the archive {artifact.digest[:12]}", error) from error
+        return kept
 
     def _verified_before(self, artifact: Artifact) -> Path | None:
         known = self._verified.get((artifact.digest, artifact.source))
@@ -125,6 +146,22 @@ class VerifiedArtifacts:
                 retryable=False,
             )
         return source
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        try:
+            os.link(source, fresh)
+        except OSError:
+            shutil.copyfile(source, fresh)
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+        fresh.replace(target)
+        sync_directory(target.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> Identity | None:

@@ -30,12 +30,14 @@ class DocumentRef(Frozen):
 
 
 class Artifact(Frozen):
-    """One archive: ``digest`` and ``length`` (bytes) of its bytes; ``source`` is where the artifact driver finds it."""
+    """One archive: ``digest`` and ``length`` (bytes) of its bytes. ``source`` is where the artifact driver finds it;
+    plans leave it empty: a plan knows an archive by its digest alone.
+    """
 
     platform: str
     digest: Digest
     length: Annotated[int, Field(ge=1)]
-    source: str
+    source: str = ""
 
 
 class ServiceTemplate(Frozen):

@@ -285,7 +285,8 @@ def planned_release(
         reports=release.reported,
         document=document_digest(release),
         artifacts=tuple(
-            Artifact(platform=platform, digest=item.digest, length=item.length, source=item.source)
+            # Where bytes lie says nothing about what happens: a plan knows an archive by its digest alone.
+            Artifact(platform=platform, digest=item.digest, length=item.length)
             for platform, item in sorted(release.artifacts.items())
         ),
         configuration=Configuration(

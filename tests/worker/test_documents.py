@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kedge.model.errors import DocumentError
+from kedge.plan.digest import plan_digest
 from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
 from worker.documents import compile_files, lint, read_bytes, read_documents
 
@@ -31,10 +32,10 @@ def four(folder: Path) -> tuple[Path, Path, Path, Path]:
     )
 
 
-def test_files_make_a_plan_whose_artifacts_have_absolute_paths(folder: Path) -> None:
-    made = compile_files(*four(folder))
-    assert made.before.version == "3.5.0"
-    assert [artifact.source for artifact in made.after.artifacts] == [
+def test_archives_are_found_relative_to_their_document(folder: Path) -> None:
+    read = read_documents(*four(folder))
+    assert read.before.version == "3.5.0"
+    assert [artifact.source for artifact in read.after.artifacts.values()] == [
         str(folder / "etcd-3.5.1.tar.gz")
     ]
 
@@ -44,7 +45,19 @@ def test_an_address_stays_as_it_is(folder: Path) -> None:
     path.write_text(
         replaced(AFTER, "source: etcd-3.5.1.tar.gz", "source: https://example.org/a.tar.gz")
     )
-    assert compile_files(*four(folder)).after.artifacts[0].source == "https://example.org/a.tar.gz"
+    (artifact,) = read_documents(*four(folder)).after.artifacts.values()
+    assert artifact.source == "https://example.org/a.tar.gz"
+
+
+def test_where_documents_and_archives_lie_does_not_change_the_plan(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for file in folder.iterdir():
+        (elsewhere / file.name).write_text(
+            file.read_text().replace("source: etcd-3", "source: archives/etcd-3")
+        )
+    assert plan_digest(compile_files(*four(elsewhere))) == plan_digest(compile_files(*four(folder)))
 
 
 def test_problems_of_all_files_come_together(folder: Path) -> None:
