@@ -26,7 +26,8 @@ MEANINGS: dict[Exit, str] = {
     Exit.REFUSED: "refused: the order broke the rule that is named; the run is unchanged",
     Exit.NOT_FOUND: "there is no such run, fleet, gate, item or file",
     Exit.UNREACHABLE: "the engine, or a worker behind it, cannot be had or does not answer",
-    Exit.ENDED_BADLY: "the run ended otherwise than wanted: rolled back, aborted, rejected, pre-empted",
+    Exit.ENDED_BADLY: "the run ended otherwise than wanted (rolled back, aborted, rejected, pre-empted), "
+    "or a node could not be brought up",
     Exit.WAITING: "a result was asked for, but the run still goes on or waits for a person",
     Exit.INTERRUPTED: "interrupted with Ctrl-C, or answered no; what was begun on the engine goes on",
 }

@@ -20,7 +20,7 @@ from cli import (
     commands_runbook,
 )
 from cli.exits import Exit
-from cli.session import Session, report
+from cli.session import Session, report, tell_misuse
 
 HELP = ("-h", "--help")
 ORDER = (
@@ -40,6 +40,8 @@ class KedgeGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; an error is told in words and becomes an exit code."""
+        # Click takes the words away while it finds the command.
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -50,6 +52,8 @@ class KedgeGroup(TyperGroup):
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # a usage error: typer shows it, with code 2
+                if "--json" in words:
+                    tell_misuse(error)
                 raise
             raise typer.Exit(report(error, _session(ctx))) from None
 

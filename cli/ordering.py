@@ -21,7 +21,7 @@ from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy
 from kedge.model.run import RunStatus, Submitted
 from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft, Signer
+from worker.desk_orders import FLEET_VERBS, Asked, Draft, Signer, fleet_target
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -58,7 +58,7 @@ async def _give(
     desk = session.desk()
     signer = signer_of(signing)
     if verb == "rollback":
-        target = f"fleet/{target.removeprefix('fleet/')}"
+        target = fleet_target(target)
     policy = await _policy_for(desk, verb, target)
     asked = Asked(
         verb=verb,
@@ -141,6 +141,7 @@ def show_draft(session: Session, draft: Draft) -> None:
     say(head)
     if draft.showing is not None:
         say(*showing_lines(draft.showing))
+    say(*(Text(f"   {line}") for line in draft.about if line))
     say(Text(f"   plan {order.plan}", style="dim"))
     if order.shown != order.plan:
         say(Text(f"   what you see here has the digest {order.shown}", style="dim"))

@@ -95,7 +95,7 @@ def _show_fleet(session: Session, fleet: str) -> None:
 
 
 async def _fleet(desk: Desk, fleet: str) -> tuple[FleetStatus, RunStatus | None]:
-    status = await desk.fleet_status(fleet)
+    status = await desk.fleet_or_new(fleet)
     run = status.holder or status.last
     if run is None:
         return status, None

@@ -124,10 +124,12 @@ def report(error: BaseException, session: Session) -> Exit:
     return told.code
 
 
-def refuse(session: Session, code: Exit, kind: str, message: str, next_step: str) -> typer.Exit:
-    """Tells why the command cannot do what was asked; raise what it returns."""
-    _tell(session, kind, message, next_step, code, ())
-    return typer.Exit(code)
+def tell_misuse(error: Exception) -> None:
+    """The document for words that are no command line; typer itself says it to people."""
+    said = getattr(error, "format_message", lambda: str(error))()
+    step = "the command's --help shows its options"
+    document = {"type": "Usage", "message": said, "next": step, "exit": int(Exit.BAD_INPUT)}
+    Session(json=True).document({"error": document})
 
 
 def _tell(

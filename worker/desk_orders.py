@@ -40,11 +40,16 @@ class Asked(Frozen):
 
 
 class Draft(Frozen):
-    """An order ready to be signed: its exact bytes as text, and what its signer has to be shown."""
+    """An order ready to be signed: its exact bytes as text, and what its signer has to be shown.
+
+    ``showing`` is what the run shows at a gate or a parked item; ``about`` says for other verbs what the order
+    is about, for people only.
+    """
 
     order: Order
     text: str
     showing: Showing | None = None
+    about: tuple[str, ...] = ()
 
     @property
     def bytes_to_sign(self) -> bytes:
@@ -70,13 +75,14 @@ class Sent(Frozen):
     envelope: Envelope
 
 
-def draft(
+def draft(  # noqa: PLR0913 - an order's parts, each from somewhere else
     asked: Asked,
     *,
     plan: Digest,
     shown: Digest,
     subject: str,
-    showing: Showing | None,
+    showing: Showing | None = None,
+    about: tuple[str, ...] = (),
     life: float,
 ) -> Draft:
     """The order for what was asked. Raises ``OrderError`` for a field no order may have."""
@@ -94,7 +100,8 @@ def draft(
         shown=shown,
         comment=asked.comment,
     )
-    return Draft(order=order, text=envelopes.bytes_to_sign(order).decode(), showing=showing)
+    text = envelopes.bytes_to_sign(order).decode()
+    return Draft(order=order, text=text, showing=showing, about=about)
 
 
 def life_of(asked: Asked, policy: Policy | None, *, carried: bool) -> float:
@@ -156,6 +163,20 @@ def _check_choice(asked: Asked, showing: Showing) -> None:
             f"{asked.choice} is not open for {showing.subject}",
             next_step=f"add --choice with one of: {offered}",
         )
+
+
+def in_words(status: RunStatus) -> tuple[str, ...]:
+    """A run in two lines, for who is about to order something about it."""
+    moved = f"{status.before} → {status.after}, {status.nodes_done} of {status.nodes} nodes done"
+    return (moved, f"{status.phase}: {status.said}" if status.said else status.phase)
+
+
+def fleet_target(name: str) -> str:
+    """The target of a start or rollback: a fleet by its name, or by the id of one of its runs."""
+    parts = name.split("/")
+    if len(parts) == 3 and parts[0] in {"upgrade", "rollback"}:
+        return f"fleet/{parts[1]}"
+    return f"fleet/{name.removeprefix('fleet/')}"
 
 
 def plan_to_undo(fleet: FleetStatus) -> Digest:

@@ -138,6 +138,11 @@ def test_an_option_that_is_missing_is_bad_input(home: Path) -> None:
     result = run(home, "plan")
     assert result.exit_code == Exit.BAD_INPUT
     assert "--fleet" in result.stderr
+    as_json = run(home, "plan", "--json")
+    assert as_json.exit_code == Exit.BAD_INPUT
+    assert "--fleet" in document(as_json)["error"]["message"]
+    unknown = run(home, "burn", "--json")
+    assert document(unknown)["error"]["type"] == "Usage"
 
 
 def test_an_order_for_a_start_needs_a_plan(home: Path, tmp_path: Path) -> None:

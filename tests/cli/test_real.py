@@ -249,14 +249,16 @@ def test_a_rollback_takes_the_fleet_from_the_run_that_has_it(home: Home, tmp_pat
 
 
 def test_pause_and_resume(home: Home, tmp_path: Path) -> None:
-    scene = made(home, tmp_path, name="pause", bake="3s")
+    scene = made(home, tmp_path, name="pause", bake="10m")
     run = start(home, scene)
-    home.run("pause", run, "--key", str(scene.key("olga")))
+    key = str(scene.key("olga"))
+    home.run("pause", run, "--key", key)
     watched = home.run("watch", run, "--until-waiting", code=Exit.WAITING)
     assert f"kedge resume {run} --key <your key>" in watched.stdout
-    home.run("resume", run, "--key", str(scene.key("olga")))
-    home.run("watch", run, "--until-waiting", code=Exit.WAITING)
-    assert home.json("status", run)["phase"] == "gate"
+    home.run("resume", run, "--key", key)
+    assert home.json("status", run)["phase"] == "widening"
+    home.run("abort", run, "--key", key)
+    assert home.json("watch", run, code=Exit.ENDED_BADLY)["phase"] == "aborted"
 
 
 def test_a_watch_goes_on_through_the_death_of_the_engine(home: Home, tmp_path: Path) -> None:
@@ -270,8 +272,9 @@ def test_a_watch_goes_on_through_the_death_of_the_engine(home: Home, tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert watch.stdout is not None
     try:
-        time.sleep(3)
+        first = watch.stdout.readline()
         assert Engine(home.settings).kill()
         time.sleep(5)
         home.run("up")
@@ -279,7 +282,7 @@ def test_a_watch_goes_on_through_the_death_of_the_engine(home: Home, tmp_path: P
         said, complained = watch.communicate(timeout=120)
     finally:
         watch.kill()
-    assert watch.returncode == Exit.DONE, said + complained
+    assert watch.returncode == Exit.DONE, first + said + complained
     assert "engine unreachable" in said
     assert "answers again, after " in said
     assert "done: every node is on the new release" in said
@@ -347,6 +350,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
     def end(self) -> int:
         try:
             return self._process.wait(timeout=60)
@@ -372,7 +379,7 @@ def test_on_a_terminal_one_sees_before_one_signs_and_may_say_no(home: Home, tmp_
     yes.until("1 of 2 signatures (alice)")
     assert yes.end() == Exit.DONE
     watch.until("1 of 2 signatures (alice)")
-    watch.type("\x03")
+    watch.interrupt()
     watch.until("goes on")
     assert watch.end() == Exit.INTERRUPTED
     approve(home, scene, run, "bob")
