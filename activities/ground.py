@@ -18,9 +18,10 @@ from kedge.model.order import OrderVerdict
 from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
 from kedge.model.policy import Policy
 from kedge.model.run import Run, Warrant
+from kedge.trust.envelope import envelope_digest
 from kedge.trust.warrant import verify_warrant
 
-Act: TypeAlias = tuple[str, str, str, str, str, int | None, int | None]
+Act: TypeAlias = tuple[str, str, str, int, str, str, int | None, int | None]
 
 POLICY_SECONDS = 1.0
 """How long a policy that was read is gone by: who is taken out of it acts no longer than this."""
@@ -43,6 +44,8 @@ class Ground:
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
     """Of the plan asked for last: the wave of each node."""
+    _leases: OrderedDict[tuple[str, Digest], int] = field(default_factory=OrderedDict)
+    """The epoch each order acts under."""
     _policies: dict[str, tuple[float, Policy, Digest]] = field(default_factory=dict)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -99,6 +102,7 @@ class Ground:
             policy_digest,
             run.warrant,
             run.id,
+            run.epoch,
             run.plan,
             program,
             wave,
@@ -125,6 +129,7 @@ class Ground:
         )
         if not verdict.ok:
             raise DriverError("NotAuthorised", verdict.said, retryable=False)
+        await self._leased(run, warrant)
         self._allowed[asked] = None
         while len(self._allowed) > KEPT_WARRANTS:
             self._allowed.popitem(last=False)
@@ -142,6 +147,28 @@ class Ground:
             said = f"node {node} is not in wave {claimed} of the plan, nor in one before"
             raise DriverError("NotAuthorised", said, retryable=False)
         return own
+
+    async def _leased(self, run: Run, warrant: Warrant) -> None:
+        """An order is spent under one lease: the first that it acts under is written down, and stays the only one.
+
+        Signatures say nothing of the epoch. Without this, whoever reaches the engine could begin a workflow of his own
+        with an old order and a fence above all others. Raises ``DriverError`` NotAuthorised for another lease.
+        """
+        order = envelope_digest(warrant.start)
+        epoch = self._leases.get((run.fleet, order))
+        if epoch is None:
+            record: Json = {"what": "lease", "order": order, "run": run.id, "epoch": run.epoch}
+            head = await self.evidence.append(run.fleet, f"lease/{order}", record)
+            # What stands there is of whoever was first, which may not be this record.
+            (entry,) = await self.evidence.read(run.fleet, head.seq - 1, 1)
+            kept = entry.record.get("epoch") if isinstance(entry.record, dict) else None
+            epoch = kept if isinstance(kept, int) else -1
+            self._leases[run.fleet, order] = epoch
+            while len(self._leases) > KEPT_WARRANTS:
+                self._leases.popitem(last=False)
+        if epoch != run.epoch:
+            said = f"the order of this run was spent in epoch {epoch}; it does not act in epoch {run.epoch}"
+            raise DriverError("NotAuthorised", said, retryable=False)
 
     async def _policy(self, fleet: str) -> tuple[Policy, Digest]:
         """The policy that is pinned now, and its digest; read again when it was read longer than a moment ago."""
