@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import socket
 from collections.abc import Sequence
@@ -111,7 +112,7 @@ kind: Fleet
 name: {FLEET}
 environment: demo
 release: {paths.release(OLD)} # what the fleet is installed with; a migration moves it on
-root: {json.dumps(str(paths.folder / "nodes") + "/{node.name}")}
+root: {json.dumps(_literal(str(paths.folder / "nodes")) + "/{node.name}", ensure_ascii=False)}
 
 vars:
   cluster: {{join: "{{node.name}}=http://{{node.address}}:{{node.labels.peer_port}}", with: ","}}
@@ -134,6 +135,11 @@ nodes:
 """
 
 
+def _literal(text: str) -> str:
+    """A text in a template, such that what looks like a placeholder in it is none."""
+    return re.sub(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}", r"{{\1}}", text)
+
+
 def release_text(version: str, archive: Archive) -> str:
     """A Release document. The hardened one has a new default, which is what is wrong with it."""
     extra = ""
@@ -150,9 +156,9 @@ component: etcd
 version: "{version}"
 artifacts:
   {PLATFORM}:
-    digest: {archive.digest}
+    digest: "{archive.digest}"
     length: {archive.length}
-    source: {archive.path.name}
+    source: {json.dumps(archive.path.name)}
 protocols:
   peer: {{speaks: ["3.5"]}}
 data_format: {{reads: ["3.5"], writes: "3.5"}}

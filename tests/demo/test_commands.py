@@ -1,0 +1,101 @@
+"""Commands of the show: run as processes of their own, shown as they are, ended when they must."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from demo.commands import CommandError, Commands, Running, environment
+from demo.screen import Screen
+
+
+@pytest.fixture
+def shown() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def commands(shown: io.StringIO, tmp_path: Path) -> Commands:
+    return Commands(tmp_path, Screen(Console(file=shown, width=100, highlight=False, markup=False)))
+
+
+def test_a_command_is_shown_with_what_it_prints(commands: Commands, shown: io.StringIO) -> None:
+    answer = commands.run("sh", "-c", "echo out; echo err >&2; echo last")
+    assert (answer.code, answer.out, answer.err) == (0, ("out", "last"), ("err",))
+    assert answer.last == "last"
+    text = shown.getvalue()
+    assert "$ sh -c 'echo out; echo err >&2; echo last'" in text
+    assert "│ out" in text
+    assert "│ err" in text
+
+
+def test_it_runs_where_the_documents_are(commands: Commands, tmp_path: Path) -> None:
+    assert commands.run("pwd").last == str(tmp_path)
+
+
+def test_an_exit_code_that_was_not_expected_ends_the_show(commands: Commands) -> None:
+    assert commands.run("sh", "-c", "exit 3", codes=(3,)).code == 3
+    with pytest.raises(CommandError, match="exit code 3, not 0"):
+        commands.run("sh", "-c", "exit 3")
+
+
+def test_only_the_last_lines_where_that_is_enough(commands: Commands, shown: io.StringIO) -> None:
+    commands.run("seq", "9", last=2)
+    assert [line.split()[-1] for line in shown.getvalue().splitlines() if "│" in line] == [
+        "before)", "8", "9",
+    ]  # fmt: skip
+
+
+def test_a_command_that_fails_is_shown_whole(commands: Commands, shown: io.StringIO) -> None:
+    with pytest.raises(CommandError):
+        commands.run("sh", "-c", "echo one; echo two; echo why >&2; exit 1", last=1)
+    assert all(word in shown.getvalue() for word in ("│ one", "│ two", "│ why"))
+
+
+def test_a_command_that_hangs_is_ended(tmp_path: Path, commands: Commands) -> None:
+    begun = time.monotonic()
+    with pytest.raises(CommandError, match="took more than"):
+        commands.quietly("sleep", "60", seconds=0.3)
+    assert time.monotonic() - begun < 10
+    assert tmp_path.exists()
+
+
+def test_what_was_begun_is_ended_with_the_show(commands: Commands) -> None:
+    running = commands.begin("sleep", "60")
+    assert not running.ended
+    commands.end_all()
+    assert running.ended
+
+
+def test_the_first_line_is_waited_for(commands: Commands) -> None:
+    running = commands.begin("sh", "-c", "sleep 0.3; echo here; sleep 60")
+    running.first_line()
+    assert not running.ended
+    running.end()
+    assert "here" in running._out
+
+
+def test_what_others_print_moves_no_cursor(shown: io.StringIO, tmp_path: Path) -> None:
+    screen = Screen(Console(file=shown, width=100))
+    Running(["printf", "a\\033[2Jb\\007\\n"], tmp_path, screen).wait(0)
+    assert "a[2Jb" in shown.getvalue()
+    assert not {"\x1b", "\x07"} & set(shown.getvalue())
+
+
+def test_no_other_kedge_or_temporal_gets_in() -> None:
+    given = {
+        "PATH": "/bin",
+        "KEDGE_HOME": "/else",
+        "KEDGE_ENGINE_PORT": "7233",
+        "TEMPORAL_ADDRESS": "cluster:7233",
+        "KEDGE_TEMPORAL_BINARY": "/opt/temporal",
+    }
+    made = environment(given, 90)
+    assert made["PATH"] == "/bin"
+    assert made["KEDGE_TEMPORAL_BINARY"] == "/opt/temporal"
+    assert made["COLUMNS"] == "90"
+    assert not {"KEDGE_HOME", "KEDGE_ENGINE_PORT", "TEMPORAL_ADDRESS"} & set(made)
