@@ -43,7 +43,9 @@ class RunActivities:
             return HolderSeen(ended=False)
         try:
             return HolderSeen(ended=True, end=await handle.result())
-        except WorkflowFailureError:
+        except (WorkflowFailureError, ValueError, RuntimeError):
+            # It failed, or what it returned is not readable here (another version's word): in both cases it has ended,
+            # and a fleet that asked for ever would take no order any more, not even one to roll back.
             return HolderSeen(ended=True)
 
     @activity.defn
