@@ -27,6 +27,7 @@ def together(parts: list[Observed]) -> Observed:
         started_after=tuple(n for part in parts for n in part.started_after),
         problems=bounded(tuple(problem for part in parts for problem in part.problems)),
         finalized=any(part.finalized for part in parts),
+        restored=any(part.restored for part in parts),
         fenced=any(part.fenced for part in parts),
     )
 

@@ -1,0 +1,403 @@
+"""The on-call engineer rolls back: at any moment, twice, and as far as the point of no return allows."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kedge.drivers.sim_faults import Fault
+from kedge.model.base import Json, canonical
+from kedge.model.run import RunStatus
+from tests.spine.conftest import Stage
+from tests.spine.scene import Scene, eventually
+
+pytestmark = pytest.mark.temporal
+
+OLD = {"n0": "1.0.0", "n1": "1.0.0", "n2": "1.0.0"}
+NEW = {"n0": "1.1.0", "n1": "1.1.0", "n2": "1.1.0"}
+SLOW: dict[str, Json] = {"pace": 1.0, "seconds": {"probe": 1.0, "switch": 0.4}}
+ONE_BY_ONE: dict[str, Json] = {
+    "waves": {"canary": {"nodes": 1, "gate": "ship"}, "widen": ["100%"], "max_unavailable": 1},
+    "retry": {"attempts": 2, "backoff": "50ms"},
+}
+
+
+async def preflight(scene: Scene) -> str:
+    asked: Json = [{"tcp": "127.0.0.1:1"}]
+    book = scene.runbook(**{**ONE_BY_ONE, "preflight": asked})
+    return await scene.start(scene.plan(book))
+
+
+async def gate(scene: Scene) -> str:
+    run = await scene.start(scene.plan(scene.runbook(**ONE_BY_ONE)))
+    await scene.waits_for(run, "ship")
+    return run
+
+
+async def wave(scene: Scene) -> str:
+    run = await gate(scene)
+    await scene.approve(run)
+    # n1 is between its stop and its start.
+    await eventually(lambda: scene.running() == {"n0": "1.1.0", "n1": None, "n2": "1.0.0"})
+    return run
+
+
+async def parked(scene: Scene) -> str:
+    scene.sim.program(Fault(do="fail", op="healthy", node="n1", run="upgrade/*"))
+    run = await gate(scene)
+    await scene.approve(run)
+    await scene.waits_for(run, "wave")
+    return run
+
+
+async def paused(scene: Scene) -> str:
+    run = await gate(scene)
+    assert (await scene.order("pause", run, "olga")).accepted
+    await scene.approve(run)
+    await scene.until(run, "paused")
+    return run
+
+
+async def finished(scene: Scene) -> str:
+    run = await gate(scene)
+    await scene.approve(run)
+    assert (await scene.end_of(run)).phase == "done"
+    return run
+
+
+MOMENTS = {
+    "preflight": preflight,
+    "gate": gate,
+    "wave": wave,
+    "parked": parked,
+    "paused": paused,
+    "finished": finished,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_an_on_call_rollback_needs_nobody_and_no_moment(stage: Stage, moment: str) -> None:
+    scene = await stage(options=SLOW)
+    async with scene.playing():
+        run = await MOMENTS[moment](scene)
+        epoch = (await scene.fleet_status()).epoch
+        back = await scene.rollback()
+        status = await scene.fleet_status()
+        assert (status.holder, status.epoch > epoch) == (back, True)
+        end = await scene.end_of(back)
+        assert scene.running() == OLD
+        beaten = await scene.end_of(run)
+        fleet = await scene.freed()
+        happened = len(scene.happened())
+        await asyncio.sleep(0.5)
+        assert len(scene.happened()) == happened, "the older run acts no more"
+    assert end.phase == "rolled-back"
+    assert end.release == fleet.release == "1.0.0"
+    assert beaten.phase == ("done" if moment == "finished" else "preempted")
+    switched = sum(scene.host(name).counts.switches == 3 for name in OLD)
+    touched = {"preflight": 0, "gate": 1, "parked": 2, "paused": 1, "finished": 3}
+    assert switched == touched.get(moment, switched)
+    if moment == "wave":
+        assert switched in (1, 2), "the node in flight was stopped before the switch or behind it"
+
+
+async def test_a_rollback_of_what_is_back_already_moves_nothing(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        await gate(scene)
+        first = await scene.rollback()
+        assert (await scene.end_of(first)).phase == "rolled-back"
+        await scene.freed()
+        counts = [scene.host(name).counts for name in OLD]
+        second = await scene.rollback()
+        end = await scene.end_of(second)
+    assert end.phase == "rolled-back"
+    assert end.said == "every node runs its baseline already"
+    assert end.release == "1.0.0"
+    assert [scene.host(name).counts for name in OLD] == counts
+
+
+async def test_a_rollback_ordered_while_one_is_under_way_takes_over_and_finishes_it(
+    stage: Stage,
+) -> None:
+    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 0.7}})
+    async with scene.playing():
+        await finished(scene)
+        first = await scene.rollback()
+        await eventually(lambda: None in scene.running().values())
+        second = await scene.rollback()
+        end = await scene.end_of(second)
+        beaten = await scene.end_of(first)
+    assert beaten.phase == "preempted"
+    assert end.phase == "rolled-back"
+    assert scene.running() == OLD
+    assert all(scene.host(name).counts.switches == 3 for name in OLD), "none went back twice"
+
+
+async def test_a_fleet_that_never_had_a_run_has_nothing_to_roll_back(stage: Stage) -> None:
+    scene = await stage()
+    plan = scene.plan()
+    digest = await scene.drivers.blobs.put(canonical(plan))
+    async with scene.playing():
+        await scene.open_fleet()
+        target = f"fleet/{scene.name}"
+        answer = await scene.submit(target, scene.envelope("rollback", target, digest, "eve"))
+    assert answer.run is None
+    assert answer.verdict.rule == "not-open"
+
+
+async def test_a_rollback_is_possible_after_the_policy_became_another(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        run = await gate(scene)
+        people = tuple(
+            person.model_copy(update={"roles": (*person.roles, "db-owner")})
+            for person in scene.policy.people
+            if person.name != "bob"
+        )
+        stricter = scene.policy.model_copy(update={"people": people, "clock_skew": 10.0})
+        await scene.drivers.pins.pin(scene.name, stricter)
+        back = await scene.rollback()
+        assert (await scene.end_of(back)).phase == "rolled-back"
+        assert (await scene.end_of(run)).phase == "preempted"
+        await scene.freed()
+        digest = (await scene.fleet_status()).plan or ""
+        target = f"fleet/{scene.name}"
+        answer = await scene.submit(target, scene.envelope("start", target, digest, "olga"))
+        assert answer.verdict.rule == "policy", "a start needs a plan of this policy"
+    assert scene.running() == OLD
+
+
+async def test_a_second_start_waits_for_the_end_of_the_first(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        run = await gate(scene)
+        fleet = await scene.fleet_status()
+        target = f"fleet/{scene.name}"
+        assert fleet.plan is not None
+        envelope = scene.envelope("start", target, fleet.plan, "olga")
+        answer = await scene.submit(target, envelope)
+        assert answer.run is None
+        assert answer.verdict.rule == "lease"
+        assert run in answer.verdict.said
+        assert (await scene.fleet_status()).holder == run
+        verdicts = [
+            one for one in await scene.records("order") if one["digest"] == answer.verdict.digest
+        ]
+        assert [(one["accepted"], one["rule"]) for one in verdicts] == [(False, "lease")]
+        assert (await scene.order("abort", run, "eve")).accepted
+        await scene.end_of(run)
+        await scene.freed()
+        again = await scene.submit(target, envelope)
+        assert again.verdict.accepted, "a refused order is not spent"
+        assert again.run is not None
+
+
+# -- the point of no return -----------------------------------------------------------------------------------------
+
+LOST = "writes since the snapshot"
+GUARDED: dict[str, Json] = {
+    "node": [
+        "stage",
+        {"stop": {"signal": "TERM", "grace": "5s"}},
+        {"snapshot": {"paths": ["data"]}},
+        "switch",
+        "configure",
+        {"start": {"settle": "0s"}},
+        {
+            "healthy": {
+                "service": {"running": True},
+                "for": "0s",
+                "within": "5s",
+                "interval": "50ms",
+            }
+        },
+    ],
+    "waves": {"canary": {"nodes": 1}, "widen": ["100%"], "last_node": True, "max_unavailable": 1},
+    "gates": {
+        "commit": {"approvals": {"threshold": 2, "roles": ["sre", "db-owner"]}},
+        "data-loss": {"approvals": {"threshold": 1, "roles": ["db-owner"]}},
+    },
+    "commit": {"before": "last-node", "gate": "commit", "lost": LOST},
+    "rollback": {"after_commit": {"restore": "snapshot", "gate": "data-loss"}},
+}
+FORBIDDEN: dict[str, Json] = {
+    **GUARDED,
+    "gates": {"commit": {"approvals": {"threshold": 2, "roles": ["sre", "db-owner"]}}},
+    "rollback": {"after_commit": "forbidden"},
+}
+FINALIZED: dict[str, Json] = {
+    **GUARDED,
+    "waves": {"canary": {"nodes": 1}, "widen": ["100%"], "max_unavailable": 1},
+    "commit": {"before": "finalize", "gate": "commit", "lost": LOST},
+    "finalize": {"steps": [{"run": {"argv": ["finish"], "undo": "none"}}]},
+}
+
+
+async def committed(scene: Scene, book: dict[str, Json]) -> str:
+    """A run that went through its point of no return to its end."""
+    run = await scene.start(scene.plan(scene.runbook(**book)))
+    status = await scene.waits_for(run, "commit")
+    assert guards(status)
+    await scene.approve(run)
+    assert (await scene.end_of(run)).phase == "done"
+    await scene.freed()
+    return run
+
+
+def guards(status: RunStatus) -> bool:
+    """Who signs is told what the gate is about."""
+    assert status.waiting is not None
+    showing = status.waiting.showing
+    return "point of no return" in showing.reversible and showing.lost == LOST
+
+
+async def test_before_the_point_of_no_return_the_way_back_is_open(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(**FORBIDDEN)))
+        await scene.waits_for(run, "commit")
+        assert scene.running() == {"n0": "1.1.0", "n1": "1.1.0", "n2": "1.0.0"}
+        end = await scene.end_of(await scene.rollback())
+    assert end.phase == "rolled-back"
+    assert scene.running() == OLD
+
+
+async def test_behind_it_there_is_no_way_back_where_the_runbook_forbids_it(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        await committed(scene, FORBIDDEN)
+        end = await scene.end_of(await scene.rollback())
+    assert end.phase == "rejected"
+    assert end.said == f"the point of no return is behind the fleet: {LOST}"
+    assert scene.running() == NEW
+
+
+@pytest.mark.parametrize("book", [GUARDED, FINALIZED], ids=["last-node", "finalize"])
+async def test_behind_it_snapshots_of_the_upgrade_are_restored_when_who_owns_the_data_signs(
+    stage: Stage, book: dict[str, Json]
+) -> None:
+    scene = await stage()
+    async with scene.playing():
+        await committed(scene, book)
+        back = await scene.rollback()
+        status = await scene.waits_for(back, "data-loss")
+        assert status.waiting is not None
+        assert status.waiting.showing.lost == LOST
+        assert scene.running() == NEW, "nothing is done before it is signed"
+        refused = await scene.order("approve", back, "ada")
+        assert refused.rule == "role"
+        await scene.approve(back, "bob")
+        end = await scene.end_of(back)
+    assert end.phase == "rolled-back"
+    assert scene.running() == OLD
+    for name in OLD:
+        host = scene.host(name)
+        assert host.state.data == (scene.digest("1.0.0"),), "what the new release wrote is gone"
+        assert len(host.replaced) == 1
+
+
+async def test_a_way_back_that_began_to_restore_restores_whoever_goes_on(stage: Stage) -> None:
+    scene = await stage()
+    stuck = Fault(do="fail", op="stop", node="n0", run="rollback/*/2", type="StopTimeout")
+    async with scene.playing():
+        await committed(scene, GUARDED)
+        scene.sim.program(stuck)
+        first = await scene.rollback()
+        await scene.waits_for(first, "data-loss")
+        await scene.approve(first, "bob")
+        await scene.waits_for(first, "back")
+        assert scene.running() == {**OLD, "n0": "1.1.0"}, "the last node is restored already"
+        second = await scene.rollback()
+        status = await scene.waits_for(second, "data-loss")
+        assert status.waiting is not None
+        await scene.approve(second, "bob")
+        end = await scene.end_of(second)
+    assert end.phase == "rolled-back"
+    assert scene.host("n0").state.data == (scene.digest("1.0.0"),)
+
+
+async def test_nobody_signing_for_the_loss_ends_the_way_back_and_it_may_be_ordered_again(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    short: Json = {
+        "commit": {"approvals": {"threshold": 2, "roles": ["sre", "db-owner"]}},
+        "data-loss": {
+            "approvals": {"threshold": 1, "roles": ["db-owner"]},
+            "expires": "2s",
+        },
+    }
+    async with scene.playing():
+        await committed(scene, {**GUARDED, "gates": short})
+        end = await scene.end_of(await scene.rollback())
+        assert end.phase == "rejected"
+        assert "expired" in end.said
+        await scene.freed()
+        back = await scene.rollback()
+        await scene.waits_for(back, "data-loss")
+        assert (await scene.order("reject", back, "bob")).accepted
+        assert (await scene.end_of(back)).phase == "rejected"
+    assert scene.running() == NEW
+
+
+async def test_nothing_goes_back_by_itself_behind_the_point_of_no_return(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        scene.sim.program(Fault(do="fail", op="healthy", node="n2", run="upgrade/*"))
+        once: Json = {"attempts": 1, "backoff": "0s"}
+        book: dict[str, Json] = {**GUARDED, "on_failure": "rollback", "retry": once}
+        run = await scene.start(scene.plan(scene.runbook(**book)))
+        await scene.waits_for(run, "commit")
+        await scene.approve(run)
+        status = await scene.waits_for(run, "wave")
+        assert status.waiting is not None
+        assert status.waiting.showing.choices == ("retry", "skip", "abort")
+        assert status.waiting.showing.reversible == "restore"
+        back = await scene.rollback()
+        await scene.waits_for(back, "data-loss")
+        await scene.approve(back, "bob")
+        assert (await scene.end_of(back)).phase == "rolled-back"
+    assert scene.running() == OLD
+
+
+async def test_a_paused_rollback_begins_no_further_node_and_an_aborted_one_ends(
+    stage: Stage,
+) -> None:
+    scene = await stage(nodes=3, options={"pace": 1.0, "seconds": {"switch": 0.5, "observe": 0.5}})
+    async with scene.playing():
+        await finished(scene)
+        back = await scene.rollback()
+        assert (await scene.order("pause", back, "eve")).accepted
+        await scene.until(back, "paused")
+        assert scene.running() == NEW, "it was paused before the first node"
+        assert (await scene.order("resume", back, "eve")).accepted
+        await eventually(lambda: None in scene.running().values())
+        assert (await scene.order("pause", back, "eve")).accepted
+        await scene.until(back, "paused")
+        assert sorted(str(one) for one in scene.running().values()) == ["1.0.0", "1.1.0", "1.1.0"]
+        assert (await scene.order("abort", back, "eve")).accepted
+        end = await scene.end_of(back)
+    assert end.phase == "aborted"
+    assert end.release is None
+    assert end.nodes_done == 1
+
+
+async def test_snapshots_of_an_older_upgrade_are_never_restored(stage: Stage) -> None:
+    scene = await stage()
+    async with scene.playing():
+        await committed(scene, GUARDED)
+        plan = scene.plan(scene.runbook(**GUARDED), before="1.1.0", after="1.2.0")
+        run = await scene.start(plan)
+        await scene.waits_for(run, "commit")
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+        assert all(len(scene.host(name).snapshots) == 2 for name in OLD)
+        back = await scene.rollback()
+        await scene.waits_for(back, "data-loss")
+        await scene.approve(back, "bob")
+        assert (await scene.end_of(back)).phase == "rolled-back"
+    assert scene.running() == NEW
+    kept = (scene.digest("1.0.0"), scene.digest("1.1.0"))
+    assert all(scene.host(name).state.data == kept for name in OLD)
