@@ -56,6 +56,7 @@ class LegActivities:
                 await self._allow(request)
                 end = await self._session(plan, node, request, on_event)
         except DriverError as error:
+            await self._refused(request, name, error)
             raise to_temporal(error, _failure(error, request, name, "")) from error
         await self._write_down(request, node, end)
         fault = end.fault(node.name)
@@ -116,6 +117,21 @@ class LegActivities:
             ops=ops,
         )
         return await self._ground.transport.session(node, asked, on_event)
+
+    async def _refused(self, request: LegRequest, name: str, error: DriverError) -> None:
+        """One record of an attempt of which no end was heard: not allowed, nobody there, the connection lost."""
+        run, attempt = request.run, activity.info().attempt
+        where = f"{name}/{request.program}/{request.leg}/{request.serial}.{attempt}"
+        record: dict[str, Json] = {
+            "what": "leg",
+            "run": run.id,
+            "node": name,
+            "program": request.program,
+            "token": [run.epoch, request.serial, attempt],
+            "steps": [],
+            "failed": {"key": "", "type": error.kind, "message": error.message[:500]},
+        }
+        await self._ground.note(run.fleet, f"{run.id}@{run.epoch}/{where}/unheard", record)
 
     async def _write_down(self, request: LegRequest, node: PlannedNode, end: SessionEnd) -> None:
         """One record per attempt of a leg: every step with what was seen before and after."""

@@ -250,6 +250,9 @@ class NodeActivities:
             end = await self._session(request.run, request.serial, node, ops)
         except DriverError as error:
             return _problem(index, node.name, "bake", error)
+        if any(event.result.get("started") for event in end.done):
+            what: dict[str, Json] = {"what": "started", "run": run.id, "node": node.name}
+            await self._ground.note(run.fleet, f"{prefix}/started", what)
         fault = end.fault(node.name)
         return _problem(index, node.name, "bake", fault) if fault is not None else None
 
@@ -271,7 +274,7 @@ class NodeActivities:
             return EnsureResult(fleet=fleet, nodes=0, problems=(error.message,))
         nodes = install.nodes
         async with pulse():
-            what = await _each(range(len(nodes)), partial(self._ensured, install))
+            what = await _each(range(len(nodes)), partial(self._ensured, fleet, install))
         return EnsureResult(
             fleet=fleet,
             nodes=len(nodes),
@@ -283,7 +286,7 @@ class NodeActivities:
             ),
         )
 
-    async def _ensured(self, install: Installation, index: int) -> str:
+    async def _ensured(self, fleet: str, install: Installation, index: int) -> str:
         """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
         name = install.nodes[index].name
         run, token = "ensure", (0, 0, 0)
@@ -291,6 +294,10 @@ class NodeActivities:
             for _ in range(FENCED_TRIES):
                 found = await self._ensured_as(install, index, run, token)
                 if isinstance(found, str):
+                    if found in ("installed", "started"):
+                        what: dict[str, Json] = {"what": found, "node": name, "run": "ensure"}
+                        key = f"ensure/{name}/{activity.info().workflow_run_id}"
+                        await self._ground.note(fleet, key, what)
                     return found
                 # The host has a fence already, or a run that goes on beside this has just raised it. Starting what its
                 # own mark says is true under any token, so the standing one is used: it is never raised here, and a

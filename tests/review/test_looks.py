@@ -7,10 +7,12 @@ from typing import cast
 
 import pytest
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 import activities.nodes
 from activities.ground import Ground
+from activities.legs import LegActivities
 from activities.nodes import NodeActivities
 from kedge.drivers.sim import SimTransport
 from kedge.drivers.sim_faults import Fault
@@ -20,6 +22,7 @@ from kedge.model.run import (
     THE_RUN,
     Checked,
     CheckRequest,
+    LegRequest,
     Observed,
     ObserveRequest,
     Opened,
@@ -131,3 +134,23 @@ async def test_what_legs_began_is_found_also_when_it_is_written_down_between_two
     await made.ground.note(made.run.fleet, "begun", record)
     assert (await made.observe()).finalized
     assert (await made.observe()).finalized
+
+
+async def test_what_bringing_up_starts_is_evidence(tmp_path: Path) -> None:
+    made = await looks(tmp_path, 2)
+    records = [entry.record for entry in await made.ground.evidence.read(made.run.fleet)]
+    assert [one["what"] for one in records if isinstance(one, dict)] == ["installed", "installed"]
+
+
+async def test_a_leg_that_is_not_allowed_is_evidence(tmp_path: Path) -> None:
+    made = await looks(tmp_path, 2)
+    forged = made.run.model_copy(update={"id": f"upgrade/{made.run.fleet}x/1"})
+    legs = LegActivities(made.ground)
+    asked = LegRequest(run=forged, node=0, program="forward", leg=0, serial=1, wave=0)
+    with pytest.raises(ApplicationError):
+        await ActivityEnvironment().run(legs.run_leg, asked)
+    last = (await made.ground.evidence.read(made.run.fleet))[-1].record
+    assert isinstance(last, dict)
+    failed = last["failed"]
+    assert isinstance(failed, dict)
+    assert failed["type"] == "NotAuthorised"
