@@ -69,7 +69,7 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
     requester = ""
     try:
         kind = _run_kind(run_id, fleet)
-        _plan_fits(plan, policy, fleet)
+        _plan_fits(plan, policy, fleet, back=kind == "rollback")
         start = _ground(
             warrant.start, plan, plan_digest, policy, fleet=fleet, back=kind == "rollback"
         )
@@ -91,21 +91,26 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
     return WarrantVerdict(ok=True, said=said, requester=requester, tallies=tuple(tallies))
 
 
-def plan_obeys(plan: Plan, policy: Policy) -> tuple[str, ...]:
+def plan_obeys(plan: Plan, policy: Policy, *, back: bool = False) -> tuple[str, ...]:
     """What in the plan is less than the policy asks for; empty when nothing is.
 
-    A plan is compiled by who asks for the run, on any machine: the worker looks again with its own policy.
+    A plan is compiled by who asks for the run, on any machine: the worker looks again with its own policy. For the way
+    ``back`` only the gates on it are looked at: a policy that asks more of a way forward that was gone already must
+    not close the way back.
     """
     wrong: list[str] = []
+    returning = {way.gate for way in plan.way_back}
     if plan.environment != policy.environment:
         wrong.append(f"the plan is for {plan.environment}, the policy for {policy.environment}")
-    if policy.gates.start == "required" and plan.start_gate is None:
+    if not back and policy.gates.start == "required" and plan.start_gate is None:
         wrong.append("the policy requires a gate before the first step, and the plan has none")
     for gate in plan.gates:
+        if back and gate.name not in returning:
+            continue
         wrong += _below(gate, policy.gates.every)
         if gate.requester_counts and not policy.requester_may_approve:
             wrong.append(f"the gate {gate.name} lets the requester count, the policy does not")
-    if plan.commit is not None:
+    if plan.commit is not None and not back:
         wrong += _below(_named(plan, plan.commit.gate), policy.gates.point_of_no_return)
     for way in plan.way_back:
         if way.kind == "restore" and way.gate is not None:
@@ -145,10 +150,10 @@ def _run_kind(run_id: str, fleet: str) -> str:
     return matched[1]
 
 
-def _plan_fits(plan: Plan, policy: Policy, fleet: str) -> None:
+def _plan_fits(plan: Plan, policy: Policy, fleet: str, *, back: bool) -> None:
     if plan.fleet.name != fleet:
         raise _NotCarriedError(f"the plan is for the fleet {plan.fleet.name}, not for {fleet}")
-    wrong = plan_obeys(plan, policy)
+    wrong = plan_obeys(plan, policy, back=back)
     if wrong:
         raise _NotCarriedError("; ".join(wrong))
 

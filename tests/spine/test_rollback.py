@@ -8,6 +8,7 @@ import pytest
 
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json, canonical
+from kedge.model.policy import GateMinimums, Minimum
 from kedge.model.run import RunStatus
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
@@ -156,7 +157,9 @@ async def test_a_rollback_is_possible_after_the_policy_became_another(stage: Sta
             for person in scene.policy.people
             if person.name != "bob"
         )
-        stricter = scene.policy.model_copy(update={"people": people, "clock_skew": 10.0})
+        asked = GateMinimums(start="required", every=Minimum(threshold=3))
+        changed = {"people": people, "clock_skew": 10.0, "gates": asked}
+        stricter = scene.policy.model_copy(update=changed)
         await scene.drivers.pins.pin(scene.name, stricter)
         back = await scene.rollback()
         assert (await scene.end_of(back)).phase == "rolled-back"
