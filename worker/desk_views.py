@@ -135,8 +135,10 @@ def _way_back_now(status: RunStatus, plan: Plan) -> str:
 def _upgrade_waves(pieces: Pieces, plan: Plan) -> tuple[WaveView, ...]:
     status = pieces.status
     current = pieces.widening.wave if pieces.widening is not None else status.wave
-    # The run counts what came back to it; what its widening did since is not in that count yet.
-    done = status.nodes_done + (pieces.widening.nodes_done if pieces.widening else 0)
+    # The run counts what came back to it, its widening what came back to that, a chunk what it does now.
+    done = status.nodes_done
+    if pieces.widening is not None:
+        done += pieces.widening.nodes_done + (len(pieces.wave.done) if pieces.wave else 0)
     before = 0
     views = []
     for wave in plan.waves:
@@ -187,16 +189,16 @@ def _known(pieces: Pieces, wave: Wave, state: WaveState, *, all_done: bool) -> d
     how many are done is known, not which: nothing is claimed about single nodes then, unless
     all or none of them are done.
     """
-    if state in {"waiting", "done"}:
+    if state == "waiting":
         return {}
     inside = set(wave.nodes)
     known: dict[int, NodeState] = {}
-    if state == "baking" or all_done:
+    if state == "baking" or (all_done and state != "done"):
         known = dict.fromkeys(wave.nodes, "done")
     for failure in pieces.status.failures:
         if failure.node in inside:
             known[failure.node] = "failed"
-    if pieces.wave is not None:
+    if pieces.wave is not None and pieces.wave.program == "forward":
         known |= {node: held for node, held in _named(pieces.wave).items() if node in inside}
     return known
 
