@@ -126,7 +126,7 @@ async def _examine(desk: Desk) -> tuple[Check, ...]:
 def _worst(checks: tuple[Check, ...]) -> Exit:
     """5 when engine or worker are missing, otherwise 2: something here has to be put right."""
     missing = {check.name for check in checks if check.verdict == "wrong"}
-    return Exit.UNREACHABLE if missing & {"engine", "worker", "worker process"} else Exit.BAD_INPUT
+    return Exit.UNREACHABLE if missing & {"engine", "worker", "background"} else Exit.BAD_INPUT
 
 
 def run_demo(*, keep: bool) -> None:

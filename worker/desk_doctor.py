@@ -147,12 +147,12 @@ def _worker_process(settings: Settings) -> Check:
     state = background.state()
     if state is None:
         said = "no worker of this home runs"
-        return Check(name="worker process", verdict="wrong", said=said, next_step="`kedge up`")
+        return Check(name="background", verdict="wrong", said=said, next_step="`kedge up`")
     ready = "takes work" if background.is_ready() else "has not said that it takes work"
     step = "" if background.is_ready() else f"see {settings.log_dir / 'worker.log'}"
     verdict: Verdict = "ok" if background.is_ready() else "wrong"
     said = f"pid {state.process.pid} {ready}"
-    return Check(name="worker process", verdict=verdict, said=said, next_step=step)
+    return Check(name="background", verdict=verdict, said=said, next_step=step)
 
 
 async def _polling(desk: Desk) -> list[Check]:

@@ -151,7 +151,7 @@ class Runs:
             if await self._is_over(target):
                 said = f"{target} is over: no order can change it any more"
                 return Submitted(verdict=orders.refused(envelope, "not-open", said))
-            handle = await self._handle(target)
+            handle = await self._workflow(target)
             try:
                 async with asyncio.timeout(left):
                     answer: Submitted = await handle.execute_update(
@@ -164,7 +164,7 @@ class Runs:
     async def signal(self, target: str, envelope: Envelope) -> None:
         """Sends an order as a plain signal: it is judged all the same, but nobody waits for the verdict."""
         with self._faults(target):
-            handle = await self._handle(target)
+            handle = await self._workflow(target)
             await handle.signal("order", envelope, rpc_timeout=timedelta(seconds=ANSWER_SECONDS))
 
     async def ensure(self, fleet: str, *, seconds: float = 600.0) -> EnsureResult:
@@ -263,7 +263,7 @@ class Runs:
                 raise
             return answer
 
-    async def _handle(self, target: str) -> WorkflowHandle[object, object]:
+    async def _workflow(self, target: str) -> WorkflowHandle[object, object]:
         """A handle to an order's target; a fleet's workflow is started when it is not there."""
         if not target.startswith("fleet/"):
             return self._client.get_workflow_handle(target)
