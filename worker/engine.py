@@ -35,7 +35,8 @@ _HOST = "127.0.0.1"
 # anyone while the engine is down, and it must come back on the same one.
 _PORT_RANGE = (20_000, 32_000)
 # The dev server's defaults are for trying things out: one history shard with one writer at a
-# time, and limits that a wave of a few hundred nodes reaches.
+# time, and limits that a wave of a few hundred nodes reaches. Eager: a worker that ends a workflow
+# task gets activities it has just asked for with the answer, which saves a poll and a transaction.
 _DYNAMIC_CONFIG = {
     "history.shardIOConcurrency": 8,
     "history.rps": 50_000,
@@ -43,6 +44,7 @@ _DYNAMIC_CONFIG = {
     "frontend.namespaceRPS": 50_000,
     "frontend.namespaceCount": 10_000,
     "matching.rps": 50_000,
+    "system.enableActivityEagerExecution": True,
 }
 # WAL with NORMAL survives every kill of a process; a loss of power may cost the last commits, but
 # never the database.

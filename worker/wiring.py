@@ -6,12 +6,13 @@ from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
 from activities.every import every_activity
 from activities.ground import Ground
 from kedge.drivers.registry import Drivers, DriverSettings, open_drivers
 from worker.points import PointsInterceptor
+from worker.sandbox import ContextFreeRunner
 from worker.settings import Settings
 from worker.telemetry import LoggingInterceptor
 from workflows.every import EVERY_WORKFLOW
@@ -64,7 +65,7 @@ def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
         task_queue=settings.task_queue,
         workflows=EVERY_WORKFLOW,
         activities=every_activity(ground_of(drivers, client)),
-        workflow_runner=SandboxedWorkflowRunner(restrictions=restrictions),
+        workflow_runner=ContextFreeRunner(restrictions=restrictions),
         interceptors=[LoggingInterceptor(), PointsInterceptor()],
         max_concurrent_activities=settings.max_concurrent_activities,
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,
