@@ -1,0 +1,78 @@
+"""``docs/first-migration.md`` is typed as it stands, by somebody who reads nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.documents import free_members
+
+CHECKOUT = Path(__file__).parents[2]
+PAGE = CHECKOUT / "docs" / "first-migration.md"
+
+
+def typed(page: str) -> str:
+    """Every shell block of the page, in order; where it says which exit code comes, that one has to come."""
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    return re.sub(
+        r"^(kedge .*\S) +# exit code (\d).*$", r"\1 || test $? = \2", blocks, flags=re.MULTILINE
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A home of one's own; whatever still runs there at the end is ended."""
+    try:
+        yield tmp_path
+    finally:
+        for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
+            if found := re.search(r'"pid": *(\d+)', state.read_text()):
+                _end(int(found[1]), tmp_path)
+
+
+def _end(pid: int, folder: Path) -> None:
+    """Ends a process if it is one of the folder's: a number alone may be somebody else's by now."""
+    try:
+        where = Path(f"/proc/{pid}/cwd").readlink()
+        ours = folder in (where, *where.parents)
+        if ours or str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return
+
+
+@pytest.mark.temporal
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_first_migration_goes_as_it_is_written(folder: Path) -> None:
+    script = typed(PAGE.read_text())
+    for number, member in enumerate(free_members(3), 1):
+        script = script.replace(f"1808{number}", str(member.client_port))
+    kedge = Path(sys.executable).parent
+    # What the page does with the checkout's environment; there is one here, whatever its name.
+    script = script.replace('export PATH="$PWD/.venv/bin:$PATH"', f'export PATH="{kedge}:$PATH"')
+    said = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=CHECKOUT,
+        env={**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": _cache()},
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    whole = said.stdout + said.stderr
+    assert said.returncode == 0, whole
+    versions = re.findall(r'^\{"version": "(.*)"\}$', said.stdout, re.MULTILINE)
+    assert versions == ["1.0.0", "1.1.0", "1.0.0"], whole
+    assert "refused, rule" in said.stderr
+
+
+def _cache() -> str:
+    return os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
