@@ -35,7 +35,7 @@ from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
 from kedge.model.runbook import Runbook
-from kedge.plan.compile import compile_plan
+from kedge.plan.compile import compile_plan, planned_nodes
 from kedge.plan.digest import plan_digest
 from kedge.trust.orders import bytes_to_sign, make, seal
 from worker.processes import identify
@@ -321,7 +321,7 @@ class Scene:
 
     def node(self, name: str) -> PlannedNode:
         """A node as every plan has it."""
-        return next(node for node in self.plan().nodes if node.name == name)
+        return next(node for node in planned_nodes(self.document) if node.name == name)
 
     def host(self, name: str) -> SimHost:
         """What a simulated host really is."""
