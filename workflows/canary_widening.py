@@ -51,7 +51,7 @@ class CanaryWidening:
         self._steps = request.steps
         self._replayed = request.replayed
         self._down: list[int] = list(request.down)
-        self._tolerated: list[Failure] = []
+        self._tolerated: list[Failure] = list(request.failures)
         self._held = False
         self._state: Literal["opening", "upgrading", "baking", "stopping"] = "opening"
         self._children: dict[str, workflow.ChildWorkflowHandle[Wave, WaveResult]] = {}
@@ -111,6 +111,7 @@ class CanaryWidening:
                     "serial": self._serial,
                     "again": again,
                     "down": tuple(self._down),
+                    "failures": bounded(tuple(self._tolerated)),
                     "done": self._done,
                     "steps": self._steps,
                     "replayed": self._replayed,

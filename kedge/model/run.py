@@ -183,8 +183,8 @@ class Again(Frozen):
 class WideningRequest(Frozen):
     """Run waves from ``wave`` on, until a decision is needed. ``down`` nodes are out (skipped by a person, or failed
     within the budget): they are not touched, count against the failure budget, and are among the unavailable.
-    ``accepted`` are those without which a person said to go on. ``done``, ``steps`` and ``replayed`` carry on over
-    continue-as-new.
+    ``accepted`` are those without which a person said to go on. ``failures`` (those within the budget), ``done``,
+    ``steps`` and ``replayed`` carry on over continue-as-new.
     """
 
     run: Run
@@ -197,6 +197,7 @@ class WideningRequest(Frozen):
     accepted: tuple[int, ...] = ()
     there: tuple[int, ...] = ()
     """Nodes that ran the new release before this run began: nothing is done to them."""
+    failures: tuple[Failure, ...] = ()
     done: int = 0
     steps: int = 0
     replayed: int = 0
