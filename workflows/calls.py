@@ -95,7 +95,8 @@ def why(error: BaseException) -> str:
     """What lies at the bottom of an activity's or child's failure, in its own words."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    said = error.message if isinstance(error, FailureError) else str(error)
+    return said or type(error).__name__
 
 
 async def tell(
