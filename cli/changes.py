@@ -85,7 +85,10 @@ def _share(before: WaveView | None, after: WaveView) -> Iterator[str]:
 
 
 def _node(before: NodeView | None, after: NodeView) -> str:
-    if after.state == "failed" and (before is None or before.state != "failed"):
+    if after.state == "failed":
+        # The wave knows that it failed a moment before the run knows why: it is said once, with the reason.
+        if not after.failed_said or (before is not None and before.failed_said):
+            return ""
         return f"failed at {after.failed_step or 'its leg'}: {after.failed_said}"
     if after.state == "done":
         return "done" if before is not None and before.state != "done" else ""
