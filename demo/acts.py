@@ -33,7 +33,7 @@ def first(show: Show) -> None:
     )
     run = show.start(NEW, None, OPERATOR, "upgrade")
     screen.say(
-        "One member is the canary: stopped, copied, switched, started, looked at for four seconds. "
+        "One member is the canary: stopped, copied, switched, started, looked at for three seconds. "
         "Then the run waits for people. Exit code 7 says just that."
     )
     show.kedge("watch", run, "--until-waiting", codes=(WAITING,))
