@@ -9,6 +9,7 @@ leaves it is of the ``KedgeError`` tree.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from worker.desk_runs import Runs, RunSummary
     from worker.desk_up import Place, Say, Stopped
     from worker.desk_views import RunView
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class PlanFiles(Frozen):
@@ -110,8 +114,14 @@ class Desk:
                 client = await connect(self.settings, runtime=quiet_runtime())
             except EngineUnreachableError as error:
                 raise engine_error(error) from error
-            self._runs = Runs(client, self.settings.task_queue)
+            self._runs = Runs(client, self.settings.task_queue, self._worker_runs)
         return self._runs
+
+    def _worker_runs(self) -> bool:
+        """Whether this home's own worker runs. For a cluster elsewhere there need not be one."""
+        from worker.background import BackgroundWorker
+
+        return not self.settings.embedded or BackgroundWorker(self.settings).state() is not None
 
     def hang_up(self) -> None:
         """Forgets the connection; the next question makes a new one."""
@@ -137,7 +147,10 @@ class Desk:
         return FleetStatus(fleet=fleet, epoch=0, holder=None, last=None, release=None)
 
     async def every_run(self, fleet: str | None = None) -> tuple[RunSummary, ...]:
-        """All runs, or those of one fleet, newest first. Raises ``EngineError``."""
+        """All runs, or those of one fleet, newest first. Raises ``EngineError``, or ``NotFound`` for no name."""
+        if fleet is not None and not _NAME.fullmatch(fleet):
+            # It becomes part of a query: nothing but a name gets there.
+            raise DriverError("NotFound", f"no fleet has the name {fleet!r}", retryable=False)
         return await (await self.runs()).every(fleet)
 
     def watch(self, run: str) -> AsyncIterator[RunView]:

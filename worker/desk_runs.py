@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -49,6 +49,8 @@ from worker.desk_views import Pieces, StepNow
 
 ANSWER_SECONDS = 15.0
 """How long one answer of a workflow may take before it counts as not answering."""
+NO_WORKER_SECONDS = 4.0
+"""The same while this home's worker does not run: somebody else's may still answer."""
 ORDER_SECONDS = 60.0
 """How long a verdict may take. An update is found again by its id, so an engine that restarts meanwhile
 costs nothing but time."""
@@ -97,10 +99,16 @@ class RunSummary(Frozen):
 class Runs:
     """Asks and orders through one client."""
 
-    def __init__(self, client: Client, task_queue: str) -> None:
-        """``task_queue`` is where workflows that are started here get their work done."""
+    def __init__(
+        self, client: Client, task_queue: str, worker_runs: Callable[[], bool] = lambda: True
+    ) -> None:
+        """``task_queue`` is where workflows that are started here get their work done.
+
+        ``worker_runs`` says whether this home's own worker runs; others may work for the same queue.
+        """
         self._client = client
         self._task_queue = task_queue
+        self._worker_runs = worker_runs
 
     async def status(self, run: str, *, seconds: float = ANSWER_SECONDS) -> RunStatus:
         """What a run says of itself. Raises ``NotFound``, or ``EngineError`` when nobody answers."""
@@ -251,6 +259,8 @@ class Runs:
         )
 
     async def _ask(self, workflow: str, query: str, kind: type[_Answer], seconds: float) -> _Answer:
+        if not self._worker_runs():
+            seconds = min(seconds, NO_WORKER_SECONDS)
         with self._faults(workflow):
             handle = self._client.get_workflow_handle(workflow)
             try:
@@ -308,7 +318,8 @@ class Runs:
             pollers = await self.pollers()
         except PassingError as error:
             return error
-        if not pollers:
+        # The server remembers a worker that was killed for minutes.
+        if not pollers or not self._worker_runs():
             return NoWorkerError(
                 f"the engine answers, but no worker takes work from {self._task_queue!r}",
                 next_step="`kedge up` starts one; `kedge doctor` shows whether it runs",
