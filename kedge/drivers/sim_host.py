@@ -37,6 +37,10 @@ class State(NamedTuple):
     should_run: bool = False
     data: tuple[str, ...] = ()
     dies_at: float | None = None
+    started: str | None = None
+    starts: int = 0
+    first: int = 0
+    """What was started last, how many starts there were, and the one at which that release was first started."""
 
     def alive(self, now: float) -> bool:
         """Whether the daemon runs at ``now``."""
@@ -86,6 +90,7 @@ class SimHost:
     """
 
     __slots__ = (
+        "anew",
         "begun",
         "begun_run",
         "busy",
@@ -103,6 +108,7 @@ class SimHost:
         "runs",
         "snapshots",
         "state",
+        "taken",
         "token",
     )
 
@@ -116,12 +122,16 @@ class SimHost:
         self.generations: dict[str, str] = {}
         """By generation a short hash of what it says: its name stands for one content."""
         self.snapshots: dict[str, tuple[str, ...]] = {}
+        self.taken: dict[str, tuple[str, str | None, int]] = {}
+        """Of each snapshot, in the order they were taken: its step, the release it is from before, starts until then."""
         self.replaced: tuple[str, ...] = ()
         self.restored = ""
         """The key of the restore that was done last."""
         self.journal: dict[str, Record] = {}
         self.runs: dict[str, int | None] = {}
         """Commands begun, by key: the exit code, or None while nobody knows how they ended."""
+        self.anew: dict[str, int] = {}
+        """How often a person had said to execute a command again when it was begun last, by key; none is 0."""
         self.captured: dict[str, dict[str, Json]] = {}
         self.first: tuple[str, State] = ("", EMPTY)
         """The key begun last, and the state before it was first begun."""
@@ -134,7 +144,7 @@ class SimHost:
         """The observation a session ends with."""
         return {
             **self.state.brief(now),
-            "started_release": self.state.data[-1] if self.state.data else None,
+            "started_release": self.state.started,
             "token": list(self.token) if self.token else None,
             "run": self.run or None,
             "releases": [*sorted(self.releases)],
@@ -233,6 +243,9 @@ def _start(act: Act) -> Result:
         should_run=True,
         data=state.data if state.data[-1:] == (state.release,) else (*state.data, state.release),
         dies_at=None,
+        started=state.release,
+        starts=state.starts + 1,
+        first=state.first if state.started == state.release else state.starts + 1,
     )
     host.count("starts")
     return {"pid": 1000 + host.pids}
@@ -273,13 +286,29 @@ def _configure(act: Act) -> Result:
     return {"from": act.before.generation, "to": generation}
 
 
+def _standing(act: Act) -> str | None:
+    """The snapshot that an operation means: ``kedge.host.snapshots.standing``."""
+    host, state, before = act.host, act.host.state, act.params["before"]
+    name: str = act.params["id"]
+    if name in host.snapshots:
+        return name
+    if before is None or state.started != before:
+        return None
+    wanted = (act.params["step"], before, state.first - 1)
+    return next((one for one, told in reversed(host.taken.items()) if told == wanted), None)
+
+
 def _snapshot(act: Act) -> Result:
     host = act.host
-    name = act.params["id"]
-    if name not in host.snapshots:
+    name = _standing(act)
+    if name is None:
+        name = act.params["id"]
+        told = (act.params["step"], act.params["before"], host.state.starts)
         host.snapshots = {**host.snapshots, name: host.state.data}
+        host.taken = {**host.taken, name: told}
     data = json.dumps(host.snapshots[name]).encode()
     return {
+        "id": name,
         "files": len(host.snapshots[name]),
         "bytes": len(data),
         "digest": hashlib.sha256(data).hexdigest(),
@@ -288,9 +317,9 @@ def _snapshot(act: Act) -> Result:
 
 def _restore(act: Act) -> Result:
     host = act.host
-    name = act.params["id"]
-    if name not in host.snapshots:
-        raise NoSnapshot(f"there is no complete snapshot {name!r} on this host")
+    name = _standing(act)
+    if name is None:
+        raise NoSnapshot(f"there is no complete snapshot {act.params['id']!r} on this host")
     if host.restored != act.key:
         if host.state.alive(act.now):
             raise Conflict("the daemon runs: stop it before its files are replaced")
@@ -301,7 +330,11 @@ def _restore(act: Act) -> Result:
     if act.params["drop_replaced"] and replaced:
         host.replaced = host.replaced[:-1]
         replaced = ()
-    return {"files": len(host.snapshots[name]), "replaced": replaced[0] if replaced else None}
+    return {
+        "id": name,
+        "files": len(host.snapshots[name]),
+        "replaced": replaced[0] if replaced else None,
+    }
 
 
 def _prune(act: Act) -> Result:
@@ -312,6 +345,7 @@ def _prune(act: Act) -> Result:
     removed += [name for name in sorted(host.snapshots) if name not in snapshots]
     host.releases = tuple(name for name in host.releases if name in keep)
     host.snapshots = {name: host.snapshots[name] for name in host.snapshots if name in snapshots}
+    host.taken = {name: told for name, told in host.taken.items() if name in snapshots}
     return {"removed": removed}
 
 

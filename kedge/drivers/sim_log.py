@@ -23,7 +23,7 @@ from kedge.drivers.sim_host import Counts, Record, SimHost, State
 _FACTS = (
     "token", "run", "state", "counts", "releases", "generations", "snapshots", "runs", "captured",
     "pids", "begun", "begun_run", "first",
-    "replaced", "restored",
+    "replaced", "restored", "taken", "anew",
 )  # fmt: skip
 
 
@@ -141,5 +141,6 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "counts": lambda value: Counts(*value),
     "releases": tuple,
     "replaced": tuple,
+    "taken": lambda value: {name: tuple(told) for name, told in value.items()},
     "snapshots": lambda value: {name: tuple(data) for name, data in value.items()},
 }

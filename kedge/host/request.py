@@ -104,6 +104,14 @@ def output_size(value: Any, where: str) -> int:
     return int(value)
 
 
+def optional_digest(value: Any, where: str) -> Optional[str]:
+    """A digest or null."""
+    return None if value is None else str(digest(value, where))
+
+
+# What a snapshot is for: the step that takes it, and the release that is started after it.
+SERIES: Dict[str, Any] = {"step": (text, ""), "before": (optional_digest, None)}
+
 OPERATIONS: Dict[str, Dict[str, Any]] = {
     "fence": {},
     "observe": {},
@@ -132,11 +140,13 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "id": (snapshot, REQUIRED),
         "paths": (list_of(relative, least=1, most=64), REQUIRED),
         "keep_out": (list_of(text, most=256), []),
+        **SERIES,
     },
     "restore": {
         "id": (snapshot, REQUIRED),
         "keep": (list_of(text, most=256), []),
         "drop_replaced": (flag, False),
+        **SERIES,
     },
     "probe": {"probe": (probe, REQUIRED)},
     "healthy": {
@@ -154,6 +164,7 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "exit": (codes, [0]),
         "check": (optional_probe, None),
         "output_max": (output_size, 4096),
+        "anew": (natural, 0),
     },
     "ensure": {"settle": (seconds, 0.0)},
     "prune": {

@@ -49,6 +49,7 @@ def run(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             return found
     ctx.acting()
     told = {"key": ctx.key, "argv": op["argv"], "boot": processes.boot_id(), "at": time.time()}
+    told["anew"] = op["anew"]
     with ctx.fence.act():
         files.drop(paths.spawning)
         files.drop(paths.command)
@@ -80,6 +81,9 @@ def _begun_before(
             return {"exit": None, "output": "", "resolved": "by its check: the effect is there"}
         if found.verdict == FAIL:
             return None
+    if op["anew"] > intent.get("anew", 0):
+        # Somebody looked and decided since. The intent that is written next has this number: it is said once.
+        return None
     raise Unresolved(
         f"{op['argv'][0]} was begun and nobody knows how it ended: look, then decide",
         {"argv": op["argv"][:16], "begun": intent.get("at")},

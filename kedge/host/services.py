@@ -42,7 +42,13 @@ class SupervisedProcess:
         cwd = os.path.join(node.root, spec.get("cwd") or ".")
         env = launch.environment(spec.get("env") or {})
         program = launch.program_of(spec["argv"][0], release, cwd, env["PATH"])
-        kept = {"release": digest, "generation": generation, "key": ctx.key, "program": program}
+        kept = {
+            "release": digest,
+            "generation": generation,
+            "key": ctx.key,
+            "program": program,
+            **_counted(node, digest),
+        }
         what = launch.Launch(program, spec["argv"], env, cwd, node.log, node.service, kept)
         return launch.launch(what)
 
@@ -53,6 +59,19 @@ class SupervisedProcess:
     def last_words(self) -> str:
         """The end of what it wrote."""
         return files.tail(self.node.log, TAIL)
+
+
+def _counted(node: Node, digest: str) -> Dict[str, int]:
+    """The number of this start, and the one at which its release was first started after another one.
+
+    Kept with the start itself, so they cannot disagree: by them a snapshot is known to be of the data as they were
+    right before a release first had them.
+    """
+    last = files.read_json(node.service)
+    last = last if isinstance(last, dict) else {}
+    number = int(last.get("starts", 0)) + 1
+    same = last.get("release") == digest and "first" in last
+    return {"starts": number, "first": int(last["first"]) if same else number}
 
 
 SERVICES: Dict[str, Type[SupervisedProcess]] = {"process": SupervisedProcess}

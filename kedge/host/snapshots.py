@@ -12,8 +12,9 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from kedge.host import files, observe, points
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoSnapshot, ReaderGone
@@ -40,13 +41,17 @@ def matches(path: str, globs: List[str]) -> bool:
 
 
 def snapshot(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
-    """Copy paths of the root to `snapshots/<id>`; one that is complete already is the answer."""
+    """Copy paths of the root to `snapshots/<id>`; one that is complete already is the answer.
+
+    So is an older one that stands (`standing`): what is there now was in the hands of the new release.
+    """
     node, name = ctx.node, op["id"]
     asked = {"paths": sorted(op["paths"]), "keep_out": sorted(op["keep_out"])}
-    if os.path.isdir(node.snapshot(name)):
-        kept = manifest(node, name)
+    stands = standing(node, op)
+    if stands is not None:
+        kept = manifest(node, stands)
         if kept["asked"] != asked:
-            raise Conflict(f"snapshot {name} is there, of other paths", {"asked": kept["asked"]})
+            raise Conflict(f"snapshot {stands} is there, of other paths", {"asked": kept["asked"]})
         return _told(kept)
     clean(node)
     ctx.acting()
@@ -56,6 +61,8 @@ def snapshot(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         os.mkdir(f"{sibling}/files", 0o700)
         points.reach("snapshot.copying")
         kept = {"id": name, "asked": asked, "entries": _copy_out(ctx, op, f"{sibling}/files")}
+        starts = observe.running(node)[1].get("starts", 0)
+        kept.update(step=op["step"], before=op["before"], starts=starts, at=time.time())
         kept["digest"] = hashlib.sha256(files.to_json(kept["entries"])).hexdigest()
         files.write_new(f"{sibling}/manifest.json", files.to_json(kept))
         files.sync_dir(sibling)
@@ -73,7 +80,33 @@ def snapshot(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
 def _told(kept: Dict[str, Any]) -> Dict[str, Any]:
     regular = [one for one in kept["entries"] if one["type"] == "file"]
     total = sum(one["size"] for one in regular)
-    return {"files": len(regular), "bytes": total, "digest": kept["digest"]}
+    told = {"files": len(regular), "bytes": total, "digest": kept["digest"]}
+    return {"id": kept["id"], **told}
+
+
+def standing(node: Node, op: Dict[str, Any]) -> Optional[str]:
+    """The snapshot that an operation means: the one it names, or, once the release `before` was started, the one
+    that an earlier run took for the same step right before that release was first started. None: neither is there.
+
+    Nothing may have been started between that snapshot and the first start: an older one is of other data. Of several
+    the one that was taken last counts.
+    """
+    if os.path.isdir(node.snapshot(op["id"])):
+        return str(op["id"])
+    last = observe.running(node)[1]
+    if op["before"] is None or last.get("release") != op["before"]:
+        return None
+    found: List[Tuple[float, str]] = []
+    for name in observe.snapshots(node):
+        kept = files.read_json(f"{node.snapshot(name)}/manifest.json")
+        if (
+            isinstance(kept, dict)
+            and kept.get("step") == op["step"]
+            and kept.get("before") == op["before"]
+            and kept.get("starts") == last.get("first", 0) - 1
+        ):
+            found.append((kept["at"], name))
+    return max(found)[1] if found else None
 
 
 def manifest(node: Node, name: str) -> Dict[str, Any]:
@@ -205,7 +238,7 @@ def remove(node: Node, name: str) -> None:
 def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     """Put the files of a snapshot back; what was there goes to `snapshots/replaced-<n>`."""
     node = ctx.node
-    kept = manifest(node, op["id"])
+    kept = manifest(node, standing(node, op) or op["id"])
     intent = files.read_json(node.restoring)
     if not isinstance(intent, dict) or intent.get("key") != ctx.key:
         if observe.running(node)[0] is not None:
@@ -222,7 +255,11 @@ def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         with ctx.fence.act():
             remove(node, replaced)
     gone = op["drop_replaced"]
-    return {"files": intent["files"], "replaced": None if gone else replaced}
+    return {
+        "id": intent["id"],
+        "files": intent["files"],
+        "replaced": None if gone else replaced,
+    }
 
 
 def _prepare(ctx: Context, op: Dict[str, Any], kept: Dict[str, Any]) -> Dict[str, Any]:
@@ -238,7 +275,7 @@ def _prepare(ctx: Context, op: Dict[str, Any], kept: Dict[str, Any]) -> Dict[str
         taken = [int(name[len(REPLACED) :]) for name in observe.full(node)["replaced"]]
         intent = {
             "key": ctx.key,
-            "id": op["id"],
+            "id": kept["id"],
             "paths": kept["asked"]["paths"],
             "files": count,
             "replaced": f"{REPLACED}{max(taken, default=0) + 1}",

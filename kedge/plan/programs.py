@@ -270,7 +270,8 @@ def forward(runbook: Runbook, maker: Maker) -> Program:
 def _with_snapshot(step: Step, name: str) -> Step:
     if step.op != "snapshot":
         return step
-    return step.model_copy(update={"params": {**step.params, "id": _snapshot_id(name)}})
+    named: dict[str, Json] = {"id": _snapshot_id(name), "step": name}
+    return step.model_copy(update={"params": {**step.params, **named}})
 
 
 def _snapshot_id(name: str) -> str:
@@ -354,7 +355,11 @@ def _undone(steps: list[tuple[str, NodeStep]], maker: Maker) -> list[Step | None
 def _restore(snapshot: tuple[str, NodeStep]) -> Step:
     name, written = snapshot
     body = written.snapshot or SnapshotStep()
-    params: dict[str, Json] = {"id": _snapshot_id(name), "keep": list(body.keep_newest)}
+    params: dict[str, Json] = {
+        "id": _snapshot_id(name),
+        "step": name,
+        "keep": list(body.keep_newest),
+    }
     return Step(
         name="restore",
         op="restore",

@@ -84,6 +84,10 @@ class Ground:
             if kind == "stage":
                 operation["length"] = artifact.length
                 operation["source"] = None
+        elif kind in {"snapshot", "restore"}:
+            # By this the host knows the snapshot of an earlier run that was aborted (docs/host-protocol.md).
+            after = self.artifacts.get("after", {}).get(planned.platform)
+            operation["before"] = after.digest if after is not None else None
         elif kind == "configure":
             operation |= self.configured[side].operation(planned, values)
         return operation

@@ -175,7 +175,7 @@ def test_snapshot_and_restore_killed_at(host: Any, point: str) -> None:
     if point.startswith("restore"):
         assert not host.call(back).whole
     said = host.good(back)
-    assert said.result("r") == {"files": 3, "replaced": "replaced-1"}
+    assert said.result("r") == {"id": "a", "files": 3, "replaced": "replaced-1"}
     assert (data / "db/rows").read_text() == "old"
     assert not (data / "db/more").exists()
     assert (data / "state.json").read_text() == "height 9"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kedge.drivers.ports import HostEvent
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
+from kedge.model.plan import PlannedNode
 from tests.drivers.conformance.rigs import (
     WELL,
     Instant,
@@ -444,6 +446,79 @@ async def test_nothing_is_restored_under_a_running_daemon(rig: Rig) -> None:
     assert await rig.bad(node, {"key": "r", "op": "restore", "id": "s1"}) == "Conflict"
 
 
+async def moved(rig: Rig) -> tuple[PlannedNode, Op, Op]:
+    """A node whose snapshot of run 1 was taken, and that started the new release and stopped; what run 2 asks for."""
+    node = rig.node()
+    await rig.good(node, *rig.install("one"), stop())
+    rig.write(node, "before")
+    aim: dict[str, Json] = {"step": "snapshot", "before": rig.releases["two"].digest}
+    take: Op = {"op": "snapshot", "paths": ["data"], **aim}
+    await rig.good(node, {"key": "s1", "id": "e1-snapshot", **take})
+    await rig.good(node, *rig.install("two"), stop("stop-new"))
+    rig.write(node, "migrated")
+    back: Op = {"key": "r2", "op": "restore", "id": "e2-snapshot", **aim}
+    return node, {"key": "s2", "id": "e2-snapshot", **take}, back
+
+
+@pytest.mark.parametrize("at", ["before", "acted", "recorded"])
+async def test_what_a_new_release_had_is_not_copied_where_an_older_snapshot_stands(
+    rig: Rig, at: Instant
+) -> None:
+    node, take, back = await moved(rig)
+    rig.die(node, "snapshot", at)
+    end = await rig.survive(node, take)
+    assert end.done[0].result["id"] == "e1-snapshot"
+    assert end.observed["snapshots"] == ["e1-snapshot"]
+    end = await rig.good(node, back, token=(2, 1, 1))
+    assert end.done[0].result["id"] == "e1-snapshot"
+    assert rig.read(node) == "before"
+
+
+@pytest.mark.parametrize("at", ["before", "acted", "recorded"])
+async def test_a_node_that_no_later_run_touched_is_restored_from_what_stands_there(
+    rig: Rig, at: Instant
+) -> None:
+    node, _, back = await moved(rig)
+    rig.die(node, "restore", at)
+    end = await rig.survive(node, back)
+    assert end.done[0].result["id"] == "e1-snapshot"
+    assert rig.read(node) == "before"
+    assert end.observed["replaced"] == ["replaced-1"]
+
+
+async def test_once_the_old_release_was_started_again_its_older_snapshot_stands_no_more(
+    rig: Rig,
+) -> None:
+    node, take, back = await moved(rig)
+    again = (rig.switch("one", "back"), start("start-again"), stop("stop-again"))
+    await rig.good(node, *again)
+    rig.write(node, "later")
+    assert await rig.bad(node, back) == "NoSnapshot"
+    end = await rig.good(node, take)
+    assert end.done[0].result["id"] == "e2-snapshot"
+    assert end.observed["snapshots"] == ["e1-snapshot", "e2-snapshot"]
+
+
+async def test_a_snapshot_of_another_step_or_release_does_not_stand(rig: Rig) -> None:
+    node, _, back = await moved(rig)
+    assert await rig.bad(node, {**back, "step": "another"}) == "NoSnapshot"
+    assert await rig.bad(node, {**back, "before": rig.releases["sick"].digest}) == "NoSnapshot"
+    assert await rig.bad(node, {**back, "before": None}) == "NoSnapshot"
+
+
+async def test_a_snapshot_that_was_not_the_last_before_the_new_release_does_not_stand(
+    rig: Rig,
+) -> None:
+    node = rig.node()
+    await rig.good(node, *rig.install("one"), stop())
+    aim: dict[str, Json] = {"step": "snapshot", "before": rig.releases["two"].digest}
+    take: Op = {"key": "s1", "op": "snapshot", "id": "e1-snapshot", "paths": ["data"], **aim}
+    await rig.good(node, take, start("start-again"), stop("stop-again"))
+    await rig.good(node, *rig.install("two"), stop("stop-new"))
+    back: Op = {"key": "r", "op": "restore", "id": "e2-snapshot", **aim}
+    assert await rig.bad(node, back) == "NoSnapshot"
+
+
 async def test_a_snapshot_that_is_not_there_is_not_guessed(rig: Rig) -> None:
     assert await rig.bad(rig.node(), {"key": "r", "op": "restore", "id": "s9"}) == "NoSnapshot"
 
@@ -480,6 +555,25 @@ async def test_a_command_whose_end_nobody_saw_is_never_guessed(rig: Rig) -> None
         assert not end.failed.error.retryable
         end = await rig.run(node, commanded(), token=(1, 1, 9))
     assert rig.commands(node) <= 1
+
+
+async def test_a_command_is_executed_again_once_for_each_time_somebody_says_so(rig: Rig) -> None:
+    node = rig.node()
+    rig.lose_command(node)
+    await rig.survive(node, commanded())
+    ran = rig.commands(node)
+    rig.lose_command(node)
+    with suppress(DriverError):
+        await rig.run(node, commanded(anew=1), token=(1, 2, 1))
+    assert await rig.bad(node, commanded(anew=1), token=(1, 2, 2)) == "Unresolved"
+    assert rig.commands(node) <= ran + 1
+    ran = rig.commands(node)
+    end = await rig.good(node, commanded(anew=2), token=(1, 3, 1))
+    assert end.done[0].result["exit"] == 0
+    assert rig.commands(node) == ran + 1
+    again = await rig.good(node, commanded(anew=3), token=(1, 4, 1))
+    assert again.done[0].replayed, "a command that is recorded done stays done"
+    assert rig.commands(node) == ran + 1
 
 
 async def test_a_check_resolves_a_command_whose_end_nobody_saw(rig: Rig) -> None:
