@@ -109,6 +109,10 @@ class LegActivities:
                 op if op["op"] in ONCE else {**op, "key": f"{op['key']}#{request.round}"}
                 for op in planned
             )
+        if request.anew:
+            planned = tuple(
+                {**op, "anew": request.anew} if op["op"] == "run" else op for op in planned
+            )
         artifacts = (*plan.after.artifacts, *plan.before.artifacts)
         ops = await self._ground.with_sources(node, planned, artifacts)
         asked = SessionRequest(

@@ -275,6 +275,7 @@ class CanaryWidening:
             budget=budget,
             serial=serial,
             round=round_,
+            anew=round_,
         )
         try:
             child = await workflow.start_child_workflow(

@@ -34,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         WaveResult,
         failure_of_the_run,
     )
+    from kedge.plan.progress import executed_again
     from kedge.plan.wayback import Return
 
 from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
@@ -55,6 +56,8 @@ class RollbackState(Frozen):
     children: int = 0
     parks: int = 0
     held: bool = False
+    retries: int = 0
+    """How often people said to try again."""
     consented: tuple[str, ...] = ()
     """Gates that were passed."""
 
@@ -292,6 +295,7 @@ class Rollback(Ordered):
             # What the hosts showed counts, not what an earlier turn did: a node that went back and died since has all
             # its steps in the journal, and still must be started. Serials grow in all runs under one epoch.
             round=serial // SERIALS_A_WAVE,
+            anew=self._state.retries,
         )
         try:
             child = await workflow.start_child_workflow(
@@ -366,6 +370,7 @@ class Rollback(Ordered):
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         said = (
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
+            f"{executed_again(failures)}"
         )
         # What is wrong with the whole run is not mended by giving nodes up.
         of_nodes = all(failure.node != THE_RUN for failure in failures)
@@ -396,6 +401,8 @@ class Rollback(Ordered):
             chosen = self._take_orders()
         self._close()
         self._failures = ()
+        if chosen == "retry":
+            self._change(retries=self._state.retries + 1)
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))

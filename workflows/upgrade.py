@@ -335,6 +335,7 @@ class Upgrade(Ordered):
             budget=0,
             serial=serial,
             round=self._state.round,
+            anew=self._state.round,
         )
         steps, replayed, used = 0, 0, SERIALS_A_WAVE
         try:

@@ -149,6 +149,7 @@ class Wave:
                     serial=request.serial + index * SERIALS_A_LEG + min(attempt, SERIALS_A_LEG - 1),
                     round=round_,
                     wave=request.wave,
+                    anew=request.anew,
                 ),
                 start_to_close_timeout=timedelta(seconds=leg.timeout),
                 heartbeat_timeout=HEARTBEAT,

@@ -49,6 +49,9 @@ class LegRequest(Frozen):
     """Grows when a step is done again on purpose (a person's retry, a daemon that died at its start). Commands,
     snapshots and restores keep their key over all rounds: done once is done."""
     wave: int | None = None
+    anew: Annotated[int, Field(ge=0)] = 0
+    """How often a person said to try again so far: a command of which nobody knows how it ended is executed again when
+    this grew since it was begun."""
 
 
 class LegDone(Frozen):
@@ -155,6 +158,8 @@ class WaveRequest(Frozen):
     budget: Annotated[int, Field(ge=0)]
     serial: int
     round: Annotated[int, Field(ge=0)] = 0
+    anew: Annotated[int, Field(ge=0)] = 0
+    """See ``LegRequest``."""
 
 
 class WaveResult(Frozen):

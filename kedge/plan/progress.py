@@ -376,10 +376,11 @@ def _park(
         choices.append("rollback")
     choices.append("abort")
     number = state.parks + 1
+    again = executed_again(failures) if "retry" in choices else ""
     parked = Parked(
         subject=f"{where}-{number}",
         where=where,
-        said=said or _failures_said(where, failures),
+        said=(said or _failures_said(where, failures)) + again,
         failures=failures,
         remaining=remaining,
         choices=tuple(choices),
@@ -387,6 +388,16 @@ def _park(
     return state.model_copy(
         update={"stage": "parked", "parked": parked, "parks": number, "gate": None}
     )
+
+
+def executed_again(failures: tuple[Failure, ...]) -> str:
+    """What people must know before they say to try again: a command that may have had its effect has it twice then."""
+    unknown = [failure for failure in failures if failure.type == "Unresolved"]
+    if not unknown:
+        return ""
+    first = unknown[0]
+    more = f" (and on {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    return f"; retry executes it again: {first.step or 'the command'} on {first.name}{more}"
 
 
 def _failures_said(where: str, failures: tuple[Failure, ...]) -> str:
