@@ -13,7 +13,7 @@ from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import OrderVerdict
 from kedge.model.policy import Policy
 from kedge.model.run import JudgeRequest, Note, Refused, Warrant, WarrantUpdate
-from kedge.plan.lease import admit, refuse
+from kedge.plan.lease import admit, refuse, unproven
 from kedge.trust.orders import judge, read, refused
 
 
@@ -25,10 +25,11 @@ class OrderActivities:
 
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
-        """The verdict about an order; every verdict is evidence before it is answered."""
+        """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
         async with pulse():
             verdict = await self._judged(request)
-            await self._ground.note_verdict(request.fleet, verdict)
+            if not (request.quiet and unproven(verdict)):
+                await self._ground.note_verdict(request.fleet, verdict)
         return verdict
 
     async def _judged(self, request: JudgeRequest) -> OrderVerdict:

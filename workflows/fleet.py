@@ -9,6 +9,7 @@ from typing import Any
 from temporalio import workflow
 from temporalio.exceptions import (
     ActivityError,
+    ApplicationError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
 )
@@ -32,11 +33,18 @@ with workflow.unsafe.imports_passed_through():
         UpgradeRequest,
         WarrantUpdate,
     )
-    from kedge.plan.lease import refuse
+    from kedge.plan.lease import refuse, unproven
     from kedge.trust.refusal import RefusalError
 
 from workflows.calls import attributes, decide, plan_facts, why
-from workflows.ordered import envelope_of, instant, unreadable
+from workflows.ordered import (
+    KEPT_REFUSALS,
+    MOST_ORDERS,
+    RESERVE,
+    envelope_of,
+    instant,
+    unreadable,
+)
 from workflows.rollback import Rollback
 from workflows.upgrade import Upgrade
 
@@ -58,6 +66,7 @@ class Fleet:
     def __init__(self, fleet: str, state: FleetState | None = None) -> None:
         self._state = state or FleetState(fleet=fleet)
         self._ordering = asyncio.Lock()
+        self._received = 0
         self._told = 0
         self._looked = 0
 
@@ -66,13 +75,11 @@ class Fleet:
         """Lives as long as the fleet; its history is renewed from time to time."""
         workflow.set_current_details(f"fleet **{fleet}**")
         while True:
-            await workflow.wait_condition(
-                lambda: self._told > self._looked or workflow.info().is_continue_as_new_suggested()
-            )
+            await workflow.wait_condition(lambda: self._told > self._looked or self._long())
             if self._told > self._looked:
                 self._looked = self._told
                 await self._look_at_holder(RunActivities.run_end_soon)
-            if workflow.info().is_continue_as_new_suggested():
+            if self._long():
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(args=[fleet, self._state])
 
@@ -86,15 +93,23 @@ class Fleet:
         return await self._receive(envelope)
 
     @submit_order.validator
-    def _one_envelope(self, envelope: Envelope) -> None:
-        """Whatever is no envelope is rejected before the handler sees it."""
+    def _one_envelope(self, envelope: Envelope) -> None:  # noqa: ARG002 - the handler's signature
+        """Whatever is no envelope is rejected before the handler sees it; so is what comes in a flood."""
+        if self._full(RESERVE):
+            raise ApplicationError(
+                "too many orders at once: this fleet looks at more in a moment, send it again",
+                type="TooManyOrders",
+            )
 
     @workflow.signal(name="order", description="The same signed order, without an answer.")
     async def order(self, *sent: Any) -> None:
         """The same as ``submit_order``, for who cannot wait for an answer; takes whatever anybody sends."""
+        if self._full():
+            return
         try:
             envelope = envelope_of(sent)
         except RefusalError as refusal:
+            self._received += 1
             await self._keep(unreadable(sent, refusal))
         else:
             await self._receive(envelope)
@@ -125,10 +140,18 @@ class Fleet:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
+    def _full(self, reserve: int = 0) -> bool:
+        """This history has had its share of orders (see ``Ordered``)."""
+        return self._received >= MOST_ORDERS + reserve
+
+    def _long(self) -> bool:
+        return self._full() or workflow.info().is_continue_as_new_suggested()
+
     def _change(self, **update: object) -> None:
         self._state = self._state.model_copy(update=update)
 
     async def _receive(self, envelope: Envelope) -> Submitted:
+        self._received += 1
         async with self._ordering:
             await self._look_at_holder(RunActivities.run_end)
             verdict = await decide(
@@ -138,6 +161,7 @@ class Fleet:
                     expected=self._expected(),
                     fleet=self._state.fleet,
                     lease=Lease(holder=self._state.holder, plan=self._state.plan),
+                    quiet=self._state.refused >= KEPT_REFUSALS,
                 ),
                 "verify an order to the fleet",
             )
@@ -159,18 +183,21 @@ class Fleet:
 
     async def _keep(self, verdict: OrderVerdict) -> None:
         """A verdict that no activity reached becomes evidence and is remembered."""
-        await decide(
-            OrderActivities.keep_verdict,
-            Refused(fleet=self._state.fleet, verdict=verdict),
-            f"refused: {verdict.rule}",
-        )
+        if not unproven(verdict) or self._state.refused < KEPT_REFUSALS:
+            await decide(
+                OrderActivities.keep_verdict,
+                Refused(fleet=self._state.fleet, verdict=verdict),
+                f"refused: {verdict.rule}",
+            )
         self._remember(verdict)
 
     def _remember(self, verdict: OrderVerdict) -> None:
         spent = self._state.spent
         if verdict.accepted:
             spent = (*spent, verdict.nonce)[-KEPT * 10 :]
-        self._change(verdicts=(*self._state.verdicts, verdict)[-KEPT:], spent=spent)
+        refused = self._state.refused + (not verdict.accepted)
+        verdicts = (*self._state.verdicts, verdict)[-KEPT:]
+        self._change(verdicts=verdicts, spent=spent, refused=refused)
 
     def _expected(self) -> Expected:
         """An order to a fleet brings its own plan; the activity looks whether it is stored and of this fleet."""
@@ -218,6 +245,7 @@ class Fleet:
         self._change(
             epoch=epoch,
             count=state.count + 1,
+            refused=0,
             holder=identity,
             last=identity,
             plan=verdict.plan,

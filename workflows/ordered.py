@@ -33,7 +33,7 @@ with workflow.unsafe.imports_passed_through():
         Waiting,
         WarrantUpdate,
     )
-    from kedge.plan.lease import refuse
+    from kedge.plan.lease import refuse, unproven
     from kedge.trust.approvals import tally
     from kedge.trust.envelope import moment, open_envelope, read
     from kedge.trust.refusal import RefusalError
@@ -41,8 +41,14 @@ with workflow.unsafe.imports_passed_through():
 from workflows.calls import PHASE, WAITING, decide, plan_facts, why
 
 KEPT_VERDICTS = 50
-MOST_ORDERS = 1_000
-"""Orders one run looks at, refused ones included: a flood is cut off before it fills the history."""
+MOST_ORDERS = 400
+"""Orders looked at in one history, refused ones included: then the run goes on in a new one, and looks at as many again.
+Signals that come until then are dropped, so that a flood neither fills the history nor makes a run deaf for good."""
+RESERVE = 100
+"""As many more updates and notices of pre-emption are looked at meanwhile: they are people's, who see an answer."""
+KEPT_REFUSALS = 200
+"""Refusals of a run, or of a fleet since its last run began, that become evidence; further ones are only counted, unless
+the order was proven to be of a person of the policy."""
 CROWD = 50
 """Orders looked at in one history before a wait is interrupted to begin a new one."""
 
@@ -53,6 +59,7 @@ class OrderMemory(Frozen):
     verdicts: tuple[OrderVerdict, ...] = ()
     spent: tuple[str, ...] = ()
     received: int = 0
+    refused: int = 0
     gate: str = ""
     signed: tuple[OrderVerdict, ...] = ()
     envelopes: tuple[Envelope, ...] = ()
@@ -129,20 +136,21 @@ class Ordered:
 
     @submit_order.validator
     def _bounded(self, envelope: Envelope) -> None:  # noqa: ARG002 - the handler's signature
-        if self._memory.received >= MOST_ORDERS:
+        if self._full(RESERVE):
             raise ApplicationError(
-                f"this run looked at {MOST_ORDERS} orders already", type="TooManyOrders"
+                "too many orders at once: this run looks at more in a moment, send it again",
+                type="TooManyOrders",
             )
 
     @workflow.signal(name="order", description="The same signed order, without an answer.")
     async def order(self, *sent: Any) -> None:
         """The same as ``submit_order``, for who cannot wait for an answer; takes whatever anybody sends."""
-        if self._memory.received >= MOST_ORDERS:
+        if self._full():
             return
         try:
             envelope = envelope_of(sent)
         except RefusalError as refusal:
-            self._count()
+            await self._count()
             await self._keep(unreadable(sent, refusal))
         else:
             await self._receive(envelope)
@@ -156,9 +164,9 @@ class Ordered:
         An older one was for a run before. That the notice is not believed costs nothing but time: it is the fence on
         the hosts that stops this run.
         """
-        if self._memory.received >= MOST_ORDERS:
+        if self._full(RESERVE):
             return
-        self._count()
+        await self._count()
         try:
             notice = Preempted.model_validate(sent[0] if sent else None)
             issued = moment(read(notice.envelope).issued)
@@ -178,25 +186,39 @@ class Ordered:
                 self._preempted = notice
                 await self._woken()
 
-    def _count(self) -> None:
+    def _looked(self) -> int:
+        return self._memory.received - self._received_before
+
+    def _full(self, reserve: int = 0) -> bool:
+        """This history has had its share of orders: the run goes on in a new one as soon as it can."""
+        return self._looked() >= MOST_ORDERS + reserve
+
+    async def _count(self) -> None:
         self._memory = self._memory.model_copy(update={"received": self._memory.received + 1})
+        if self._looked() == MOST_ORDERS:
+            # A child that is waited for may take hours: it holds, is begun anew afterwards, and nothing is lost.
+            await self._woken()
 
     async def _keep(self, verdict: OrderVerdict) -> None:
         """A verdict that no activity reached becomes evidence and is remembered."""
-        await decide(
-            OrderActivities.keep_verdict,
-            Refused(fleet=self._run.fleet, verdict=verdict),
-            f"refused: {verdict.rule}",
-        )
+        if not unproven(verdict) or self._memory.refused < KEPT_REFUSALS:
+            await decide(
+                OrderActivities.keep_verdict,
+                Refused(fleet=self._run.fleet, verdict=verdict),
+                f"refused: {verdict.rule}",
+            )
         self._remember(verdict)
 
     def _remember(self, verdict: OrderVerdict) -> None:
         spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
         kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
-        self._memory = self._memory.model_copy(update={"spent": spent, "verdicts": kept})
+        refused = self._memory.refused + (not verdict.accepted)
+        self._memory = self._memory.model_copy(
+            update={"spent": spent, "verdicts": kept, "refused": refused}
+        )
 
     async def _receive(self, envelope: Envelope) -> OrderVerdict:
-        self._count()
+        await self._count()
         async with self._ordering:
             await workflow.wait_condition(lambda: self._facts is not None)
             opened = self._open
@@ -231,8 +253,13 @@ class Ordered:
 
     def _crowded(self) -> bool:
         """So many orders were looked at in this history that it is better to wait on in a new one."""
-        looked = self._memory.received - self._received_before
-        return looked >= CROWD and workflow.info().is_continue_as_new_suggested()
+        if self._full():
+            return True
+        return self._looked() >= CROWD and workflow.info().is_continue_as_new_suggested()
+
+    def _long(self) -> bool:
+        """It is time for a new history."""
+        return self._full() or workflow.info().is_continue_as_new_suggested()
 
     def _disturbed(self) -> bool:
         """Something came that is for the run's main line, or its history became long while it waits."""
@@ -271,6 +298,7 @@ class Ordered:
                 run=self._run,
                 gate=gate,
                 signed=self._memory.signed,
+                quiet=self._memory.refused >= KEPT_REFUSALS,
             ),
             "verify an order",
         )

@@ -111,7 +111,7 @@ class Rollback(Ordered):
             self._take_orders()
         while facts is not None and self._ended is None:
             await self._turn(facts)
-            if workflow.info().is_continue_as_new_suggested() and self._ended is None:
+            if self._long() and self._ended is None:
                 await self._renew()
         return await self._end(facts)
 
@@ -274,7 +274,9 @@ class Rollback(Ordered):
                 if result.failures:
                     await self._park("back", result.failures, facts)
                     return
-            if workflow.info().is_continue_as_new_suggested():
+                if self._full():
+                    return
+            if self._long():
                 return
 
     async def _chunk(
@@ -320,7 +322,7 @@ class Rollback(Ordered):
     # -- orders --------------------------------------------------------------------------------------------------
 
     async def _woken(self) -> None:
-        stopping = self._preempted is not None or any(
+        stopping = (self._preempted is not None or self._full()) or any(
             v.verb in ("pause", "abort") for v in self._inbox
         )
         if stopping and self._wave_child is not None:
@@ -421,7 +423,15 @@ class Rollback(Ordered):
         self._close()
         self._ended_at = instant()
         self._say(phase_of(ended), ended.said)
-        await self._note("ended", {"what": "ended", "outcome": ended.phase, "said": ended.said})
+        await self._note(
+            "ended",
+            {
+                "what": "ended",
+                "outcome": ended.phase,
+                "said": ended.said,
+                "refused": self._memory.refused,
+            },
+        )
         if not self._request.automatic:
             fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
             try:

@@ -118,7 +118,7 @@ class Upgrade(Ordered):
             if event is not None:
                 await self._advance(event, facts)
             await self._take_orders(facts)
-            if workflow.info().is_continue_as_new_suggested() and self._state.stage != "ended":
+            if self._long() and self._state.stage != "ended":
                 await self._renew()
         return await self._end(facts)
 
@@ -189,6 +189,7 @@ class Upgrade(Ordered):
             "passed": list(state.passed),
             "outcome": state.outcome,
             "said": state.parked.said if state.parked else state.said,
+            "refused": self._memory.refused,
             "at": instant(),
         }
         key = "-".join(str(part) for part in (event, *_place(state), state.serial))
@@ -224,7 +225,7 @@ class Upgrade(Ordered):
             self._close()
 
     async def _woken(self) -> None:
-        stopping = self._preempted is not None or any(
+        stopping = (self._preempted is not None or self._full()) or any(
             v.verb in ("pause", "abort") for v in self._inbox
         )
         if stopping and self._widening is not None:

@@ -366,6 +366,8 @@ class JudgeRequest(Frozen):
     signed: tuple[OrderVerdict, ...] = ()
     lease: Lease | None = None
     """For orders to a fleet: these name their plan themselves; it must be in the store and of this fleet."""
+    quiet: bool = False
+    """So much was refused that what is not proven to be of a person is not written down any more."""
 
 
 class Observed(Frozen):
@@ -447,6 +449,8 @@ class FleetState(Frozen):
     runs: tuple[str, ...] = ()
     spent: tuple[str, ...] = ()
     verdicts: tuple[OrderVerdict, ...] = ()
+    refused: int = 0
+    """Refusals since the last run began."""
 
 
 class Opened(Frozen):

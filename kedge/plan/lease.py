@@ -25,3 +25,16 @@ def admit(verdict: OrderVerdict, lease: Lease) -> OrderVerdict:
 def refuse(verdict: OrderVerdict, rule: Rule, said: str) -> OrderVerdict:
     """The same verdict, refused by a rule that is not about the signature; what was proven stays proven."""
     return verdict.model_copy(update={"accepted": False, "rule": rule, "said": said})
+
+
+_CLAIMS = frozenset(
+    {
+        "unreadable", "not-canonical", "unknown-person", "unknown-key", "duplicate-key",
+        "algorithm", "namespace", "signature", "touch", "pin",
+    }
+)  # fmt: skip
+
+
+def unproven(verdict: OrderVerdict) -> bool:
+    """Whether an order was refused before it was known that a person of the policy signed it: anybody can make those."""
+    return not verdict.accepted and verdict.rule in _CLAIMS
