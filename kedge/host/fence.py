@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import os
 import time
 from typing import Any, Callable, Iterator, Optional, Tuple
 
@@ -17,7 +15,6 @@ from kedge.host import files, locks, points
 from kedge.host.errors import Fenced, HostError
 from kedge.host.layout import Node, Token
 
-Seen = Tuple[int, int]
 # `fence.lock` is held for milliseconds only, so even who waits for nothing waits for that; the time is
 # for a frozen holder to be taken out of the way.
 SHORT = 5.0
@@ -32,44 +29,31 @@ class Fence:
         self.run = run
         self.lock_wait = max(lock_wait, SHORT)
         self.held: Optional[locks.Lock] = None
-        self._seen: Seen = (-1, -1)
 
     def standing(self) -> Tuple[Optional[Token], str]:
         """The token that has the node now and the run it belongs to.
 
         A fence that cannot be read is an error, not an absent one: it is only ever replaced whole.
         """
-        content = files.read_bytes(self.node.fence)
-        if content is None:
-            return None, ""
         try:
-            kept = json.loads(content)
+            kept = self.node.kept_fence.value()
         except ValueError:
-            kept = None
+            kept = ""
+        if kept is None:
+            return None, ""
         token = locks.token_of(kept.get("token")) if isinstance(kept, dict) else None
         if token is None:
             raise HostError(f"the fence cannot be read: {self.node.fence}")
         return token, str(kept.get("run", ""))
 
     def check(self) -> None:
-        """Raise Fenced when a newer token has the node."""
+        """Raise Fenced when a newer token has the node. Cheap enough to repeat in every wait."""
         token, run = self.standing()
         if token is not None and token > self.token:
             detail = {"token": list(self.token), "fence": list(token), "run": run}
             raise Fenced(
                 f"token {self.token} is older than {token} of {run or 'another run'}", detail
             )
-
-    def glance(self) -> None:
-        """`check`, but only when the file was replaced since the last look: cheap enough to repeat."""
-        try:
-            status = os.stat(self.node.fence)
-            seen = (status.st_ino, status.st_mtime_ns)
-        except FileNotFoundError:
-            seen = (0, 0)
-        if seen != self._seen:
-            self.check()
-            self._seen = seen
 
     def raise_to(self) -> None:
         """Raise the fence to this session's token, durably, or raise Fenced."""

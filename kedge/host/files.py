@@ -126,6 +126,53 @@ def read_json(path: str) -> Any:
         return None
 
 
+class Kept:
+    """A JSON file that is only ever replaced whole: parsed when it was replaced, not at each look.
+
+    Its descriptor stays open, and while it does no other file can get its inode number: the same inode
+    under the name is the same file. `close` lets it go.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+        self._seen: Tuple[int, ...] = ()
+        self._value: Any = None
+
+    def value(self) -> Any:
+        """The value now; callers leave it as it is. None when there is no file; ValueError when it is no JSON."""
+        try:
+            seen = _identity(os.stat(self.path))
+        except FileNotFoundError:
+            self.close()
+            return None
+        if seen != self._seen:
+            self.close()
+            self._read()
+        return self._value
+
+    def _read(self) -> None:
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        status = os.fstat(self._fd)
+        content = os.pread(self._fd, status.st_size + 1, 0)
+        self._value = json.loads(content)
+        self._seen = _identity(status)
+
+    def close(self) -> None:
+        """Forget it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._seen, self._value = -1, (), None
+
+
+def _identity(status: os.stat_result) -> Tuple[int, ...]:
+    # Size and time are for a file that a person changed in place.
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def drop(path: str) -> None:
     """Remove a name that may not be there."""
     with contextlib.suppress(FileNotFoundError):

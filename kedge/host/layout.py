@@ -10,6 +10,7 @@ import re
 from typing import Tuple
 
 from kedge.host.errors import BadRequest
+from kedge.host.files import Kept
 
 Token = Tuple[int, int, int]
 
@@ -47,6 +48,14 @@ class Node:
         self.restoring = f"{root}/.kedge/restoring.json"
         self.restore_new = f"{root}/.kedge/restore.new"
         self._real_releases = ""
+        # Both are looked at a dozen times in a session, and replaced once or twice.
+        self.kept_fence = Kept(self.fence)
+        self.kept_service = Kept(self.service)
+
+    def close(self) -> None:
+        """Let go of what was kept open."""
+        self.kept_fence.close()
+        self.kept_service.close()
 
     def real_releases(self) -> str:
         """`releases` as the kernel names it in `/proc/<pid>/exe`, where links are resolved."""

@@ -1,6 +1,7 @@
 """What is there: which release and configuration, what runs, what should run.
 
-Everything is looked at anew, from links, `/proc` and files; nothing is remembered between looks.
+Everything is looked at anew, from links, processes and files; what is remembered between looks is known to be
+the same still.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def current_config(node: Node) -> Optional[str]:
 
 def running(node: Node) -> Tuple[Optional[Incarnation], Dict[str, Any]]:
     """The daemon that kedge started and that still lives, and what was kept about its start."""
-    kept = files.read_json(node.service)
+    try:
+        kept = node.kept_service.value()
+    except ValueError:
+        kept = None
     if not isinstance(kept, dict):
         return None, {}
     return processes.known(kept), kept

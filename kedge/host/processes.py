@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _boot = ""
@@ -30,11 +30,40 @@ class Incarnation(NamedTuple):
 
     def alive(self) -> bool:
         """Whether this very process still runs."""
-        return self.boot == boot_id() and start_of(self.pid) == self.start
+        global _held  # noqa: PLW0603 -- the daemon that was asked for last, with a descriptor that means it alone
+        if _held is not None and _held[0] == self:
+            return not ended(_held[1])
+        if self.boot != boot_id():
+            return False
+        fd = _opened(self.pid)
+        # Looked at after the descriptor was opened: if the start fits now, the descriptor is this process's.
+        if start_of(self.pid) != self.start:
+            _close(fd)
+            return False
+        if fd >= 0:
+            _close(_held[1] if _held is not None else -1)
+            _held = (self, fd)
+        return True
 
     def age(self) -> float:
         """Seconds since it started, suspended time included."""
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start / TICKS)
+
+
+_held: Optional[Tuple[Incarnation, int]] = None
+
+
+def _opened(pid: int) -> int:
+    """A descriptor of a process, or -1 where there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def boot_id() -> str:
@@ -92,13 +121,10 @@ def watch(one: Incarnation) -> int:
 
     The caller closes it. -1 means: dead already, or the kernel cannot watch (then poll `alive`).
     """
-    try:
-        fd = os.pidfd_open(one.pid)
-    except OSError:
-        return -1
-    if one.alive():
+    fd = _opened(one.pid)
+    if fd >= 0 and one.alive():
         return fd
-    os.close(fd)
+    _close(fd)
     return -1
 
 
@@ -118,8 +144,7 @@ def send(one: Incarnation, number: int) -> bool:
     except ProcessLookupError:
         return False
     finally:
-        if fd >= 0:
-            os.close(fd)
+        _close(fd)
     return True
 
 

@@ -186,6 +186,9 @@ def converse(wire: Wire) -> int:
         return _finish(wire, session, fault)
     except ReaderGone:
         return 1
+    finally:
+        if session is not None:
+            session.node.close()
 
 
 def _finish(wire: Wire, session: Optional[Session], fault: Optional[Fault]) -> int:

@@ -28,7 +28,7 @@ class Pulse:
 
     def tick(self) -> None:
         """Look at the fence and the reader; say what is waited for, at least once a second."""
-        self.fence.glance()
+        self.fence.check()
         self._check()
         now = time.monotonic()
         if now >= self._next:
