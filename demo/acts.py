@@ -161,15 +161,16 @@ def third(show: Show) -> None:
         "A third migration, the other way round; it gets its two signatures and is on its way."
     )
     run = show.start(OLD, NEW, OPERATOR, "pre-empted")
-    show.kedge("watch", run, "--until-waiting", codes=(WAITING,))
-    show.approve(run, APPROVER)
     watching = show.watch(run)
+    watching.until(f"waits for gate {GATE}")
+    show.approve(run, APPROVER)
     show.approve(run, OTHER_APPROVER)
+    # Early enough that the order arrives well before the run's end, however slow the machine is.
     member = show.moment(
-        "the third member stands between stop and start", show.in_the_middle(run, 2), watching
+        "the second member stands between stop and start", show.in_the_middle(run, 1), watching
     )
     screen.say(
-        f"Half way, {member} is down just now. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
+        f"It is under way, {member} is down just now. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
         "run: his order takes the lease, raises the fence on every host, and goes back from what is seen there."
     )
     words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--comment", "latency alarm"]

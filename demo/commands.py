@@ -94,9 +94,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.end()
             raise CommandError(f"`{self._shown}` took more than {seconds:.0f} s") from None
-        for reader in self._readers:
-            # A process that the command left running may have inherited the pipe: not waited for.
-            reader.join(timeout=2)
+        self._drain()
         answer = Answer(code=code, out=tuple(self._out), err=tuple(self._err))
         self._show_last(answer, all_of_it=code not in codes)
         if self._last != 0:
@@ -116,10 +114,17 @@ class Running:
         for line in shown:
             self._screen.output(line)
 
-    def first_line(self, seconds: float = COMMAND_SECONDS) -> None:
-        """Waits until the command has printed something, or has ended."""
+    def until(self, words: str = "", seconds: float = COMMAND_SECONDS) -> None:
+        """Waits until the command has printed a line with these words (or any). Raises ``CommandError`` if it never does."""
         deadline = time.monotonic() + seconds
-        while not (self._out or self.ended) and time.monotonic() < deadline:
+        while True:
+            ended = self.ended
+            if ended:
+                self._drain()
+            if any(words in line for line in tuple(self._out)):
+                return
+            if ended or time.monotonic() > deadline:
+                raise CommandError(f"`{self._shown}` never said {words!r}")
             time.sleep(0.02)
 
     def end(self) -> None:
@@ -131,6 +136,11 @@ class Running:
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
+
+    def _drain(self) -> None:
+        """Reads what an ended command left in its pipes. A process that inherited them is not waited for."""
+        for reader in self._readers:
+            reader.join(timeout=2)
 
     def _read(self, stream: IO[str], into: list[str]) -> None:
         for line in stream:

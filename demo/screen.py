@@ -50,19 +50,20 @@ class Screen:
 
     def did(self, text: str) -> None:
         """Something that the demo itself does to the world."""
-        self._print(Text(f"   ▸ {text}", style="yellow"))
+        self._marked("▸", text, "yellow")
 
     def strike(self, text: str) -> None:
         """Violence."""
-        self._print(Text(), Text(f"   ✗ {text}", style="bold red"))
+        self._print(Text())
+        self._marked("✗", text, "bold red")
 
     def seen(self, text: str) -> None:
         """A figure that the demo measured itself."""
-        self._print(Text(f"   ✓ {text}", style="green"))
+        self._marked("✓", text, "green")
 
     def wrong(self, text: str) -> None:
         """Something that is not as it should be."""
-        self._print(Text(f"   ✗ {text}", style="bold red"))
+        self._marked("✗", text, "bold red")
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
         """Figures in columns; the first ``left`` of them are words."""
@@ -72,6 +73,14 @@ class Screen:
         for row in rows:
             table.add_row(*row)
         self._print(Padding(table, (0, 0, 0, 3)))
+
+    def _marked(self, mark: str, text: str, style: str) -> None:
+        """A mark, and beside it a text whose lines stay beside it."""
+        grid = Table.grid()
+        grid.add_column(no_wrap=True)
+        grid.add_column()
+        grid.add_row(Text(f"   {mark} ", style=style), Text(text, style=style))
+        self._print(grid)
 
     def _print(self, *what: object, wrap: bool = True) -> None:
         with self._lock:

@@ -81,7 +81,7 @@ class Show:
     def watch(self, run: str) -> Running:
         """Watches a run beside whatever else happens; returns once it shows something."""
         watching = self.commands.begin("kedge", "watch", run)
-        watching.first_line()
+        watching.until()
         return watching
 
     # -- the hosts --------------------------------------------------------------------------------

@@ -71,12 +71,21 @@ def test_what_was_begun_is_ended_with_the_show(commands: Commands) -> None:
     assert running.ended
 
 
-def test_the_first_line_is_waited_for(commands: Commands) -> None:
-    running = commands.begin("sh", "-c", "sleep 0.3; echo here; sleep 60")
-    running.first_line()
+def test_words_are_waited_for(commands: Commands) -> None:
+    running = commands.begin(
+        "sh", "-c", "sleep 0.2; echo first; sleep 0.2; echo here it is; sleep 60"
+    )
+    running.until()
+    assert running._out == ["first"]
+    running.until("here")
     assert not running.ended
     running.end()
-    assert "here" in running._out
+
+
+def test_words_that_never_come_end_the_show(commands: Commands) -> None:
+    running = commands.begin("echo", "something else")
+    with pytest.raises(CommandError, match="never said 'here'"):
+        running.until("here")
 
 
 def test_what_others_print_moves_no_cursor(shown: io.StringIO, tmp_path: Path) -> None:
