@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from activities.ground import Ground
 from activities.heartbeats import pulse
@@ -26,6 +27,7 @@ class OrderActivities:
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
         """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
+        _own(f"fleet/{request.fleet}" if request.run is None else request.run.id)
         async with pulse():
             verdict = await self._judged(request)
             if not (request.quiet and unproven(verdict)):
@@ -89,6 +91,15 @@ class OrderActivities:
             return await self._warranted(update)
 
     async def _warranted(self, update: WarrantUpdate) -> str:
+        signed = (*((update.start,) if update.start is not None else ()), *update.approvals)
+        for envelope in signed:
+            # The Fleet acts on what was said to it, a run on what was said to that run.
+            try:
+                _own(read(envelope).target)
+            except OrderError as error:
+                raise ApplicationError(
+                    str(error), type="NotAuthorised", non_retryable=True
+                ) from error
         if update.start is not None:
             warrant = Warrant(start=update.start)
         else:
@@ -105,3 +116,15 @@ class OrderActivities:
         record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
         async with pulse():
             await self._ground.note(note.run.fleet, note.key, record)
+
+
+def _own(workflow: str) -> None:
+    """Raise unless it is the workflow of that id that asks.
+
+    Whoever reaches the engine can begin a Fleet under another id, with the state he likes. Two workflows of one id
+    never run at a time, so what asks under the right one is what everybody else sees too.
+    """
+    asks = activity.info().workflow_id
+    if asks != workflow:
+        said = f"{asks} asks about orders of {workflow}: only that one may"
+        raise ApplicationError(said, type="NotAuthorised", non_retryable=True)
