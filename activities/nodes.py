@@ -406,6 +406,7 @@ def _observed(
     }
     stopped: list[int] = []
     started: list[int] = []
+    mixed: list[int] = []
     problems: list[Failure] = []
     for index, look in looks:
         if isinstance(look, Failure):
@@ -418,7 +419,12 @@ def _observed(
                 _problem(index, plan.nodes[index].name, "preflight" if probed else "look", fault)
             )
         digest = look.observed.get("release")
+        runs = look.observed.get("running_release") or digest
         kind = "before" if digest in before else "after" if digest in after else "other"
+        if runs not in before | after:
+            kind = "other"
+        elif runs != digest:
+            mixed.append(index)
         lists["empty" if digest is None else kind].append(index)
         if not look.observed.get("running"):
             stopped.append(index)
@@ -443,6 +449,7 @@ def _observed(
         unreachable=tuple(lists["unreachable"]),
         stopped=tuple(stopped),
         started_after=tuple(started),
+        mixed=tuple(mixed),
         problems=bounded(tuple(problems)),
         fenced=any(problem.type == "Fenced" for problem in problems),
     )

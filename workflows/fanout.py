@@ -25,6 +25,7 @@ def together(parts: list[Observed]) -> Observed:
         unreachable=tuple(n for part in parts for n in part.unreachable),
         stopped=tuple(n for part in parts for n in part.stopped),
         started_after=tuple(n for part in parts for n in part.started_after),
+        mixed=tuple(n for part in parts for n in part.mixed),
         problems=bounded(tuple(problem for part in parts for problem in part.problems)),
         finalized=any(part.finalized for part in parts),
         restored=any(part.restored for part in parts),

@@ -255,10 +255,10 @@ class Upgrade(Ordered):
                 900,
             ),
         )
-        stopped = set(seen.stopped)
+        astray = {*seen.stopped, *seen.mixed}
         return progress.PreflightSeen(
             failures=seen.problems,
-            there=tuple(node for node in seen.after if node not in stopped),
+            there=tuple(node for node in seen.after if node not in astray),
             serial=serial + 1,
         )
 

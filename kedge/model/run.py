@@ -382,6 +382,8 @@ class Observed(Frozen):
     """Nodes (of any of the above) whose daemon does not run."""
     started_after: tuple[int, ...] = ()
     """Nodes on which this plan's new release was ever started: a failed start counts."""
+    mixed: tuple[int, ...] = ()
+    """Nodes whose daemon runs another release than ``current`` points to."""
     problems: tuple[Failure, ...] = ()
     finalized: bool = False
     """The finalize steps were begun in the upgrade that is looked at."""

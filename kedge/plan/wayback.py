@@ -57,7 +57,8 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
             verdict="refuse",
             said=f"{len(seen.other)} node(s) run a release this plan does not know: {names}",
         )
-    touched = set(seen.after)
+    # A daemon that still runs the new release is not on its baseline, wherever `current` points meanwhile.
+    touched = {*seen.after, *seen.mixed}
     asleep = set(seen.stopped) & set(seen.before)
     if not touched and not asleep:
         return Return(verdict="nothing", said="every node runs its baseline already")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from activities.nodes import _observed  # pyright: ignore[reportPrivateUsage]
+from kedge.drivers.ports import SessionEnd
+from kedge.model.base import Json
 from kedge.model.plan import Plan
 from kedge.model.run import Observed
 from kedge.plan.wayback import choose
@@ -164,3 +168,40 @@ def test_who_is_down_already_goes_back_first_so_that_no_more_are_down_than_may_b
     assert chosen.program == "back"
     assert chosen.waves == ((0,), (2, 1))
     assert chosen.parallel == (1, 1)
+
+
+def test_a_daemon_that_still_runs_the_new_release_is_taken_back_wherever_current_points() -> None:
+    made = restorable()
+    chosen = choose(made, seen(made, started_after=(1,), mixed=(1,)), automatic=True)
+    assert (chosen.verdict, chosen.program, chosen.waves) == ("go", "back", ((1,),))
+
+
+Looked = Callable[..., Observed]
+
+
+@pytest.fixture
+def looks() -> Looked:
+    """What is made of one node's observation; digests by ``old``, ``new``, or any other word."""
+    made = small(1, "")
+    known = {
+        "old": made.before.artifacts[0].digest,
+        "new": made.after.artifacts[0].digest,
+        "foreign": "f" * 64,
+    }
+
+    def look(**given: str) -> Observed:
+        told: dict[str, Json] = {name: known[word] for name, word in given.items()}
+        end = SessionEnd(ok=True, done=(), observed={"running": True, **told})
+        return _observed(made, [(0, end)], probed=False)
+
+    return look
+
+
+def test_a_daemon_of_another_release_than_current_is_seen_as_mixed(looks: Looked) -> None:
+    observed = looks(release="old", running_release="new")
+    assert (observed.before, observed.mixed) == ((0,), (0,))
+    observed = looks(release="new", running_release="old")
+    assert (observed.after, observed.mixed) == ((0,), (0,))
+    observed = looks(release="old", running_release="old")
+    assert (observed.before, observed.mixed) == ((0,), ())
+    assert looks(release="old", running_release="foreign").other == (0,)
