@@ -32,10 +32,7 @@ with workflow.unsafe.imports_passed_through():
     )
 
 from workflows.calls import SERIALS_A_WAVE, survey, tell, why
-from workflows.wave import Wave
-
-CHUNK = 100
-"""Nodes of one ``Wave`` child: about 700 events."""
+from workflows.wave import Wave, chunk_of
 
 
 @workflow.defn(name="CanaryWidening")
@@ -197,8 +194,8 @@ class CanaryWidening:
     async def _batch(
         self, facts: PlanFacts, batch: tuple[int, ...], later: tuple[int, ...], round_: int
     ) -> WideningStop | None:
-        """One failure domain: chunks of at most ``CHUNK`` nodes, as many at once as the wave's parallelism needs."""
-        waiting = batch
+        """One failure domain: chunks of nodes (``chunk_of``), as many at once as the wave's parallelism needs."""
+        waiting, size = batch, chunk_of(facts.legs["forward"])
         while waiting:
             parallel = self._free(facts)
             if parallel < 1:
@@ -207,15 +204,15 @@ class CanaryWidening:
                     "failed", remaining=(*waiting, *later), where="wave", said=said
                 )
             budget = max(0, facts.failure_budget - len(self._down))
-            lanes = min(-(-len(waiting) // CHUNK), max(1, -(-parallel // CHUNK)))
+            lanes = min(-(-len(waiting) // size), max(1, -(-parallel // size)))
             share, odd = divmod(parallel, lanes)
             # Each lane may lose its part of the budget only: together no more than the whole.
             part, rest = divmod(budget, lanes)
-            now, waiting = waiting[: lanes * CHUNK], waiting[lanes * CHUNK :]
+            now, waiting = waiting[: lanes * size], waiting[lanes * size :]
             results = await asyncio.gather(
                 *(
                     self._chunk(
-                        now[lane * CHUNK : (lane + 1) * CHUNK],
+                        now[lane * size : (lane + 1) * size],
                         share + (1 if lane < odd else 0),
                         part + (1 if lane < rest else 0),
                         round_,

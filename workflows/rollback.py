@@ -40,9 +40,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
 from workflows.fanout import observe_all
 from workflows.ordered import Open, Ordered, OrderMemory, instant
-from workflows.wave import Wave
-
-CHUNK = 100
+from workflows.wave import Wave, chunk_of
 
 
 class RollbackState(Frozen):
@@ -191,6 +189,7 @@ class Rollback(Ordered):
             update={
                 "after": tuple(n for n in seen.after if n not in given_up),
                 "other": tuple(n for n in seen.other if n not in given_up),
+                "mixed": tuple(n for n in seen.mixed if n not in given_up),
                 "stopped": tuple(n for n in seen.stopped if n not in given_up),
             }
         )
@@ -249,9 +248,10 @@ class Rollback(Ordered):
     async def _go(self, choice: Return, facts: PlanFacts) -> None:
         """Goes back part by part until all is done, or something else is to be done first."""
         self._waves = len(choice.waves)
+        size = chunk_of(facts.legs[choice.program]) if choice.waves else 1
         for index, (nodes, parallel) in enumerate(zip(choice.waves, choice.parallel, strict=True)):
             self._wave = index
-            for start in range(0, len(nodes), CHUNK):
+            for start in range(0, len(nodes), size):
                 self._take_orders()
                 if self._ended is not None:
                     return
@@ -261,7 +261,7 @@ class Rollback(Ordered):
                 self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
                 # Who was given up stays out, and keeps a place among the unavailable.
                 room = max(1, parallel - len(self._state.given_up))
-                result = await self._chunk(choice, facts, nodes[start : start + CHUNK], room)
+                result = await self._chunk(choice, facts, nodes[start : start + size], room)
                 self._change(
                     done=self._state.done + result.done,
                     steps=self._state.steps + result.steps,

@@ -32,6 +32,17 @@ FINAL = frozenset(
 """Errors that no repetition mends."""
 
 
+CHUNK = 100
+"""Most nodes of one child: about 700 events when every leg is done at its first attempt."""
+ATTEMPTS_A_CHILD = 750
+"""Attempts at legs one child may come to: each is up to a dozen events, and no history passes 10,000."""
+
+
+def chunk_of(legs: tuple[LegFacts, ...]) -> int:
+    """How many nodes one child takes, so that its history stays bounded when every leg needs its last attempt."""
+    return max(1, min(CHUNK, ATTEMPTS_A_CHILD // sum(leg.attempts for leg in legs)))
+
+
 @workflow.defn(name="Wave")
 class Wave:
     """One chunk of a wave, of a way back, or the finalize steps of one node.

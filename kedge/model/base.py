@@ -18,6 +18,9 @@ Name = Annotated[
         description="lower-case letters, digits, '.', '_' and '-'",
     ),
 ]
+MOST_ATTEMPTS = 20
+"""How often a leg may be tried at most: each attempt is events in a history that a hundred nodes share."""
+
 Seconds = Annotated[
     float, Field(ge=0, le=30 * 86400, allow_inf_nan=False, description="seconds, at most 30 days")
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kedge.model.base import Digest, Frozen, Json, Name, Seconds
+from kedge.model.base import MOST_ATTEMPTS, Digest, Frozen, Json, Name, Seconds
 
 Effect = Literal["none", "reversible", "restorable", "irreversible"]
 """What undoing costs: nothing was changed; undone by the opposite step; undone by restoring a snapshot (writes
@@ -111,7 +111,7 @@ class Leg(Frozen):
     """
 
     steps: tuple[Step, ...] = Field(min_length=1)
-    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    attempts: Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)] = 3
     backoff: Seconds = 1.0
 
 

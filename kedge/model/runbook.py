@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kedge.model.base import Frozen, Name
+from kedge.model.base import MOST_ATTEMPTS, Frozen, Name
 from kedge.model.notation import Count, Duration, Entry, Key, Path, Problem, Share, Text, refuse
 from kedge.model.probe import Condition, Probe
 from kedge.model.steps import HealthyStep, NodeStep, Positive, Verb, Written
@@ -140,7 +140,7 @@ class RollbackRule(Entry):
 class Retry(Entry):
     """How often a leg is tried before it parks, and how long is waited between."""
 
-    attempts: Annotated[Count, Field(ge=1, le=100)] = 3
+    attempts: Annotated[Count, Field(ge=1, le=MOST_ATTEMPTS)] = 3
     backoff: Duration = 1.0
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from kedge.model.base import Name
+from kedge.model.base import MOST_ATTEMPTS, Name
 from kedge.model.notation import Count, Duration, Entry, Flag, Key, Problem, Text, refuse
 from kedge.model.probe import Condition, Probe
 
@@ -60,7 +60,7 @@ class StepBase(Entry):
     said: Text = ""
     when: Condition | None = None
     timeout: Positive | None = None
-    attempts: Annotated[Count, Field(ge=1, le=100)] | None = None
+    attempts: Annotated[Count, Field(ge=1, le=MOST_ATTEMPTS)] | None = None
     backoff: Duration | None = None
     decision: Flag = False
 
