@@ -180,7 +180,8 @@ async def test_a_gate_that_is_not_signed_is_not_passed_by_a_workflow_that_says_s
 
 
 async def test_who_is_taken_out_of_the_policy_acts_no_more(stage: Stage) -> None:
-    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 0.7}})
+    # A policy that was read counts for a second: the node under way must take longer than that.
+    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 1.5}})
     async with scene.playing():
         run = await scene.start(scene.plan(scene.runbook(**ONE_BY_ONE)))
         await scene.waits_for(run, "ship")
