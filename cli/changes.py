@@ -40,7 +40,8 @@ def changes(
 
 def _phase(before: RunStatus | None, after: RunStatus) -> Iterator[str]:
     if before is None or before.phase != after.phase or before.said != after.said:
-        yield f"{after.phase}: {after.said or PHASES.get(after.phase, after.phase)}"
+        said = after.said or PHASES.get(after.phase, after.phase)
+        yield said if said.startswith(after.phase) else f"{after.phase}: {said}"
     if after.successor and (before is None or before.successor != after.successor):
         yield f"goes on as {after.successor}"
 

@@ -49,6 +49,8 @@ from worker.desk_views import Pieces, StepNow
 
 ANSWER_SECONDS = 15.0
 """How long one answer of a workflow may take before it counts as not answering."""
+POLLERS_SECONDS = 3.0
+"""How long the server itself may take to say who works."""
 NO_WORKER_SECONDS = 4.0
 """The same while this home's worker does not run: somebody else's may still answer."""
 ORDER_SECONDS = 60.0
@@ -243,14 +245,13 @@ class Runs:
     async def pollers(self) -> tuple[str, ...]:
         """Identities of the workers that take work from the task queue now."""
         with self._faults(f"the task queue {self._task_queue}"):
-            answer = await self._client.workflow_service.describe_task_queue(
-                DescribeTaskQueueRequest(
-                    namespace=self._client.namespace,
-                    task_queue=TaskQueue(name=self._task_queue),
-                    task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-                ),
-                timeout=timedelta(seconds=5),
+            asked = DescribeTaskQueueRequest(
+                namespace=self._client.namespace,
+                task_queue=TaskQueue(name=self._task_queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
             )
+            async with asyncio.timeout(POLLERS_SECONDS):
+                answer = await self._client.workflow_service.describe_task_queue(asked)
         recent = datetime.now(UTC) - timedelta(seconds=90)
         return tuple(
             poller.identity
@@ -264,9 +265,11 @@ class Runs:
         with self._faults(workflow):
             handle = self._client.get_workflow_handle(workflow)
             try:
-                answer: _Answer = await handle.query(
-                    query, result_type=kind, rpc_timeout=timedelta(seconds=seconds)
-                )
+                # The SDK's own limit is for one try, and it tries again for ten seconds.
+                async with asyncio.timeout(seconds + 1):
+                    answer: _Answer = await handle.query(
+                        query, result_type=kind, rpc_timeout=timedelta(seconds=seconds)
+                    )
             except RPCError as error:
                 if error.status in _UNANSWERED:
                     raise await self._silence(workflow) from error
@@ -297,9 +300,8 @@ class Runs:
     async def _steps(self, wave: str, seconds: float) -> dict[int, StepNow]:
         """The step each pending leg said last: heartbeat details ``[node index, step, words]``."""
         with self._faults(wave):
-            described = await self._client.get_workflow_handle(wave).describe(
-                rpc_timeout=timedelta(seconds=seconds)
-            )
+            async with asyncio.timeout(seconds):
+                described = await self._client.get_workflow_handle(wave).describe()
         steps: dict[int, StepNow] = {}
         for pending in described.raw_description.pending_activities:
             payloads = pending.heartbeat_details.payloads
@@ -334,6 +336,11 @@ class Runs:
         """Turns what Temporal's client raises into errors of ours; ``what`` names what was asked for."""
         try:
             yield
+        except TimeoutError as error:
+            raise PassingError(
+                "the engine does not answer",
+                next_step="`kedge up` starts the engine and a worker, `kedge doctor` looks closer",
+            ) from error
         except RPCError as error:
             raise _of_rpc(error, what) from error
         except WorkflowQueryFailedError as error:
