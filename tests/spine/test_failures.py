@@ -89,6 +89,35 @@ def about(status: RunStatus) -> dict[str, Any]:
     return {"subject": status.waiting.subject, "shown": status.waiting.shown}
 
 
+async def test_a_retry_starts_a_daemon_anew_also_when_it_was_started_again_before(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    async with scene.playing():
+        # It dies at its first start and is started again by itself; then it is sick.
+        dead = Fault(do="crash", op="start", node="n1", nth=(1,), run="upgrade/*", seconds=0)
+        scene.sim.program(dead, SICK)
+        run = await scene.start(scene.plan(scene.runbook(**ALL_AT_ONCE)))
+        status = await scene.waits_for(run, "wave")
+        assert status.failures[0].type == "NotHealthy"
+        assert scene.host("n1").counts.starts == 3
+        scene.sim.clear()
+        await scene.decide(run, "retry")
+        assert (await scene.end_of(run)).phase == "done"
+    assert scene.host("n1").counts.starts == 4
+
+
+async def test_a_node_of_many_decisions_is_never_fenced_off_by_its_own_bake(stage: Stage) -> None:
+    scene = await stage(nodes=1)
+    node = [*scene.runbook().model_dump(mode="json", by_alias=True, exclude_defaults=True)["node"]]
+    pauses: list[Json] = [{"probe": {"tcp": "127.0.0.1:1", "decision": True}} for _ in range(40)]
+    waves: Json = {"bake": {"duration": "200ms", "interval": "100ms"}}
+    async with scene.playing():
+        book = scene.runbook(node=[*pauses, *node], waves=waves, gates={})
+        run = await scene.start(scene.plan(book))
+        assert (await scene.end_of(run)).phase == "done"
+
+
 async def test_a_skip_goes_on_without_the_node_and_says_so_to_the_end(stage: Stage) -> None:
     scene = await stage()
     async with scene.playing():

@@ -60,6 +60,31 @@ async def paused(scene: Scene) -> str:
     return run
 
 
+async def baking(scene: Scene) -> str:
+    long: Json = {
+        "canary": {"nodes": 1, "bake": {"duration": "60s", "interval": "200ms"}},
+        "widen": ["100%"],
+    }
+    run = await scene.start(scene.plan(scene.runbook(waves=long, gates={})))
+    await scene.until(run, lambda s: s.child is not None)
+    await eventually(lambda: scene.running()["n0"] == "1.1.0")
+    await asyncio.sleep(0.5)
+    return run
+
+
+async def returning(scene: Scene) -> str:
+    scene.sim.program(
+        Fault(do="fail", op="healthy", node="n1", run="upgrade/*"),
+        Fault(do="fail", op="stop", run="rollback/*-auto", type="StopTimeout"),
+    )
+    run = await scene.start(scene.plan(scene.runbook(**{**ONE_BY_ONE, "on_failure": "rollback"})))
+    await scene.waits_for(run, "ship")
+    await scene.approve(run)
+    back = (await scene.until(run, lambda s: s.successor is not None)).successor or ""
+    await scene.waits_for(back, "back-1")
+    return run
+
+
 async def finished(scene: Scene) -> str:
     run = await gate(scene)
     await scene.approve(run)
@@ -71,6 +96,8 @@ MOMENTS = {
     "preflight": preflight,
     "gate": gate,
     "wave": wave,
+    "baking": baking,
+    "returning": returning,
     "parked": parked,
     "paused": paused,
     "finished": finished,
@@ -97,8 +124,8 @@ async def test_an_on_call_rollback_needs_nobody_and_no_moment(stage: Stage, mome
     assert end.release == fleet.release == "1.0.0"
     assert beaten.phase == ("done" if moment == "finished" else "preempted")
     switched = sum(scene.host(name).counts.switches == 3 for name in OLD)
-    touched = {"preflight": 0, "gate": 1, "parked": 2, "paused": 1, "finished": 3}
-    assert switched == touched.get(moment, switched)
+    touched = {"preflight": 0, "gate": 1, "parked": 2, "paused": 1, "finished": 3, "baking": 1}
+    assert switched == touched.get(moment, 2 if moment == "returning" else switched)
     if moment == "wave":
         assert switched in (1, 2), "the node in flight was stopped before the switch or behind it"
 
@@ -299,6 +326,74 @@ async def test_behind_it_snapshots_of_the_upgrade_are_restored_when_who_owns_the
         host = scene.host(name)
         assert host.state.data == (scene.digest("1.0.0"),), "what the new release wrote is gone"
         assert len(host.replaced) == 1
+
+
+async def test_finalize_steps_that_fail_park_and_are_done_once_when_they_are_tried_again(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    failing = Fault(do="fail", op="run", run="upgrade/*", type="CommandFailed", message="exit 1")
+    async with scene.playing():
+        scene.sim.program(failing)
+        run = await scene.start(scene.plan(scene.runbook(**FINALIZED)))
+        await scene.waits_for(run, "commit")
+        assert scene.host("n0").counts.runs == 0
+        await scene.approve(run)
+        status = await scene.waits_for(run, "finalize-1")
+        assert status.said == "finalize: n0 at run: CommandFailed: exit 1"
+        assert status.waiting is not None
+        assert status.waiting.showing.choices == ("retry", "abort"), (
+            "no way back by itself any more"
+        )
+        scene.sim.clear()
+        await scene.decide(run, "retry")
+        assert (await scene.end_of(run)).phase == "done"
+    assert [scene.host(name).counts.runs for name in OLD] == [1, 0, 0]
+
+
+async def test_finalize_steps_are_done_on_another_node_when_the_first_was_skipped(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    async with scene.playing():
+        scene.sim.program(
+            Fault(do="fail", op="stop", node="n0", run="upgrade/*", type="StopTimeout")
+        )
+        book: dict[str, Json] = {**FINALIZED, "retry": {"attempts": 1}}
+        run = await scene.start(scene.plan(scene.runbook(**book)))
+        await scene.waits_for(run, "wave")
+        await scene.decide(run, "skip")
+        await scene.waits_for(run, "end")
+        await scene.decide(run, "skip")
+        await scene.waits_for(run, "commit")
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+    assert [scene.host(name).counts.runs for name in OLD] == [0, 1, 0]
+
+
+async def test_the_finalize_steps_once_begun_are_behind_the_point_of_no_return(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    async with scene.playing():
+        scene.sim.program(Fault(do="fail", op="run", run="upgrade/*", type="CommandFailed"))
+        run = await scene.start(scene.plan(scene.runbook(**FINALIZED)))
+        await scene.waits_for(run, "commit")
+        await scene.approve(run)
+        await scene.waits_for(run, "finalize")
+        back = await scene.rollback()
+        status = await scene.waits_for(back, "data-loss")
+        assert status.waiting is not None
+        assert status.waiting.showing.lost == LOST
+        await scene.approve(back, "bob")
+        assert (await scene.end_of(back)).phase == "rolled-back"
+        await scene.freed()
+        # A new upgrade by the same plan has not begun them yet: the plain way back is open.
+        scene.sim.clear()
+        run = await scene.start(scene.plan(scene.runbook(**FINALIZED)))
+        await scene.waits_for(run, "commit")
+        assert (await scene.end_of(await scene.rollback())).phase == "rolled-back"
+    assert scene.running() == OLD
 
 
 async def test_a_way_back_that_began_to_restore_restores_whoever_goes_on(stage: Stage) -> None:
