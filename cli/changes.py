@@ -42,6 +42,9 @@ def _phase(before: RunStatus | None, after: RunStatus) -> Iterator[str]:
     if before is None or before.phase != after.phase or before.said != after.said:
         said = after.said or PHASES.get(after.phase, after.phase)
         yield said if said.startswith(after.phase) else f"{after.phase}: {said}"
+    held = before is not None and before.held
+    if after.held != held:
+        yield "paused: begins nothing further" if after.held else "resumed"
     if after.successor and (before is None or before.successor != after.successor):
         yield f"goes on as {after.successor}"
 

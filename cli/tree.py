@@ -94,6 +94,8 @@ def _title(view: RunView) -> Text:
     text = Text(status.run, style="bold")
     text.append(f"  {status.before} → {status.after}", style="bold magenta")
     text.append(f"  {PHASES.get(status.phase, status.phase)}", style=_phase_style(status))
+    if status.held and status.phase != "paused":
+        text.append("  paused: begins nothing further", style="bold yellow")
     took = words.between(status.started, status.ended or view.now)
     text.append(f"  {words.duration(took)}", style="dim")
     return text

@@ -124,6 +124,7 @@ class Rollback(Ordered):
             plan=self._run.plan,
             epoch=self._run.epoch,
             phase=self._phase,
+            held=self._state.held,
             said=self._said,
             requester=self._requester,
             before=facts.after if facts else "",

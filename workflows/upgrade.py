@@ -133,6 +133,7 @@ class Upgrade(Ordered):
             plan=self._run.plan,
             epoch=self._run.epoch,
             phase=self._phase,
+            held=state.held,
             said=self._said,
             requester=self._requester,
             before=facts.before if facts else "",

@@ -269,6 +269,8 @@ class RunStatus(Frozen):
     plan: Digest
     epoch: int
     phase: Phase
+    held: bool = False
+    """Paused: nothing further is begun until a resume, whatever gates are passed meanwhile."""
     said: str
     requester: str
     before: str
