@@ -165,21 +165,24 @@ def third(show: Show) -> None:
     watching.until(f"waits for gate {GATE}")
     show.approve(run, APPROVER)
     show.approve(run, OTHER_APPROVER)
-    # Early enough that the order arrives well before the run's end, however slow the machine is.
-    member = show.moment(
-        "the second member stands between stop and start", show.in_the_middle(run, 1), watching
-    )
+    # Early enough that the order arrives well before the run's end on a slow machine, too.
+    member = show.moment("the second member's turn comes", show.begun(run, 2), watching)
     screen.say(
-        f"It is under way, {member} is down just now. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
+        f"It is under way, {member} is just being moved. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
         "run: his order takes the lease, raises the fence on every host, and goes back from what is seen there."
     )
     words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--comment", "latency alarm"]
     back = show.kedge(*words).last
     show.runs[back] = "on-call"
-    watching.wait(ENDED_BADLY)
-    screen.say(
-        "The run that lost the fleet is over. The rollback ends when every member is on its baseline."
-    )
+    if watching.wait(ENDED_BADLY, DONE).code == DONE:
+        screen.say(
+            "On this machine the run was quicker than the order, and had come to its end. It makes no difference: "
+            "the rollback takes back what it did."
+        )
+    else:
+        screen.say(
+            "The run that lost the fleet is over. The rollback ends when every member is on its baseline."
+        )
     show.kedge("watch", back, codes=(DONE,))
     show.versions(NEW)
     show.kedge("list")

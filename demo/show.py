@@ -106,6 +106,17 @@ class Show:
             time.sleep(0.01)
         return found
 
+    def begun(self, run: str, members: int) -> Callable[[], str]:
+        """Names the member whose turn has come, when so many have had theirs or have it."""
+
+        def look() -> str:
+            done = self.done(run)
+            touched = [name for name, names in done.items() if names]
+            unfinished = (name for name in touched if "healthy" not in done[name])
+            return next(unfinished, "") if len(touched) >= members else ""
+
+        return look
+
     def in_the_middle(self, run: str, members_done: int) -> Callable[[], str]:
         """Names the member that stands still between its stop and its start, when so many are done."""
 

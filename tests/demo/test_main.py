@@ -42,11 +42,23 @@ def test_the_first_act_with_three_members(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Plan, start, canary, a refusal, two signatures, a double kill in a wave, and on to the end."""
-    assert main.run(folder=tmp_path / "demo", members=3, script=(first,)) == main.DONE, (
-        capsys.readouterr().out
-    )
+    ended = main.run(folder=tmp_path / "demo", members=3, script=(first,))
     shown = capsys.readouterr().out
+    assert ended == main.DONE, shown
     assert "refused, rule requester" in shown
     assert "killed with SIGKILL" in shown
     assert "acknowledged writes are there with their values" in shown
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(800)
+@pytest.mark.usefixtures("wheel")
+def test_the_whole_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also the release that goes back by itself, and the rollback that takes the fleet from a run."""
+    ended = main.run(folder=tmp_path / "demo")
+    shown = capsys.readouterr().out
+    assert ended == main.DONE, shown
+    assert "going back by itself" in shown
+    assert "0 of them done twice" in shown
     assert not (tmp_path / "demo").exists()
