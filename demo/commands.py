@@ -42,12 +42,13 @@ def environment(given: Mapping[str, str], width: int) -> dict[str, str]:
 
     The binary to start the engine from stays what it was: it is the machine's, not a home's.
     """
-    kept = {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(("KEDGE_", "TEMPORAL_")) or name == "KEDGE_TEMPORAL_BINARY"
-    }
+    kept = {name: value for name, value in given.items() if not is_foreign(name)}
     return {**kept, "COLUMNS": str(width), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a variable speaks of another home or another Temporal."""
+    return name.startswith(("KEDGE_", "TEMPORAL_")) and name != "KEDGE_TEMPORAL_BINARY"
 
 
 class Running:

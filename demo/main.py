@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import time
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ from demo import hosts
 from demo.acts import SCRIPT, Act
 from demo.archives import Archive, pack
 from demo.cluster import GatewayError
-from demo.commands import CommandError, Commands
+from demo.commands import CommandError, Commands, is_foreign
 from demo.documents import (
     FLEET,
     HARDENED,
@@ -72,7 +73,10 @@ def run(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         lock = paths.folder.with_name(f"{paths.folder.name}.lock")
-        with processes.exclusive(lock, seconds=1, what="playing the demo here"):
+        with (
+            processes.exclusive(lock, seconds=1, what="playing the demo here"),
+            _own_environment(),
+        ):
             return _play(screen, paths, members, script, keep=keep)
     except processes.ProcessError as error:
         screen.wrong(str(error))
@@ -80,6 +84,16 @@ def run(
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """What this process asks the show's home itself is not led elsewhere, either."""
+    foreign = {name: os.environ.pop(name) for name in list(os.environ) if is_foreign(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(foreign)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature

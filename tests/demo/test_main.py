@@ -36,18 +36,22 @@ def test_a_show_that_cannot_begin_says_why_and_leaves_nothing_running(
 
 @pytest.mark.temporal
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("wheel")
 def test_the_first_act_with_three_members(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Plan, start, canary, a refusal, two signatures, a double kill in a wave, and on to the end."""
+    # Another Temporal and another home, which the show must not go near.
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path / "elsewhere"))
     ended = main.run(folder=tmp_path / "demo", members=3, script=(first,))
     shown = capsys.readouterr().out
     assert ended == main.DONE, shown
     assert "refused, rule requester" in shown
     assert "killed with SIGKILL" in shown
     assert "acknowledged writes are there with their values" in shown
+    assert not (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "demo").exists()
 
 
