@@ -29,6 +29,7 @@ from kedge.model.run import (
 )
 from kedge.plan.digest import plan_digest
 from tests.spine.conftest import Stage
+from tests.spine.latches import PACED, STEPS, baking, in_flight, latch, let_through
 from tests.spine.scene import Scene, eventually
 
 pytestmark = pytest.mark.temporal
@@ -180,20 +181,22 @@ async def test_a_gate_that_is_not_signed_is_not_passed_by_a_workflow_that_says_s
 
 
 async def test_who_is_taken_out_of_the_policy_acts_no_more(stage: Stage) -> None:
-    # A policy that was read counts for a second: the node under way must take longer than that.
-    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 1.5}})
+    scene = await stage(options=PACED)
     async with scene.playing():
-        run = await scene.start(scene.plan(scene.runbook(**ONE_BY_ONE)))
+        latch(scene, "n1")
+        run = await scene.start(scene.plan(scene.runbook(**{**ONE_BY_ONE, "node": STEPS})))
         await scene.waits_for(run, "ship")
         await scene.approve(run)
-        await eventually(lambda: scene.running()["n1"] is None)
+        await in_flight(scene, "n1")
         people = tuple(
             person.model_copy(update={"roles": (*person.roles, "operator")})
             for person in scene.policy.people
             if person.name != "olga"
         )
         await scene.drivers.pins.pin(scene.name, scene.policy.model_copy(update={"people": people}))
+        # A policy that was read is gone by for a second.
         await asyncio.sleep(1.1)
+        let_through(scene)
         status = await scene.until(run, lambda s: s.waiting is not None and s.phase == "parked", 30)
         assert "NotAuthorised" in status.said
         assert scene.running()["n2"] == "1.0.0"
@@ -291,42 +294,57 @@ async def test_whatever_a_signal_carries_a_fleet_refuses_it_and_goes_on(stage: S
 
 
 async def test_children_that_are_told_to_hold_by_nobody_go_on(stage: Stage) -> None:
-    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 0.5}})
+    scene = await stage(options=PACED)
     async with scene.playing():
         # A chunk that held would look failed, and this runbook goes back by itself.
-        run = await scene.start(scene.plan(scene.runbook(**BACK)))
+        latch(scene, "n1", "n2")
+        run = await scene.start(scene.plan(scene.runbook(**{**BACK, "node": STEPS})))
         await scene.waits_for(run, "ship")
         await scene.approve(run)
-        child = (await scene.until(run, lambda s: s.child is not None)).child or ""
-        widening = scene.client.get_workflow_handle(child)
-        await eventually(lambda: scene.running()["n1"] is None)
-        wave = (await widening.query("progress"))["child"]
+        await in_flight(scene, "n1")
+        child, wave = await children(scene, run)
         await scene.signal(wave, name="hold")
         await scene.signal(wave, "now", name="hold")
-        await eventually(lambda: scene.running()["n2"] is None)
+        let_through(scene, but=("n2",))
+        await in_flight(scene, "n2")
+        assert (await children(scene, run))[1] != wave, "who held was asked to no more than end"
         await scene.signal(child, name="hold")
+        let_through(scene)
         end = await scene.end_of(run)
     assert end.phase == "done"
     assert set(scene.running().values()) == {"1.1.0"}
     assert all(scene.host(name).counts[:3] == (2, 1, 2) for name in ("n0", "n1", "n2"))
 
 
-async def test_a_bake_that_is_told_to_hold_by_nobody_is_not_cut_short(stage: Stage) -> None:
-    scene = await stage(nodes=2)
+async def children(scene: Scene, run: str) -> tuple[str, str]:
+    """The widening and the chunk that run now."""
+    child = (await scene.status(run)).child or ""
+    progress = await scene.client.get_workflow_handle(child).query("progress")
+    return child, progress["child"]
+
+
+async def test_a_bake_that_is_told_to_hold_by_nobody_is_done_anew(stage: Stage) -> None:
+    scene = await stage()
     waves: Json = {
-        "canary": {"nodes": 1, "bake": {"duration": "2s", "interval": "100ms"}},
+        "canary": {"nodes": 1, "bake": {"duration": "60s", "interval": "100ms"}},
         "widen": ["100%"],
     }
     async with scene.playing():
         run = await scene.start(scene.plan(scene.runbook(waves=waves, gates={})))
-        await eventually(lambda: scene.running()["n0"] == "1.1.0")
-        child = (await scene.until(run, lambda s: s.child is not None)).child or ""
-        begun = asyncio.get_running_loop().time()
-        await asyncio.sleep(0.5)
-        await scene.signal(child, name="hold")
-        await eventually(lambda: scene.running()["n1"] != "1.0.0")
-        assert asyncio.get_running_loop().time() - begun > 1.9
-        assert (await scene.end_of(run)).phase == "done"
+        first = await baking(scene, run)
+        await asyncio.sleep(1.5)
+        await scene.signal((await child_of(scene, run)), name="hold")
+
+        async def anew() -> bool:
+            return await baking(scene, run) > first
+
+        await eventually(anew)
+        assert scene.running()["n1"] == "1.0.0"
+        assert (await scene.status(run)).phase == "widening"
+
+
+async def child_of(scene: Scene, run: str) -> str:
+    return (await scene.until(run, lambda s: s.child is not None)).child or ""
 
 
 async def test_the_lease_is_not_released_by_who_says_that_the_run_ended(stage: Stage) -> None:
@@ -387,24 +405,24 @@ async def test_a_notice_of_pre_emption_is_believed_only_with_an_order_of_its_own
 async def test_a_child_that_somebody_terminates_parks_the_run_and_a_retry_does_nothing_twice(
     stage: Stage,
 ) -> None:
-    scene = await stage(options={"pace": 1.0, "seconds": {"switch": 0.5}})
+    scene = await stage(options=PACED)
     async with scene.playing():
-        run = await scene.start(scene.plan(scene.runbook(**BACK)))
+        latch(scene, "n2")
+        run = await scene.start(scene.plan(scene.runbook(**{**BACK, "node": STEPS})))
         await scene.waits_for(run, "ship")
         await scene.approve(run)
-        child = (await scene.until(run, lambda s: s.child is not None)).child or ""
-        widening = scene.client.get_workflow_handle(child)
-        await eventually(lambda: scene.running()["n2"] is None)
-        wave = (await widening.query("progress"))["child"]
+        await in_flight(scene, "n2")
+        _, wave = await children(scene, run)
         await scene.client.get_workflow_handle(wave).terminate()
         status = await scene.waits_for(run, "wave")
         assert f"Lost: {wave} did not come to its end: " in status.said
         assert status.waiting is not None
         assert status.waiting.showing.choices == ("retry", "rollback", "abort")
         await scene.decide(run, "retry")
-        child = (await scene.until(run, lambda s: s.child not in (None, child))).child or ""
-        await scene.client.get_workflow_handle(child).terminate()
+        widening = await child_of(scene, run)
+        await scene.client.get_workflow_handle(widening).terminate()
         await scene.waits_for(run, "wave-2")
+        let_through(scene)
         await scene.decide(run, "retry")
         end = await scene.end_of(run)
     assert end.phase == "done"

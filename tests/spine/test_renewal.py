@@ -10,6 +10,7 @@ from temporalio.client import Client
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
 from tests.spine.conftest import Stage
+from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
 from tests.spine.scene import Scene, eventually
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(240)]
@@ -117,50 +118,55 @@ async def test_waves_go_on_in_new_histories_and_no_node_is_moved_twice(
     assert all(found == (2, 1, 2) for name, found in counts.items() if name != "n2"), counts
 
 
+ZONES: Json = [{"name": f"n{at}", "labels": {"zone": f"z{at}"}} for at in range(8)]
+
+
 async def test_a_hold_is_not_lost_between_histories(staged: Stage, renewing: Client) -> None:
-    zones = [{"name": f"n{at}", "labels": {"zone": f"z{at}"}} for at in range(8)]
-    slow: Json = {"pace": 1.0, "seconds": {"switch": 0.2}}
-    scene = await staged(renewing, fleet={"nodes": zones}, options=slow)
+    scene = await staged(renewing, fleet={"nodes": ZONES}, options=PACED)
     waves: Json = {"canary": {"nodes": 1}, "widen": ["100%"], "domain": "zone"}
+    latched = ["n1", "n3", "n5"]
     async with scene.playing():
-        run = await scene.start(scene.plan(scene.runbook(waves=waves, gates={})))
-        for _ in range(3):
-            before = dict(scene.running())
-            await eventually(lambda: scene.running() != before)  # noqa: B023 - read at once
+        latch(scene, *latched)
+        run = await scene.start(scene.plan(scene.runbook(waves=waves, gates={}, node=STEPS)))
+        while latched:
+            node = latched.pop(0)
+            await in_flight(scene, node)
             await say(scene, run, "pause")
+            let_through(scene, but=tuple(latched))
             await scene.until(run, "paused")
             held = scene.running()
-            assert None not in held.values()
-            await asyncio.sleep(0.5)
+            assert held[f"n{int(node[1]) + 1}"] == "1.0.0", "no further node was begun"
+            await asyncio.sleep(0.3)
             assert scene.running() == held
             await say(scene, run, "resume")
         assert (await scene.end_of(run)).phase == "done"
+        assert await renewals(scene, f"{run}/widening/1") + await renewals(scene, run) >= 1
     assert all(scene.host(name).counts[:3] == (2, 1, 2) for name in scene.running())
 
 
 async def test_a_way_back_goes_on_in_new_histories_also_when_it_was_paused(
     staged: Stage, renewing: Client
 ) -> None:
-    zones = [{"name": f"n{at}", "labels": {"zone": f"z{at}"}} for at in range(8)]
-    slow: Json = {"pace": 1.0, "seconds": {"switch": 0.2}}
-    scene = await staged(renewing, fleet={"nodes": zones}, options=slow)
+    scene = await staged(renewing, fleet={"nodes": ZONES}, options=PACED)
     waves: Json = {"widen": ["100%"], "domain": "zone"}
     async with scene.playing():
-        run = await scene.start(scene.plan(scene.runbook(waves=waves, gates={})))
+        run = await scene.start(scene.plan(scene.runbook(waves=waves, gates={}, node=STEPS)))
         assert (await scene.end_of(run)).phase == "done"
+        latch(scene, "n4", run="rollback/*")
         back = await scene.rollback()
-        await eventually(lambda: "1.0.0" in scene.running().values())
+        await in_flight(scene, "n4", "1.0.0")
         await say(scene, back, "pause")
+        let_through(scene)
         await scene.until(back, "paused")
         held = scene.running()
-        for _ in range(3):
-            await say(scene, back, "resume", "pause")
-        await scene.until(back, "paused")
-        assert await renewals(scene, back) >= 1
-        moved = sum(scene.running()[name] != version for name, version in held.items())
-        assert moved <= 6, "each resume lets through what was begun before the pause"
+        assert [held[f"n{at}"] for at in range(8)] == ["1.1.0"] * 4 + ["1.0.0"] * 4
+        renewed = await renewals(scene, back)
+        assert renewed >= 1
+        await asyncio.sleep(0.3)
+        assert scene.running() == held
         await say(scene, back, "resume")
         end = await scene.end_of(back)
+        assert await renewals(scene, back) > renewed
     assert end.phase == "rolled-back"
     assert set(scene.running().values()) == {"1.0.0"}
     assert all(scene.host(name).counts[:3] == (3, 2, 3) for name in scene.running())
