@@ -1,6 +1,6 @@
 """Instants of an activity a test may stop the worker at (see "Points" in docs/host-protocol.md).
 
-``activity.<name>.before``: asked for, nothing done. ``activity.<name>.after``: done, the answer not told yet.
+``activity.<name>.before``: asked for, nothing done. ``activity.<name>.after``: done or failed, not told yet.
 Inert unless the environment names a directory in ``KEDGE_POINTS``.
 """
 
@@ -27,6 +27,7 @@ class _Points(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
         name = activity.info().activity_type
         points.reach(f"activity.{name}.before")
-        answer = await self.next.execute_activity(input)
-        points.reach(f"activity.{name}.after")
-        return answer
+        try:
+            return await self.next.execute_activity(input)
+        finally:
+            points.reach(f"activity.{name}.after")

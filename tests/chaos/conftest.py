@@ -36,11 +36,24 @@ def theatre(house: Theatre) -> Iterator[Theatre]:
 
 
 @pytest.fixture
+def renewing(renewing_house: Theatre) -> Iterator[Theatre]:
+    """The same, with histories that are renewed all the time."""
+    renewing_house.open()
+    yield renewing_house
+    renewing_house.points.clear()
+
+
+@pytest.fixture
 async def cast() -> AsyncIterator[Cast]:
     """Makes fleets that are brought up, and ends them with the test."""
     made: list[Troupe] = []
 
     async def bring(theatre: Theatre, *, nodes: int = 2, linger: float = 0.2) -> Troupe:
+        if not theatre.bystanders:
+            aside = await troupe_of(theatre, nodes=1)
+            await aside.appear()
+            aside.stand_by()
+            await aside.drivers.aclose()
         troupe = await troupe_of(theatre, nodes=nodes, linger=linger)
         made.append(troupe)
         await troupe.appear()

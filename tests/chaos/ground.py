@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from kedge.drivers.ports import linked
 from kedge.trust.chain import genesis, link
@@ -13,55 +14,96 @@ STEPS = ("stage", "probe", "stop", "snapshot", "switch", "configure", "run", "st
 """The steps of a leg forward, by name."""
 
 
+class Went(NamedTuple):
+    """What became of one node: the versions whose daemon was really started, and how often what was done.
+
+    Where not said otherwise: each version but the last was stopped once, and each new one came with one switch, one
+    configuration and one run of its command.
+    """
+
+    versions: tuple[str, ...]
+    switches: int | None = None
+    configured: int | None = None
+    staged: tuple[str, ...] | None = None
+    tallied: tuple[str, ...] | None = None
+    tidy: bool = True
+    """Nothing half done lies around. A copy that was given up is cleared away by the next one of its kind."""
+
+    def story(self) -> list[tuple[str, str]]:
+        """What the daemons and commands must have written."""
+        moved = tuple(version for version in self.versions if version != OLD)
+        ran = moved if self.tallied is None else self.tallied
+        return truth.story(self.versions, tallied=ran)
+
+    def fits(self, counted: dict[str, int]) -> bool:
+        """Whether the kernel counted as many switches and configurations."""
+        moves = len(self.versions) - 1
+        switches = moves if self.switches is None else self.switches
+        configured = moves if self.configured is None else self.configured
+        staged = set(self.versions if self.staged is None else self.staged) - {OLD}
+        return (
+            counted.get("current", 0) == switches
+            and counted.get("config/current", 0) == configured
+            and sum(name.startswith("releases/") for name in counted) == len(staged)
+        )
+
+
+STAYED = Went((OLD,))
+"""Nothing was done to this node."""
+
+
 async def assert_ground(
     troupe: Troupe,
-    went: Mapping[str, Iterable[str]],
+    went: Mapping[str, tuple[str, ...] | Went | list[Went]],
     *,
-    tallied: Mapping[str, Iterable[str]] | None = None,
+    restored: bool = False,
 ) -> None:
-    """Each node went through exactly these versions, each step of the way once, and stands on the last one.
+    """Each node went exactly this way, each step of it once, and stands on the last release; the others stayed.
 
-    ``tallied``: the versions whose command ran on a node; by default each new one.
+    A list: one of these ways, where chance decides who came first. ``restored``: the data are those of before the
+    upgrade.
     """
     assert troupe.renames is not None
     counted = troupe.renames.count()
     alive = truth.daemons(troupe.folder)
     for node in troupe.names:
-        versions = list(went.get(node, [OLD]))
-        ran = (
-            list(tallied.get(node, ()))
-            if tallied is not None
-            else [version for version in versions if version != OLD]
-        )
+        said = went.get(node, STAYED)
+        ways = said if isinstance(said, list) else [said if isinstance(said, Went) else Went(said)]
         story = truth.told(troupe.folder, node)
-        assert story == truth.story(versions, tallied=ran), f"{node}: {story}"
+        way = next((one for one in ways if story == one.story() and one.fits(counted[node])), None)
+        assert way is not None, f"{node}: {story}: {counted[node]}"
         pids = [pid for pid, whose in alive.items() if whose == node]
         started = [line for line in truth.lines(troupe.folder) if line.node == node]
         assert pids == [started[-1].pid], f"{node}: these daemons live: {pids}"
-        _assert_node(troupe, node, versions, counted[node])
+        _assert_node(troupe, node, way, counted[node])
+        _assert_data(troupe, node, way.versions, counted[node], restored=restored)
+    troupe.theatre.assert_bystanders()
     await assert_evidence(troupe)
 
 
-def _assert_node(troupe: Troupe, node: str, versions: list[str], counted: dict[str, int]) -> None:
+def _assert_node(troupe: Troupe, node: str, way: Went, counted: dict[str, int]) -> None:
     root, theatre = troupe.root(node), troupe.theatre
-    moves = len(versions) - 1
-    truth.assert_release(root, theatre.archive(versions[-1]))
-    for version in set(versions):
-        digest = theatre.releases[version].artifacts["linux/amd64"].digest
-        assert counted.get(f"releases/{digest}", 0) == (version != OLD), f"{node}: staged {version}"
-    assert counted.get("current", 0) == moves, f"{node}: switches: {counted}"
-    assert counted.get("config/current", 0) == moves, f"{node}: configurations: {counted}"
-    generations = [name for name in counted if name.startswith("config/") and "current" not in name]
-    assert all(counted[name] == 1 for name in generations), f"{node}: {counted}"
-    snapshots = [name for name in counted if name.startswith("snapshots/")]
-    assert all(counted[name] == 1 for name in snapshots), f"{node}: {counted}"
-    records = truth.journal(root)
-    if moves:
-        keys = [str(record["key"]) for record in records]
-        forward = [key.rsplit("/", 1)[1] for key in keys if "/forward/" in key]
-        bare = [name.split("#")[0] for name in forward]
-        assert len(set(bare)) == len(bare) or "#" in "".join(forward), forward
-    assert not truth.leftovers(root), truth.leftovers(root)
+    truth.assert_release(root, theatre.archive(way.versions[-1]))
+    staged = set(way.versions if way.staged is None else way.staged) - {OLD}
+    digests = {
+        f"releases/{theatre.releases[version].artifacts['linux/amd64'].digest}"
+        for version in staged
+    }
+    assert {name for name in counted if name.startswith("releases/")} == digests, f"{node}: staged"
+    once = [name for name in counted if name not in {"current", "config/current"}]
+    assert all(counted[name] == 1 for name in once), f"{node}: {counted}"
+    truth.journal(root)
+    assert not way.tidy or not truth.leftovers(root), truth.leftovers(root)
+
+
+def _assert_data(
+    troupe: Troupe, node: str, versions: tuple[str, ...], counted: dict[str, int], *, restored: bool
+) -> None:
+    """Each release wrote down its start in the data; a restore takes what came after the snapshot away again."""
+    written = (troupe.root(node) / "data" / "ledger").read_text().split()
+    left = [versions[0], versions[-1]] if restored else list(versions)
+    assert written == left, f"{node}: {written}"
+    assert counted.get("data", 0) == restored, f"{node}: {counted}"
 
 
 def assert_leg(troupe: Troupe, node: str) -> None:

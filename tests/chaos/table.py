@@ -49,6 +49,19 @@ def points_of(step: str, kind: Kind) -> tuple[str, ...]:
     return tuple(name for name in names if kind != "frozen" or name not in WATCHERS)
 
 
+BACK = (
+    "stop.before-signal", "stop.after-signal", "stop.acted", "switch.before-rename",
+    "switch.after-rename", "switch.recorded", "configure.before-rename", "configure.after-rename",
+    "start.forked", "start.between-fork-and-exec", "start.after-exec", "start.told",
+)  # fmt: skip
+"""Points on the way back: the same steps, other releases."""
+
+RESTORE = (
+    "before", "acting", "copying", "before-intent", "after-intent", "before-renames",
+    "between-renames", "between-paths", "after-renames", "acted", "recorded", "told",
+)  # fmt: skip
+
+
 class Scene(NamedTuple):
     """A point of the worker: the ``nth`` time that an activity is asked for (before) or done (after)."""
 
@@ -59,22 +72,57 @@ class Scene(NamedTuple):
 
 
 UPGRADE: tuple[Scene, ...] = (
-    Scene("judge_order", 1, "the start's order, for the fleet"),
-    Scene("write_warrant", 1, "the run's warrant"),
-    Scene("plan_facts", 1, "the plan, for the fleet"),
-    Scene("plan_facts", 2, "the plan, for the run"),
+    Scene("judge_order", 1, "the order to start"),
+    Scene("plan_facts", 1, "the fleet reads the plan"),
+    Scene("write_warrant", 1, "the warrant of the run"),
+    Scene("plan_facts", 2, "the run reads the plan"),
     Scene("observe_nodes", 1, "preflight"),
-    Scene("plan_facts", 3, "the plan, for the widening"),
-    Scene("open_wave", 1, "the canary's wave opens"),
-    Scene("plan_facts", 4, "the plan, for the wave"),
-    Scene("run_leg", 1, "the canary's leg"),
-    Scene("check_nodes", 1, "a look of the canary's bake"),
+    Scene("record", 1, "preflight is written down"),
+    Scene("open_wave", 1, "the canary opens"),
+    Scene("run_leg", 1, "the leg of the canary"),
+    Scene("check_nodes", 1, "a look in the bake"),
+    Scene("record", 2, "the canary is written down"),
     Scene("judge_order", 2, "the first approval"),
     Scene("judge_order", 3, "the second approval"),
-    Scene("write_warrant", 2, "the gate is passed: between approval and next wave"),
+    Scene("write_warrant", 2, "the gate is passed"),
+    Scene("record", 3, "between the approval and the next wave"),
     Scene("open_wave", 2, "the next wave opens"),
-    Scene("run_leg", 2, "the second node's leg"),
-    Scene("record", 1, "the end is written down"),
+    Scene("run_leg", 2, "the leg of the second node"),
+    Scene("record", 4, "the end is written down"),
     Scene("run_end_soon", 1, "the fleet looks how the run ended"),
 )
 """An upgrade with canary, bake, gate and a second wave, in order."""
+
+AUTOMATIC: tuple[Scene, ...] = (
+    Scene("run_leg", 1, "the leg that fails"),
+    Scene("record", 2, "the failure is written down"),
+    Scene("plan_facts", 3, "the way back reads the plan"),
+    Scene("observe_nodes", 2, "the fence is raised"),
+    Scene("choose_way_back", 1, "the way back is chosen"),
+    Scene("run_leg", 2, "the leg back"),
+    Scene("observe_nodes", 3, "the hosts are looked at again"),
+    Scene("choose_way_back", 2, "nothing is left to do"),
+    Scene("record", 3, "the end of the way back is written down"),
+    Scene("record", 4, "the end of the run is written down"),
+)
+"""A release that never gets healthy, taken back by the runbook."""
+
+ORDERED: tuple[Scene, ...] = (
+    Scene("run_end", 1, "the fleet looks at who has the lease"),
+    Scene("judge_order", 2, "the order to go back"),
+    Scene("plan_facts", 3, "the fleet reads the plan"),
+    Scene("write_warrant", 2, "the warrant of the way back"),
+    Scene("plan_facts", 4, "the way back reads the plan"),
+    Scene("judge_order", 3, "the loser looks at the order"),
+    Scene("observe_nodes", 2, "the fence is raised"),
+    Scene("choose_way_back", 1, "the way back is chosen"),
+    Scene("run_leg", 2, "the leg back"),
+    Scene("observe_nodes", 3, "the hosts are looked at again"),
+    Scene("choose_way_back", 2, "nothing is left to do"),
+    Scene("record", 4, "the end is written down"),
+    Scene("run_end_soon", 1, "the fleet looks how it ended"),
+)
+"""An engineer on call takes the fleet back while the run waits at its gate."""
+
+ROTATION: tuple[Kind, ...] = ("worker", "engine", "all")
+"""Who dies at the points of the worker, in turn: before and after an activity it is not the same."""

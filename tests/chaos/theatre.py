@@ -6,8 +6,9 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,13 +24,15 @@ from kedge.model.order import Envelope
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import RunEnd, RunStatus, Submitted
+from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
 from tests.chaos import truth
 from tests.spine.scene import Scene, make_keys, make_policy, make_release, settle
 from worker import engine as engines
-from worker.background import BackgroundWorker
+from worker import processes
+from worker.background import WORKER_ARGV, BackgroundWorker
 from worker.client import connect
 from worker.engine import Engine
+from worker.processes import ProcessIdentity
 from worker.settings import Settings
 from worker.wiring import drivers_of
 
@@ -110,6 +113,25 @@ class Points:
         if number == 1:
             self.arm(name, order)
 
+    @asynccontextmanager
+    async def barred(self, names: Iterable[str]) -> AsyncIterator[None]:
+        """Whoever comes there waits, however many come one after the other."""
+        wanted = list(names)
+
+        async def renew() -> None:
+            while True:
+                for name in wanted:
+                    if not (self.folder / name).exists():
+                        self.arm(name, "wait")
+                await asyncio.sleep(0.02)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            self.clear()
+
     def clear(self) -> None:
         """Nobody is stopped any more, and who waits goes on."""
         for path in self.folder.iterdir():
@@ -140,10 +162,15 @@ class Theatre:
     keys: dict[str, Path] = field(init=False)
     policy: Policy = field(init=False)
     releases: dict[str, Release] = field(init=False)
+    bystanders: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """Nodes of another fleet, by root, as they were when they were brought up: nothing here is about them."""
 
     def __post_init__(self) -> None:
         self.settings = Settings.load(
-            home=self.home / "kedge", engine_ui=False, graceful_shutdown_seconds=0
+            home=self.home / "kedge",
+            engine_ui=False,
+            graceful_shutdown_seconds=0,
+            sticky_queue_seconds=1.0,
         )
         self.engine = Engine(self.settings)
         self.worker = BackgroundWorker(self.settings)
@@ -175,10 +202,17 @@ class Theatre:
         self.engine.kill()
         for pid in self.hosts():
             truth.end(pid)
+        for root in self.bystanders:
+            truth.end_daemons(root.parent.parent / "truth")
 
     def archive(self, version: str) -> Path:
         """The archive of a release."""
         return self.home / "releases" / f"daemon-{version}.tar"
+
+    def assert_bystanders(self) -> None:
+        """Not a byte of other fleets' nodes has changed."""
+        for root, before in self.bystanders.items():
+            assert truth.fingerprint(root) == before
 
     # -- killing -------------------------------------------------------------------------------------------------
 
@@ -203,9 +237,51 @@ class Theatre:
         if kind in ("engine", "all"):
             assert self.engine.kill(), "no engine was there to be killed"
 
+    def worker_ended(self, seconds: float = 10) -> bool:
+        """Whether the worker ends by itself within this time."""
+        until = time.monotonic() + seconds
+        while self.worker.state() is not None:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
     async def restart(self) -> None:
         """What was killed runs again: same ports, same database."""
         await asyncio.to_thread(self.open)
+
+    def freeze_worker(self) -> int:
+        """SIGSTOP to the worker; gives its process id, for ``go_on``."""
+        state = self.worker.state()
+        assert state is not None
+        pid = state.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        until = time.monotonic() + 10
+        while not stopped(pid):
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        return pid
+
+    @contextmanager
+    def understudy(self) -> Iterator[ProcessIdentity]:
+        """A second worker of this home. At the end both are gone."""
+        ready = self.settings.run_dir / "worker-ready.json"
+        log = self.settings.log_dir / "understudy.log"
+        before = ready.read_bytes()
+        told = {**self.settings.child_environment(), "KEDGE_POINTS": str(self.points.folder)}
+        second = processes.start_detached(WORKER_ARGV, log=log, environment=told)
+        try:
+            until = time.monotonic() + 60
+            while ready.read_bytes() == before:
+                assert time.monotonic() < until, processes.tail(log)
+                time.sleep(0.02)
+            yield second
+        finally:
+            processes.send(second, signal.SIGKILL)
+            processes.wait_gone(second, 10)
+            self.worker.kill()
+            for pid in self.hosts():
+                truth.end(pid)
 
     async def strike(self, kind: Kind, at: str | None = None) -> None:
         """Kill somebody while a program waits at a point (or just now), let the program go on, restart."""
@@ -253,6 +329,9 @@ class Troupe(Scene):
     async def status(self, run: str) -> RunStatus:
         return await persist(lambda: super(Troupe, self).status(run))
 
+    async def fleet_status(self) -> FleetStatus:
+        return await persist(super().fleet_status)
+
     async def ended(self, run: str, seconds: float = 90) -> RunEnd:
         handle = self.client.get_workflow_handle(run, result_type=RunEnd)
         return await persist(handle.result, seconds)
@@ -265,7 +344,15 @@ class Troupe(Scene):
         roots = {node: self.root(node) for node in self.names}
         for root in roots.values():
             (root / "snapshots").mkdir(exist_ok=True)
+            (root / "more").mkdir()
+            (root / "more" / "kept").write_text("kept")
         self.renames = truth.Renames(roots)
+
+    def stand_by(self) -> None:
+        """From here on nothing may touch this fleet."""
+        for node in self.names:
+            root = self.root(node)
+            self.theatre.bystanders[root] = truth.fingerprint(root)
 
     def leave(self) -> None:
         """Nothing of it is left running."""
@@ -288,7 +375,7 @@ class Troupe(Scene):
             "stage",
             {"probe": look},
             {"stop": {"signal": "TERM", "grace": "3s"}},
-            {"snapshot": {"paths": ["data"]}},
+            {"snapshot": {"paths": ["data", "more"]}},
             "switch",
             "configure",
             {"run": {"argv": argv, "undo": "none", "check": check}},

@@ -47,6 +47,7 @@ say("stop")
 COMMAND = '#!/bin/sh\necho "run $1 {version} $$" >> "$2/truth.log"\n'
 HEALTH = "#!/bin/sh\nexit {code}\n"
 
+IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
 IN_Q_OVERFLOW = 0x4000
 _HEAD = struct.Struct("iIII")
@@ -91,15 +92,20 @@ def told(folder: Path, node: str) -> list[tuple[str, str]]:
 
 
 def story(versions: Iterable[str], *, tallied: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """What must have happened to a node that went through these versions, each time once."""
+    """What must have happened to a node that went through these versions, each step once.
+
+    Commands ran right before the start of their version, or, when that never started, of the last one.
+    """
+    went = list(versions)
     expected: list[tuple[str, str]] = []
     tallies, before = set(tallied), ""
-    for version in versions:
+    for number, version in enumerate(went):
         if before:
             expected += [("signal", before), ("stop", before)]
-            if version in tallies:
-                expected.append(("run", version))
-                tallies.discard(version)
+        for tallied_one in sorted(tallies):
+            if tallied_one == version or (tallied_one not in went and number == len(went) - 1):
+                expected.append(("run", tallied_one))
+                tallies.discard(tallied_one)
         expected.append(("start", version))
         before = version
     return expected
@@ -178,7 +184,8 @@ class Renames:
 
     def _watch(self, node: str, root: Path, below: str) -> None:
         path = os.fsencode(root / below)
-        found = self._libc.inotify_add_watch(self._fd, path, IN_MOVED_TO)
+        # Both ends of a rename: the kernel puts equal events into one, when nothing came in between.
+        found = self._libc.inotify_add_watch(self._fd, path, IN_MOVED_FROM | IN_MOVED_TO)
         if found < 0:
             raise OSError(ctypes.get_errno(), f"inotify {root / below}")
         self._folders[found] = (node, below)
@@ -193,7 +200,8 @@ class Renames:
             self._take(content)
         counted: dict[str, dict[str, int]] = {node: {} for node, _ in self._folders.values()}
         for (node, name), number in self._count.items():
-            counted[node][name] = number
+            if number:
+                counted[node][name] = number
         return counted
 
     def _take(self, content: bytes) -> None:
@@ -204,7 +212,7 @@ class Renames:
             at += _HEAD.size + length
             assert not mask & IN_Q_OVERFLOW, "the kernel lost count"
             node, below = self._folders[watched]
-            self._count[node, below + name] += 1
+            self._count[node, below + name] += bool(mask & IN_MOVED_TO)
 
     def close(self) -> None:
         """No more counting."""
@@ -257,14 +265,20 @@ def leftovers(root: Path) -> list[str]:
         for top in ("releases", "config", "snapshots")
         for path in (root / top).iterdir()
         if path.name.startswith(".")
+    ] + [
+        str(path.relative_to(root))
+        for path in (root / ".kedge").iterdir()
+        if path.is_dir() and path.name not in {"runs", "manifests"}
     ]
 
 
 def fingerprint(root: Path) -> dict[str, str]:
-    """Every byte of a node: two equal fingerprints say that nothing touched it meanwhile."""
+    """Every byte of a node but its locks': two equal fingerprints say that nothing was done to it meanwhile."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
+        if path.suffix == ".lock":
+            continue
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
         elif path.is_file():
