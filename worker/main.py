@@ -9,6 +9,7 @@ import sys
 from worker.background import announce_ready
 from worker.client import EngineUnreachableError, connect
 from worker.logs import configure, get_logger
+from worker.sandbox import keep_bytecode
 from worker.settings import Settings, SettingsError
 from worker.wiring import drivers_of, worker_of
 
@@ -30,6 +31,7 @@ async def serve(settings: Settings) -> None:
         connecting.cancel()
         return
     client = await connecting
+    keep_bytecode(settings.home / "cache" / "bytecode")
     drivers = drivers_of(settings)
     try:
         async with worker_of(settings, client, drivers):
