@@ -150,18 +150,30 @@ def stop_all(roots: Iterable[Path]) -> list[str]:
     The host program does it, as for any stop: it knows which process is really the one it started, and takes away
     the mark that says that it should run.
     """
-    calls = [(root, _begin_stop(root)) for root in roots if (root / ".kedge" / "fence").exists()]
-    problems = []
+    problems, calls = [], []
+    for root in roots:
+        if (root / ".kedge" / "fence").exists():
+            try:
+                calls.append((root, _begin_stop(root)))
+            except (OSError, ValueError, KeyError) as error:
+                problems.append(f"{root.name} could not be stopped: {error}")
     for root, call in calls:
         try:
             answer, _ = call.communicate(timeout=STOP_SECONDS + 20)
         except subprocess.TimeoutExpired:
             call.kill()
-            answer = ""
-        last = answer.strip().rpartition("\n")[2]
-        if not last or json.loads(last).get("ok") is not True:
+            answer, _ = call.communicate()
+        if not _is_ok(answer):
             problems.append(f"{root.name} could not be stopped: {answer.strip()[-300:]}")
     return problems
+
+
+def _is_ok(answer: str) -> bool:
+    """Whether a session said at its end that everything was done."""
+    try:
+        return json.loads(answer.strip().rpartition("\n")[2]).get("ok") is True
+    except (ValueError, AttributeError):
+        return False
 
 
 def _begin_stop(root: Path) -> subprocess.Popen[str]:

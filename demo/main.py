@@ -104,28 +104,43 @@ def _play(screen: Screen, paths: Paths, members: int, script: Sequence[Act], *, 
     commands = Commands(paths.folder, screen)
     ended = FAILED
     try:
-        _tear_down(screen, paths, commands)
-        show = _set_scene(screen, paths, commands, members)
-        try:
-            _acts(show, script)
-            ended = DONE if show.well else FAILED
-        finally:
-            show.writer.stop()
+        ended = _perform(screen, paths, commands, members, script)
     except KeyboardInterrupt:
         screen.wrong("interrupted")
         ended = INTERRUPTED
     except Problem as error:
         screen.wrong(f"the demo ends here: {error}")
         screen.say(f"The logs: {paths.home / 'logs'} and {paths.folder / 'nodes'}/*/logs")
+    finally:
+        # Whatever it was that ended the show.
+        if not (keep and ended == DONE):
+            _end(screen, paths, commands, whole=ended == DONE)
     if keep and ended == DONE:
         _say_how_to_look(screen, paths)
-        return ended
+    return ended
+
+
+def _perform(
+    screen: Screen, paths: Paths, commands: Commands, members: int, script: Sequence[Act]
+) -> int:
+    problems = _tear_down(screen, paths, commands)
+    if problems:
+        raise ShowError(f"an earlier demo is in the way: {'; '.join(problems)}")
+    show = _set_scene(screen, paths, commands, members)
+    try:
+        _acts(show, script)
+    finally:
+        show.writer.stop()
+    return DONE if show.well else FAILED
+
+
+def _end(screen: Screen, paths: Paths, commands: Commands, *, whole: bool) -> None:
     # From here on Ctrl-C would leave processes behind; it takes a few seconds.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     commands.end_all()
-    _tear_down(screen, paths, commands, whole=ended == DONE)
-    return ended
+    for problem in _tear_down(screen, paths, commands, whole=whole):
+        screen.wrong(problem)
 
 
 def _set_scene(screen: Screen, paths: Paths, commands: Commands, count: int) -> Show:
@@ -213,10 +228,15 @@ def _say_how_to_look(screen: Screen, paths: Paths) -> None:
     screen.say("The next `kedge demo` stops and removes all of it, and begins anew.")
 
 
-def _tear_down(screen: Screen, paths: Paths, commands: Commands, *, whole: bool = True) -> None:
-    """Stops what runs there and removes the folder; of a show that failed the records and logs stay."""
+def _tear_down(
+    screen: Screen, paths: Paths, commands: Commands, *, whole: bool = True
+) -> list[str]:
+    """Stops what runs there and removes the folder; of a show that failed the records and logs stay.
+
+    Returns a sentence for each thing that could not be stopped; then nothing is removed.
+    """
     if not paths.folder.exists():
-        return
+        return []
     screen.did("stops the members, the worker and the Temporal server of the demo")
     problems = []
     if (paths.home / "run").exists():
@@ -227,17 +247,16 @@ def _tear_down(screen: Screen, paths: Paths, commands: Commands, *, whole: bool 
     roots = sorted((paths.folder / "nodes").glob("*"))
     problems += hosts.stop_all(roots)
     if problems:
-        for problem in problems:
-            screen.wrong(problem)
-        return
+        return problems
     if whole:
         _remove(paths.folder)
-        return
+        return []
     for archive in paths.archives.glob("*.tar"):
         archive.unlink()
     for root in roots:
         for bulk in ("releases", "snapshots", "data"):
             _remove(root / bulk)
+    return []
 
 
 def _remove(folder: Path) -> None:

@@ -92,6 +92,14 @@ def test_stopping_again_does_nothing_and_is_no_problem(root: Path) -> None:
     assert [step.acted for step in steps_of(root) if step.op == "stop"] == [True, False]
 
 
+def test_a_node_whose_fence_cannot_be_read_is_named(root: Path) -> None:
+    fence = root / ".kedge" / "fence"
+    kept = fence.read_bytes()
+    fence.write_bytes(b"{}")
+    assert [said.partition(" ")[0] for said in stop_all([root])] == ["one"]
+    fence.write_bytes(kept)
+
+
 def test_a_process_that_was_not_started_last_is_no_ground_truth(root: Path) -> None:
     key = "upgrade/x/1@7/one/forward/"
     again: list[dict[str, object]] = [

@@ -34,6 +34,31 @@ def test_a_show_that_cannot_begin_says_why_and_leaves_nothing_running(
     assert not (tmp_path / "demo" / ".kedge").exists()
 
 
+def test_an_earlier_show_that_cannot_be_stopped_is_not_played_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "demo" / "nodes" / "etcd-1" / ".kedge"
+    broken.mkdir(parents=True)
+    (broken / "fence").write_text("no fence at all")
+    assert main.run(folder=tmp_path / "demo") == main.FAILED
+    assert "in the way: etcd-1 could not be stopped" in capsys.readouterr().out
+    assert (broken / "fence").exists()
+
+
+def test_what_nobody_thought_of_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object) -> None:
+        raise RuntimeError("a surprise")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(main, "_set_scene", surprise)
+    monkeypatch.setattr(main, "_end", lambda *_, whole: ended.append(whole))
+    with pytest.raises(RuntimeError, match="a surprise"):
+        main.run(folder=tmp_path / "demo")
+    assert ended == [False]
+
+
 @pytest.mark.temporal
 @pytest.mark.slow
 @pytest.mark.timeout(600)
