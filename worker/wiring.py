@@ -10,6 +10,7 @@ from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
 from activities.every import every_activity
 from activities.ground import Ground
+from kedge import __version__
 from kedge.drivers.registry import Drivers, DriverSettings, open_drivers
 from worker.points import PointsInterceptor
 from worker.sandbox import ContextFreeRunner
@@ -63,6 +64,8 @@ def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
     return Worker(
         client,
         task_queue=settings.task_queue,
+        # Without one the SDK hashes every loaded module, and compiles those that have no bytecode: seconds at a start.
+        build_id=f"kedge-{__version__}",
         workflows=EVERY_WORKFLOW,
         activities=every_activity(ground_of(drivers, client)),
         workflow_runner=ContextFreeRunner(restrictions=restrictions),
