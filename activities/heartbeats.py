@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 from temporalio import activity
 
-EVERY = 1.0
-"""Seconds between heartbeats."""
+EVERY = 2.0
+"""Seconds between heartbeats: twice in the time after which a worker is given up. Each is a transaction of the engine,
+and most legs are over before the first."""
 
 
 class Pulse:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from kedge.model.base import Frozen
 
-PAUSE = 0.05
+PAUSE = 0.2
 """Seconds between two looks at a daemon that has to live for a while."""
 
 

@@ -73,7 +73,7 @@ def runbook(at_once: int, healthy_for: float) -> Runbook:
                     "service": {"running": True},
                     "for": f"{healthy_for:g}s",
                     "within": "30s",
-                    "interval": "50ms",
+                    "interval": "200ms",
                 }
             },
         ],
@@ -143,9 +143,7 @@ class Ground:
         told = json.loads(said)
         return told["seconds"], told["processor"]
 
-    async def _move_kedge(
-        self, version: str, healthy_for: float
-    ) -> tuple[float, float, Histories]:
+    async def _move_kedge(self, version: str, healthy_for: float) -> tuple[float, float, Histories]:
         home = self._home
         plan = await home.plan(runbook(AT_ONCE, healthy_for), self._kedge, version)
         worker, engine = home.worker.state(), home.engine.state()
@@ -174,9 +172,7 @@ class Ground:
                 continue
 
 
-async def compare(
-    repetitions: dict[float, int], nodes: int = NODES
-) -> Sequence[Compared]:
+async def compare(repetitions: dict[float, int], nodes: int = NODES) -> Sequence[Compared]:
     """All repetitions in one home, the sides in alternating order."""
     found: list[Compared] = []
     async with opened(nodes, "local") as home:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from kedge.host import errors, files, observe, operations, points, probes, request, snapshots
 from kedge.host.context import Context
@@ -48,9 +48,9 @@ class Wire:
             parts += part
         return parts.partition(b"\n")[0]
 
-    def say(self, told: Dict[str, Any]) -> None:
-        """Write one line; ReaderGone when nobody reads. Waits for a slow reader in slices."""
-        left = memoryview(files.to_json(told) + b"\n")
+    def say(self, *told: Dict[str, Any]) -> None:
+        """Write lines; ReaderGone when nobody reads. Waits for a slow reader in slices."""
+        left = memoryview(b"".join(files.to_json(one) + b"\n" for one in told))
         poller = select.poll()
         poller.register(self.writing, select.POLLOUT)
         try:
@@ -96,12 +96,19 @@ class Session:
         points.reach("fence.before")
         self.fence.raise_to()
         points.reach("fence.raised")
+        done: List[Dict[str, Any]] = []
         for op in self.asked.ops:
-            self.key, self.name = op.key, op.name
             self.wire.check()
-            self.wire.say({"ev": "begin", "key": op.key, "op": op.name})
-            self.wire.say({"ev": "done", "key": op.key, "op": op.name, **self.step(op)})
-            points.reach(f"{op.name}.told")
+            # The end of one operation and the begin of the next in one write: the reader wakes once.
+            self._tell(*done, {"ev": "begin", "key": op.key, "op": op.name})
+            self.key, self.name = op.key, op.name
+            done = [{"ev": "done", "key": op.key, "op": op.name, **self.step(op)}]
+        self._tell(*done)
+
+    def _tell(self, *lines: Dict[str, Any]) -> None:
+        self.wire.say(*lines)
+        if lines and lines[0]["ev"] == "done":
+            points.reach(f"{self.name}.told")
 
     def step(self, op: Operation) -> Dict[str, Any]:
         """One operation: from the journal, skipped, or done and recorded."""
