@@ -284,7 +284,7 @@ class Rollback(Ordered):
         self, choice: Return, facts: PlanFacts, nodes: tuple[int, ...], parallel: int
     ) -> WaveResult:
         self._change(children=self._state.children + 1)
-        identity = self._child_id = f"{self._run.id}/wave/{self._state.children}"
+        identity = f"{self._run.id}/wave/{self._state.children}"
         serial = self._serials()
         request = WaveRequest(
             run=self._run,
@@ -307,7 +307,7 @@ class Rollback(Ordered):
                 id=identity,
                 static_summary=f"{len(nodes)} nodes go back, {parallel} at a time",
             )
-            self._wave_child = child
+            self._wave_child, self._child_id = child, identity
             await self._woken()
             return await child
         except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:

@@ -275,7 +275,7 @@ class Upgrade(Ordered):
         wave = facts.waves[state.wave]
         self._say("widening", f"wave {wave.name}: {wave.size} nodes, {wave.parallel} at a time")
         self._children += 1
-        identity = self._child_id = f"{self._run.id}/widening/{self._children}"
+        identity = f"{self._run.id}/widening/{self._children}"
         request = WideningRequest(
             run=self._run,
             facts=facts,
@@ -295,7 +295,7 @@ class Upgrade(Ordered):
                 search_attributes=attributes(self._run.fleet, "widening", facts.after),
                 static_summary=f"from wave {wave.name} until a decision is needed",
             )
-            self._widening = child
+            self._widening, self._child_id = child, identity
             if self._inbox or self._preempted is not None:
                 await self._woken()
             return progress.Widened(stop=await child)
