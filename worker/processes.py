@@ -59,7 +59,9 @@ def _started(pid: int) -> str | None:
             return None
         # The name in parentheses may hold anything; the fields after the last one are fixed.
         fields = stat.rpartition(")")[2].split()
-        return None if fields[0] in {"Z", "X"} else fields[19]
+        # The first thread of a program that is killed may be gone while others still hold its ports.
+        gone = fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) <= 1)
+        return None if gone else fields[19]
     shown = subprocess.run(
         ["ps", "-o", "state=,lstart=", "-p", str(pid)],
         capture_output=True,

@@ -1,7 +1,7 @@
 """Who a process is: its number, its start time and the boot it belongs to.
 
-A number alone is used again by the system; the three together are not. A process in state Z or X is
-dead: in a container nobody may ever collect it. Times: `start` in clock ticks since boot, as in field
+A number alone is used again by the system; the three together are not. A process in state Z or X whose
+threads are all gone is dead: in a container nobody may ever collect it. Times: `start` in clock ticks since boot, as in field
 22 of proc(5) stat.
 """
 
@@ -89,7 +89,10 @@ def start_of(pid: int) -> Optional[int]:
         os.close(fd)
     # The name in parentheses may hold spaces and parentheses itself: count from its end.
     fields = text[text.rfind(b")") + 2 :].split()
-    if len(fields) < 20 or fields[0] in (b"Z", b"X", b"x"):
+    if len(fields) < 20 or fields[0] in (b"X", b"x"):
+        return None
+    # Of a daemon that ends the first thread may be gone while others still hold its data and its ports.
+    if fields[0] == b"Z" and int(fields[17]) <= 1:
         return None
     return int(fields[19])
 

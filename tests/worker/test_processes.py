@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -124,3 +125,27 @@ def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
     assert processes.tail(log) == "(no log)"
     log.write_text("\n".join(f"line {n}" for n in range(10_000)))
     assert processes.tail(log, 2) == "line 9998\nline 9999"
+
+
+LEADERLESS = """
+import ctypes, sys, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+ctypes.CDLL(None).syscall(60, 0)  # exit of this thread alone
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call")
+def test_a_program_whose_first_thread_is_gone_still_lives(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    one = processes.start_detached([sys.executable, "-c", LEADERLESS], log=log)
+    stat = Path(f"/proc/{one.pid}/stat")
+    until = time.monotonic() + 20
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert processes.is_alive(one)
+    assert not processes.wait_gone(one, 0.2)
+    assert processes.send(one, signal.SIGKILL)
+    assert processes.wait_gone(one, 10)
