@@ -40,16 +40,14 @@ async def histories_of(client: Client, run: str) -> Histories:
     sizes: list[tuple[int, int, str]] = []
     kinds: Counter[str] = Counter()
     async for seen in client.list_workflows():
-        if seen.id != f"fleet/{fleet}" and seen.id != run and not seen.id.startswith(f"{run}/"):
+        if seen.id not in {f"fleet/{fleet}", run} and not seen.id.startswith(f"{run}/"):
             continue
         handle = client.get_workflow_handle(seen.id, run_id=seen.run_id)
         info = (await handle.describe()).raw_description.workflow_execution_info
         sizes.append((info.history_length, info.history_size_bytes, seen.id))
         async for event in handle.fetch_history_events():
             if event.event_type == _SCHEDULED:
-                kinds[
-                    event.activity_task_scheduled_event_attributes.activity_type.name
-                ] += 1
+                kinds[event.activity_task_scheduled_event_attributes.activity_type.name] += 1
     most = max(sizes)
     return Histories(
         workflows=len(sizes),

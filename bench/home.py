@@ -151,7 +151,9 @@ class Home:
         text = bytes_to_sign(order)
         envelope = seal(text, sign_with_key(self.keys[person], text))
         handle = self.client.get_workflow_handle(target)
-        submitted = await handle.execute_update("submit_order", envelope, result_type=Submitted)
+        submitted: Submitted = await handle.execute_update(
+            "submit_order", envelope, result_type=Submitted
+        )
         if not submitted.verdict.accepted:
             raise RuntimeError(f"an order to {verb} was refused: {submitted.verdict.said}")
         return submitted

@@ -12,6 +12,7 @@ import time
 from bench.figures import Histories, Memory, histories_of, memory_of, processor_seconds
 from bench.home import Home, opened
 from kedge.model.base import Frozen, Json
+from kedge.model.run import RunStatus
 from kedge.model.runbook import Runbook
 
 SIZES = (1_000, 5_000)
@@ -94,8 +95,6 @@ async def _migrate(home: Home, nodes: int, at_once: int) -> Simulated:
         raise RuntimeError(f"the run ended otherwise: {end}")
     memory = [memory_of(one.process.pid) for one in (worker, engine)]
     used = [processor_seconds(one.process.pid) for one in (worker, engine)]
-    from kedge.model.run import RunStatus
-
     status = await home.client.get_workflow_handle(run.id).query("status", result_type=RunStatus)
     return Simulated(
         nodes=nodes,
@@ -113,6 +112,7 @@ async def _migrate(home: Home, nodes: int, at_once: int) -> Simulated:
 
 
 async def main() -> None:
+    """Prints the figures of every size."""
     for nodes in SIZES:
         print((await measure(nodes)).model_dump_json(indent=1))
 
