@@ -7,6 +7,7 @@ sees either no start at all or the one that happened. Rule 4 of `docs/host-proto
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -81,11 +82,16 @@ def launch(what: Launch) -> Incarnation:
     ServiceDied when the program cannot be executed. The daemon stays our child until this process
     ends, so its exit status can be told as long.
     """
+    ready = _prepare(what)
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        _child(what, writing)
+    try:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            _child(what, ready, writing)
+    finally:
+        os.close(ready.nowhere)
+        os.close(ready.out)
     os.close(writing)
     points.reach("start.forked")
     try:
@@ -102,22 +108,47 @@ def launch(what: Launch) -> Incarnation:
     return kept
 
 
-def _child(what: Launch, writing: int) -> None:
+class Ready(NamedTuple):
+    """What the child needs, made before the fork: every page a child touches is copied for it."""
+
+    nowhere: int
+    out: int
+    ignored: List[int]
+    head: bytes
+
+
+def _prepare(what: Launch) -> Ready:
+    _keep_from_daemons()
+    rotate(what.log)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    out = os.open(what.log, flags, 0o640)
+    return Ready(
+        nowhere=os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC),
+        out=out,
+        ignored=ignored_signals(),
+        head=files.to_json(what.kept)[:-1],
+    )
+
+
+def _child(what: Launch, ready: Ready, writing: int) -> None:
     """The forked child: never returns."""
     said = READY
     try:
+        gc.disable()
         os.setsid()
         one = processes.of_pid(os.getpid())
         if one is None:
             os._exit(127)
-        _streams(what.log)
+        os.dup2(ready.nowhere, 0)
+        os.dup2(ready.out, 1)
+        os.dup2(ready.out, 2)
         points.reach("start.before-record")
-        kept = {**what.kept, **one.wire(), "at": time.time()}
-        files.write_atomic(what.service, files.to_json(kept), sync_name=False)
+        who = f',"at":{time.time()!r},"boot":"{one.boot}","pid":{one.pid},"start":{one.start}}}'
+        files.write_atomic(what.service, ready.head + who.encode(), sync_name=False)
         points.reach("start.between-fork-and-exec")
         os.chdir(what.cwd)
         os.umask(0o022)
-        plain_signals()
+        plain_signals(ready.ignored)
         os.write(writing, READY)
         said = b""
         os.execve(what.program, what.argv, what.env)  # noqa: S606 -- that there is no shell is the point
@@ -132,25 +163,24 @@ def _child(what: Launch, writing: int) -> None:
         os._exit(127)
 
 
-def _streams(log: str) -> None:
-    """Standard input from nowhere, output to the log; everything else is closed by exec."""
+def _keep_from_daemons() -> None:
+    """Of all that is open here a daemon gets its three streams and nothing else: the rest is closed by exec."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             try:
                 os.set_inheritable(int(name), False)  # noqa: FBT003 -- the library's signature
             except OSError:
                 continue
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    rotate(log)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
 
 
-def plain_signals() -> None:
-    """Give the daemon the signals a fresh login has; Python ignores some that exec would keep."""
-    for number in signal.valid_signals():
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+def ignored_signals() -> List[int]:
+    """The signals that are ignored here: Python ignores some, and exec would keep that."""
+    every = range(1, signal.NSIG)
+    return [number for number in every if signal.getsignal(number) == signal.SIG_IGN]
+
+
+def plain_signals(ignored: List[int]) -> None:
+    """Give a program the signals a fresh login has, before it is executed."""
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -154,7 +154,7 @@ def _runner(
     try:
         os.setsid()
         ctx.let_go()
-        launch.plain_signals()
+        launch.plain_signals(launch.ignored_signals())
         turn.say(ctx.fence.holder(ctx.key, runner=os.getpid()))
         files.write_atomic(paths.spawning, b"{}", sync=False)
         points.reach("run.before-spawn")
