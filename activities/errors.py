@@ -10,6 +10,8 @@ from kedge.model.run import Failure
 LOST = frozenset({"TransportLost"})
 """The connection broke while a session ran: the journal on the host knows what was done, so Temporal simply tries
 again with a higher attempt in the fence token."""
+AWAY = LOST | {"Unreachable"}
+"""Nobody answered, or not to the end: nothing is known of the node by that."""
 
 
 def sentence(error: DriverError, node: str) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from activities.errors import sentence
+from activities.errors import AWAY, sentence
 from activities.ground import Ground
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
@@ -46,6 +46,9 @@ FENCED_TRIES = 5
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
+
+PAUSES = (0.2, 1.0)
+"""Seconds before a node is talked to again whose host program was killed or whose connection broke off."""
 
 LOOKING = 400.0
 """Seconds a look at many nodes may take: whom it does not come to is said to be unseen. Less than what the workflow
@@ -119,6 +122,19 @@ class NodeActivities:
         asked = SessionRequest(
             run=run.id, token=(run.epoch, serial, activity.info().attempt), ops=tuple(ops)
         )
+        return await self._talk(node, asked)
+
+    async def _talk(self, node: PlannedNode, asked: SessionRequest) -> SessionEnd:
+        """One session. Nothing follows from a connection that breaks off once: what it was about is looked at again,
+        or found in the journal.
+        """
+        for pause in PAUSES:
+            try:
+                return await self._ground.transport.session(node, asked, _unheard)
+            except DriverError as error:
+                if error.kind not in AWAY:
+                    raise
+            await asyncio.sleep(pause)
         return await self._ground.transport.session(node, asked, _unheard)
 
     async def _begun(self, plan: Plan, run: Run) -> set[str]:
@@ -312,17 +328,16 @@ class NodeActivities:
     ) -> str | SessionEnd:
         """The same under one token; the end of the session where a higher one has the node."""
         node = install.nodes[index]
-        transport = self._ground.transport
         look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
         ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
-        end = await transport.session(node, SessionRequest(run, token, (look,)), _unheard)
+        end = await self._talk(node, SessionRequest(run, token, (look,)))
         if _fenced(end):
             return end
         unfinished = run == INSTALL and not end.observed.get("should_run")
         if end.ok and (end.observed.get("release") is None or unfinished):
             return await self._install(install, index)
         was_running = bool(end.observed.get("running"))
-        end = await transport.session(node, SessionRequest(run, token, (ensure,)), _unheard)
+        end = await self._talk(node, SessionRequest(run, token, (ensure,)))
         if _fenced(end):
             return end
         fault = end.fault(node.name)
@@ -338,7 +353,7 @@ class NodeActivities:
             node, install.operations(index, key=INSTALL), install.release.artifacts
         )
         asked = SessionRequest(run=INSTALL, token=(0, 0, 1), ops=ops)
-        end = await self._ground.transport.session(node, asked, _unheard)
+        end = await self._talk(node, asked)
         fault = end.fault(node.name)
         return "installed" if fault is None else fault.message
 
