@@ -13,9 +13,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
     from activities.orders import OrderActivities
     from kedge.model.base import Frozen, Json, digest_of
-    from kedge.model.plan import Choice, Verb
+    from kedge.model.plan import Verb
     from kedge.model.run import (
-        WHOLE_FAILURES,
         Note,
         ObserveRequest,
         Phase,
@@ -23,7 +22,6 @@ with workflow.unsafe.imports_passed_through():
         RollbackRequest,
         RunEnd,
         RunStatus,
-        Showing,
         UpgradeRequest,
         WarrantUpdate,
         WaveRequest,
@@ -34,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.plan import progress
     from kedge.plan.progress import Act, Event, UpgradeState
     from kedge.plan.progress import Ordered as OrderEvent
-    from kedge.plan.wayback import way_back_at
+    from kedge.plan.showing import showing_of
 
 from workflows.calls import (
     SERIALS_A_WAVE,
@@ -265,7 +263,7 @@ class Upgrade(Ordered):
 
     async def _gate(self, name: str, facts: PlanFacts) -> Event | None:
         gate = next(gate for gate in facts.gates if gate.name == name)
-        ended = await self._ask(gate, self._showing(name, facts))
+        ended = await self._ask(gate, showing_of(self._run, self._state, facts, name))
         if ended == "passed":
             return progress.GateEnded(gate=name, how="passed")
         return progress.GateEnded(gate=name, how="expired") if ended == "expired" else None
@@ -415,7 +413,7 @@ class Upgrade(Ordered):
         """Parked or paused: nothing moves until an order comes."""
         parked = self._state.parked
         if parked is not None:
-            showing = self._showing(parked.subject, facts)
+            showing = showing_of(self._run, self._state, facts, parked.subject)
             if self._open is None or self._open.subject != parked.subject:
                 self._memory = self._memory.model_copy(update={"since": instant()})
             self._open = Open(
@@ -430,42 +428,6 @@ class Upgrade(Ordered):
             self._say("paused", "paused: waits for a resume or an abort")
             self._advertise("resume")
         await workflow.wait_condition(self._disturbed)
-
-    def _showing(self, subject: str, facts: PlanFacts) -> Showing:
-        """What people are shown before they sign: the plan, the wave, what was seen, what can still be undone."""
-        state = self._state
-        parked = (
-            state.parked if state.parked is not None and state.parked.subject == subject else None
-        )
-        behind = state.begun if parked else min(state.wave + 1, len(facts.waves))
-        way = way_back_at(facts.way_back, behind)
-        guards = facts.commit is not None and facts.commit.gate == subject
-        choices: tuple[Choice, ...] = parked.choices if parked else ()
-        said = [f"{facts.before} → {facts.after}", f"{state.done} of {facts.nodes} nodes done"]
-        if parked:
-            said.append(parked.said)
-        elif state.wave < len(facts.waves):
-            wave = facts.waves[state.wave]
-            said.append(f"next: wave {wave.name}, {wave.size} nodes, {wave.parallel} at a time")
-        else:
-            said.append("next: the finalize steps")
-        return Showing(
-            run=self._run.id,
-            plan=self._run.plan,
-            subject=subject,
-            title=parked.said if parked else f"gate {subject}",
-            said=tuple(said),
-            wave=state.wave if state.wave < len(facts.waves) else None,
-            waves=len(facts.waves),
-            nodes_done=state.done,
-            nodes=facts.nodes,
-            failures=(parked.failures if parked else state.failures)[:WHOLE_FAILURES],
-            reversible="the point of no return: behind this gate there is no plain way back"
-            if guards
-            else way.kind,
-            lost=facts.commit.lost if guards and facts.commit else way.lost,
-            choices=choices,
-        )
 
     async def _renew(self) -> None:
         await workflow.wait_condition(workflow.all_handlers_finished)
