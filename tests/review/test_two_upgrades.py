@@ -9,7 +9,8 @@ from temporalio.client import Client
 
 from kedge.drivers.sim_faults import Fault
 from tests.spine.scene import Scene, make_scene, settle
-from tests.spine.test_rollback import GUARDED, NEW, OLD
+from tests.spine.test_commit import GUARDED
+from tests.spine.test_rollback import NEW, OLD
 
 pytestmark = pytest.mark.temporal
 
