@@ -43,28 +43,9 @@ class Work(Frozen):
 async def move(work: Work, node: str) -> None:
     """One node, whether or not it has a release yet."""
     root = Path(work.folder) / node
-    release = root / "releases" / work.digest
-    content = Path(work.archive).read_bytes()
-    if hashlib.sha256(content).hexdigest() != work.digest:
-        raise RuntimeError(f"{work.archive} is not what was promised")
-    release.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(work.archive) as tar:
-        tar.extractall(release)
+    stage(work, root)
     await stop(root / "pid")
-    link = root / "current.new"
-    link.symlink_to(f"releases/{work.digest}")
-    link.rename(root / "current")
-    (root / "daemon.conf").write_text(f"name = {node}\nrelease = {work.version}\n")
-    with (root / "log").open("ab") as log:
-        daemon = subprocess.Popen(  # noqa: ASYNC220 - a millisecond, and less than a child watcher's thread
-            [str(root / "current" / "daemon")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=root,
-            start_new_session=True,
-        )
-    (root / "pid").write_text(str(daemon.pid))
+    daemon = begin(work, root)
     until = time.monotonic() + work.healthy_for
     while True:
         if daemon.poll() is not None:
@@ -75,12 +56,48 @@ async def move(work: Work, node: str) -> None:
         await asyncio.sleep(min(left, PAUSE))
 
 
+def stage(work: Work, root: Path) -> None:
+    """The archive, verified and unpacked. Blocking, like all of its file work: handing it over costs more."""
+    release = root / "releases" / work.digest
+    content = Path(work.archive).read_bytes()
+    if hashlib.sha256(content).hexdigest() != work.digest:
+        raise RuntimeError(f"{work.archive} is not what was promised")
+    release.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(work.archive) as tar:
+        tar.extractall(release)
+
+
+def begin(work: Work, root: Path) -> subprocess.Popen[bytes]:
+    """The symlink switched, the configuration written, the daemon started."""
+    link = root / "current.new"
+    link.symlink_to(f"releases/{work.digest}")
+    link.rename(root / "current")
+    (root / "daemon.conf").write_text(f"name = {root.name}\nrelease = {work.version}\n")
+    with (root / "log").open("ab") as log:
+        daemon = subprocess.Popen(
+            [str(root / "current" / "daemon")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=root,
+            start_new_session=True,
+        )
+    (root / "pid").write_text(str(daemon.pid))
+    return daemon
+
+
+def pid_in(file: Path) -> int | None:
+    """The process that an earlier call started."""
+    return int(file.read_text()) if file.exists() else None
+
+
 async def stop(file: Path) -> None:
     """Ends the daemon that an earlier call started, and waits until it is gone."""
-    if not file.exists():
+    pid = pid_in(file)
+    if pid is None:
         return
     try:
-        ended = os.pidfd_open(int(file.read_text()))
+        ended = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     loop, gone = asyncio.get_running_loop(), asyncio.Event()

@@ -43,7 +43,7 @@ MAY: dict[str, list[str]] = {"start": ["operator"], "approve": ["sre"], "rollbac
 
 DAEMON = """#!/bin/sh
 # Release {version}: the smallest daemon there is. It idles, and ends at once when it is told to.
-exec sleep 1000000
+exec /bin/sleep 1000000
 """
 
 
@@ -85,6 +85,13 @@ class Home:
         return compile_plan(
             self.fleet, self.release(before), self.release(after), runbook, self.policy
         )
+
+    def pids(self) -> tuple[int, int]:
+        """The worker and the engine, which must run."""
+        worker, engine = self.worker.state(), self.engine.state()
+        if worker is None or engine is None:
+            raise RuntimeError("the worker or the engine has ended")
+        return worker.process.pid, engine.process.pid
 
     async def ensure(self) -> None:
         """Bring the fleet up on its first release."""

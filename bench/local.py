@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -146,10 +146,7 @@ class Ground:
     async def _move_kedge(self, version: str, healthy_for: float) -> tuple[float, float, Histories]:
         home = self._home
         plan = await home.plan(runbook(AT_ONCE, healthy_for), self._kedge, version)
-        worker, engine = home.worker.state(), home.engine.state()
-        if worker is None or engine is None:
-            raise RuntimeError("the worker or the engine has ended")
-        pids = (worker.process.pid, engine.process.pid)
+        pids = home.pids()
         before = sum(tree_seconds(pid) for pid in pids)
         begun = time.monotonic()
         run = await home.start(plan)
@@ -172,8 +169,10 @@ class Ground:
                 continue
 
 
-async def compare(repetitions: dict[float, int], nodes: int = NODES) -> Sequence[Compared]:
-    """All repetitions in one home, the sides in alternating order."""
+async def compare(
+    say: Callable[[str], None], repetitions: dict[float, int], nodes: int = NODES
+) -> list[Compared]:
+    """All repetitions in one home, the sides in alternating order; ``say`` is told how far it is."""
     found: list[Compared] = []
     async with opened(nodes, "local") as home:
         ground = Ground(home)
@@ -182,6 +181,7 @@ async def compare(repetitions: dict[float, int], nodes: int = NODES) -> Sequence
             for healthy_for, times in repetitions.items():
                 turns: list[Turn] = []
                 for number in range(times):
+                    say(f"{nodes} local nodes, {healthy_for:g} s each: {number + 1} of {times}")
                     turn, histories = await ground.turn(healthy_for, kedge_first=number % 2 == 1)
                     turns.append(turn)
                 found.append(
@@ -198,11 +198,19 @@ async def compare(repetitions: dict[float, int], nodes: int = NODES) -> Sequence
     return found
 
 
-async def main() -> None:
-    """Prints the comparison."""
-    for one in await compare(REPETITIONS):
-        print(one.model_dump_json(indent=1), f"ratio {one.ratio:.2f}, over {one.over:.2f} ms")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+def report(found: Sequence[Compared]) -> list[str]:
+    """What was measured, in lines."""
+    lines: list[str] = []
+    for one in found:
+        needs = f"that need {one.healthy_for:g} s" if one.healthy_for else "that need nothing"
+        lines.append(f"{one.nodes} local nodes {needs}, {one.at_once} at a time:")
+        lines += [
+            f"  script {turn.bare:6.2f} s, kedge {turn.kedge:6.2f} s"
+            f" (processor {turn.bare_processor:.1f} s, {turn.kedge_processor:.1f} s)"
+            for turn in one.turns
+        ]
+        lines.append(
+            f"  median: {one.ratio:.2f} × the script, {one.over:.1f} ms a node over it;"
+            f" {one.histories.scheduled / one.nodes:.3f} activities a node"
+        )
+    return lines
