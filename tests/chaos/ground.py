@@ -64,13 +64,18 @@ async def assert_ground(
     upgrade.
     """
     assert troupe.renames is not None
+    sure = {node: said for node, said in went.items() if not isinstance(said, list)}
+    ways = {node: said if isinstance(said, Went) else Went(said) for node, said in sure.items()}
+    await troupe.speak({node: len(way.versions) for node, way in ways.items()})
     counted = troupe.renames.count()
     alive = truth.daemons(troupe.folder)
     for node in troupe.names:
         said = went.get(node, STAYED)
-        ways = said if isinstance(said, list) else [said if isinstance(said, Went) else Went(said)]
+        any_of = said if isinstance(said, list) else [ways.get(node, STAYED)]
         story = truth.told(troupe.folder, node)
-        way = next((one for one in ways if story == one.story() and one.fits(counted[node])), None)
+        way = next(
+            (one for one in any_of if story == one.story() and one.fits(counted[node])), None
+        )
         assert way is not None, f"{node}: {story}: {counted[node]}"
         pids = [pid for pid, whose in alive.items() if whose == node]
         started = [line for line in truth.lines(troupe.folder) if line.node == node]
@@ -100,7 +105,7 @@ def _assert_data(
     troupe: Troupe, node: str, versions: tuple[str, ...], counted: dict[str, int], *, restored: bool
 ) -> None:
     """Each release wrote down its start in the data; a restore takes what came after the snapshot away again."""
-    written = (troupe.root(node) / "data" / "ledger").read_text().split()
+    written = troupe.ledger(node)
     left = [versions[0], versions[-1]] if restored else list(versions)
     assert written == left, f"{node}: {written}"
     assert counted.get("data", 0) == restored, f"{node}: {counted}"

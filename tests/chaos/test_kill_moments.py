@@ -136,3 +136,30 @@ async def test_bringing_a_fleet_up_goes_on(
     assert result["running"] == 2, result
     assert result["started"] == 0
     await assert_ground(troupe, {})
+
+
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("session.before", 1),
+        ("fence.before", 1),
+        ("fence.raised", 1),
+        ("observe.before", 1),
+        ("observe.recorded", 1),
+        ("healthy.before", 2),
+        ("healthy.recorded", 2),
+        ("healthy.told", 2),
+    ],
+)
+async def test_a_host_program_that_dies_while_it_looks_is_no_verdict(
+    theatre: Theatre, cast: Cast, point: str, nth: int
+) -> None:
+    # Preflight observes, the leg is the first to ask for health, the bake the second.
+    troupe = await cast(theatre)
+    post = f"{point}@{troupe.names[0]}"
+    async with asyncio.TaskGroup() as both:
+        killing = both.create_task(theatre.points.nth(post, nth, "kill"))
+        await asyncio.sleep(0)
+        both.create_task(plots.upgrade(troupe))
+    assert killing.done()
+    assert theatre.points.is_reached(post)

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -334,7 +334,11 @@ class Troupe(Scene):
 
     async def ended(self, run: str, seconds: float = 90) -> RunEnd:
         handle = self.client.get_workflow_handle(run, result_type=RunEnd)
-        return await persist(handle.result, seconds)
+        try:
+            return await persist(handle.result, seconds)
+        except TimeoutError:
+            status = await self.status(run)
+            raise AssertionError(f"{run} does not end: {status}") from None
 
     async def appear(self) -> None:
         """Bring the fleet up; from here on renames are counted."""
@@ -347,6 +351,24 @@ class Troupe(Scene):
             (root / "more").mkdir()
             (root / "more" / "kept").write_text("kept")
         self.renames = truth.Renames(roots)
+        await self.speak(dict.fromkeys(self.names, 1))
+
+    async def speak(self, lives: Mapping[str, int], seconds: float = 20) -> None:
+        """Wait until the daemons of so many lives of each node have said that they started, on a slow machine too."""
+        ends = asyncio.get_running_loop().time() + seconds
+        for node, number in lives.items():
+            while asyncio.get_running_loop().time() < ends:
+                starts = [what for what, _ in truth.told(self.folder, node) if what == "start"]
+                if len(starts) >= number and len(self.ledger(node)) >= min(number, 2):
+                    break
+                await asyncio.sleep(0.02)
+
+    def ledger(self, node: str) -> list[str]:
+        """What daemons wrote into a node's own data: the release of each."""
+        try:
+            return (self.root(node) / "data" / "ledger").read_text().split()
+        except FileNotFoundError:
+            return []
 
     def stand_by(self) -> None:
         """From here on nothing may touch this fleet."""
