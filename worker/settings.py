@@ -80,6 +80,8 @@ class Settings(BaseSettings):
 
     release_dirs: tuple[Path, ...] = ()
     """Folders in which relative artifact paths of releases are looked for."""
+    release_repository: str | None = None
+    """The signed release repository: a folder, or an address (http or https). Made absolute."""
     local_limit: int | None = Field(default=None, ge=1, le=1000)
     """Sessions with nodes on this machine at a time; no limit of its own when not set."""
     sim_in_memory: bool = False
@@ -140,6 +142,17 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         """Makes a path absolute, so that it means the same to every process it is handed to."""
         return None if value is None else Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+    @field_validator("release_repository")
+    @classmethod
+    def _folder_or_address(cls, value: str | None) -> str | None:
+        if value is None or value.startswith(("http://", "https://")):
+            return value
+        if "://" in value or not value:
+            raise ValueError(
+                "should be a folder, or an address that begins with http:// or https://"
+            )
+        return os.path.abspath(Path(value).expanduser())  # noqa: PTH100 - resolve() would follow links
 
     @field_validator("temporal_address")
     @classmethod

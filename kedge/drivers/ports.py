@@ -17,6 +17,7 @@ from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.policy import Policy
+from kedge.model.trusted import ReleaseName, Standing, TrustedRelease
 from kedge.trust.chain import Link
 
 Token: TypeAlias = tuple[int, int, int]
@@ -167,6 +168,29 @@ class Artifacts(Protocol):
         Verified once per worker and file identity (device, inode, size, times), again whenever
         that changes. Raises ``DriverError`` kind ``NotFound`` or ``DigestMismatch`` (neither
         retryable), ``Unreachable`` for a source that may answer later.
+        """
+        ...
+
+
+class Releases(Protocol):
+    """A signed repository of releases, read as its clients must: from a pinned root, against every known attack.
+
+    ``root`` is the digest of the first root metadata, as a policy says; None: the one that is pinned in this home.
+    Errors are ``DriverError``, none of them retryable but ``Unreachable``: see ``kedge.model.trusted.OF_RELEASES``.
+    ``NotFound`` says that no repository is named in the settings, or no root pinned.
+    """
+
+    async def trusted(self, name: ReleaseName, root: Digest | None = None) -> TrustedRelease:
+        """The release, after everything about it but its archives was verified. Asks the repository each time."""
+        ...
+
+    async def standing(
+        self, name: ReleaseName, document: Digest, root: Digest | None = None
+    ) -> Standing:
+        """That the release is listed still, with the document of this digest. What was seen may be two seconds old.
+
+        Where the repository does not answer, what was verified within the last ten minutes counts, while its metadata
+        has not expired.
         """
         ...
 

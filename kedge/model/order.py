@@ -88,8 +88,9 @@ Rule = Literal[
     "duplicate-person",
     "lease",
     "policy",
+    "release",
 ]
-"""In the order in which :func:`kedge.trust.orders.judge` looks; ``lease`` and ``policy`` are for its callers."""
+"""In the order in which :func:`kedge.trust.orders.judge` looks; the last three are for its callers."""
 
 
 class Expected(Frozen):

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from kedge.model.base import Frozen, Name
+from kedge.model.base import Digest, Frozen, Name
 from kedge.model.notation import Duration, Problem, refuse
 from kedge.model.plan import Verb
 
@@ -141,6 +141,16 @@ class GateMinimums(Frozen):
     start: Literal["required", "optional"] = "optional"
 
 
+class ReleaseRules(Frozen):
+    """Only releases of one signed repository may be moved to: the one that begins with this root metadata.
+
+    ``root`` is the sha256 of the repository's first root metadata (``1.root.json``): whoever holds its keys decides,
+    through the rotations it signs, which keys sign releases.
+    """
+
+    root: Digest
+
+
 class Policy(Frozen):
     """Who may do what in one environment.
 
@@ -161,6 +171,8 @@ class Policy(Frozen):
     clock_skew: Annotated[Duration, Field(le=3600)] = 30.0
     """How far an order's ``issued`` may lie in the future."""
     gates: GateMinimums = GateMinimums()
+    releases: ReleaseRules | None = None
+    """None: releases are taken from files, by their digests alone."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
