@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from kedge.model.base import Digest, Frozen, Name
 from kedge.model.notation import Duration, Problem, refuse
 from kedge.model.plan import Verb
+from kedge.model.provenance import ProvenanceRules
 
 _ED25519 = {"ssh-ed25519", "sk-ssh-ed25519@openssh.com"}
 _ECDSA = {
@@ -149,6 +150,8 @@ class ReleaseRules(Frozen):
     """
 
     root: Digest
+    provenance: ProvenanceRules | None = None
+    """What must be shown about how its artifacts were built; None: nothing."""
 
 
 class Policy(Frozen):

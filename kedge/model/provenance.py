@@ -13,7 +13,7 @@ Rules the model itself keeps (so that no verification has to):
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,9 @@ from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Digest, Frozen
 from kedge.model.notation import Problem, refuse
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 RSA_LEAST = 3072
 MOST_BUILDERS = 32
@@ -55,40 +58,43 @@ def builder_key(text: str) -> tuple[str, bytes]:
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
 
     given = text.strip().replace("\r\n", "\n")
+    pem = given.startswith("-----")
+    found = (_PEM if pem else _LINE).fullmatch(given)
+    if found is None:
+        raise ValueError(
+            "must be one PEM block, -----BEGIN PUBLIC KEY----- …"
+            if pem
+            else "must be one line (ssh-ed25519, ecdsa-sha2-… or ssh-rsa, base64, comment) or a PEM block"
+        )
     try:
-        if given.startswith("-----"):
-            if not _PEM.fullmatch(given):
-                raise ValueError("must be one PEM block: -----BEGIN PUBLIC KEY----- …")
-            key = serialization.load_pem_public_key(given.encode())
+        if pem:
+            key: object = serialization.load_pem_public_key(given.encode())
         else:
-            found = _LINE.fullmatch(given)
-            if found is None:
-                raise ValueError(
-                    "must be one line (ssh-ed25519, ecdsa-sha2-… or ssh-rsa, base64, comment) or a PEM block"
-                )
             key = serialization.load_ssh_public_key(f"{found[1]} {found[2]}".encode())
-        material = _material(key)
-        line = key.public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        ).decode()
-    except UnsupportedAlgorithm as error:
-        raise ValueError("is a key of a kind that cannot sign envelopes") from error
-    return line, material
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("cannot be read as a public key") from error
+    return _material(key)
 
 
-def _material(key: object) -> bytes:
+def _material(key: object) -> tuple[str, bytes]:
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
 
     if isinstance(key, ed25519.Ed25519PublicKey):
-        return b"ed25519" + key.public_bytes_raw()
+        return _openssh(key), b"ed25519" + key.public_bytes_raw()
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         numbers = key.public_numbers()
-        return f"{key.curve.name} {numbers.x:x} {numbers.y:x}".encode()
+        return _openssh(key), f"{key.curve.name} {numbers.x:x} {numbers.y:x}".encode()
     if isinstance(key, rsa.RSAPublicKey):
         if key.key_size < RSA_LEAST:
             raise ValueError(f"is an RSA key of {key.key_size} bits; it needs {RSA_LEAST}")
-        return f"rsa {key.public_numbers().n:x}".encode()
+        return _openssh(key), f"rsa {key.public_numbers().n:x}".encode()
     raise ValueError("must be an Ed25519, ECDSA (P-256, P-384, P-521) or RSA key")
+
+
+def _openssh(key: PublicKeyTypes) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
+
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
 def _key(text: str) -> str:

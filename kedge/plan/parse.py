@@ -18,6 +18,7 @@ from kedge.model.fleet import Fleet, Node
 from kedge.model.notation import IN_DOCUMENT, PROBLEMS, FileName, Key, Path, Version
 from kedge.model.policy import Policy
 from kedge.model.probe import HttpCall
+from kedge.model.provenance import Uri
 from kedge.model.release import Platform, Release
 from kedge.model.runbook import Runbook
 from kedge.plan.yamltree import Spot, Tree, read, shown
@@ -249,7 +250,7 @@ def _patterns() -> dict[str, str]:
         for rule in address.metadata
         if hasattr(rule, "pattern")
     }
-    for kind in (Digest, Name, Version, Key, Platform, FileName):
+    for kind in (Digest, Name, Version, Key, Platform, FileName, Uri):
         for info in typing.get_args(kind)[1:]:
             for rule in getattr(info, "metadata", ()):
                 pattern = getattr(rule, "pattern", None)

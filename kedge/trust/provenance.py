@@ -45,6 +45,7 @@ from kedge.model.provenance import (
     ProvenanceRules,
     ProvenanceVerdict,
 )
+from kedge.model.trusted import Attestation
 from kedge.trust.dsse import MOST_BYTES, Dsse, EnvelopeError, signers, take_apart
 from kedge.trust.envelope import moment
 from kedge.trust.keys import PublicKey, parse_public_key
@@ -130,14 +131,6 @@ class Statement(_Read):
     subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=4096)]
     predicate_type: Annotated[str, Field(alias="predicateType", max_length=600)]
     predicate: dict[str, Json] = {}
-
-
-@dataclass(frozen=True)
-class Attestation:
-    """Bytes of a file that came with a release, and the name to call it by."""
-
-    name: str
-    content: bytes
 
 
 @dataclass(frozen=True)
@@ -228,11 +221,13 @@ class _Bench:
         self._sources = tuple(_pattern(source) for source in rules.sources)
 
     def look(self, given: Attestation) -> _Looked:
-        digest = hashlib.sha256(given.content).hexdigest()
+        # Lone surrogates cannot be written, yet the refusal needs a name to be filed under.
+        content = given.content.encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(content).hexdigest()
         seen = _Seen()
         refused: _RefusedError | None = None
         try:
-            self._judge(given.content, seen)
+            self._judge(content, seen)
         except _RefusedError as error:
             refused = error
         return _Looked(given.name, digest, seen, refused)

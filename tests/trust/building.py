@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, PKCS1v1
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
 from kedge.model.provenance import Builder, ProvenanceRules
+from kedge.model.trusted import Attestation
 from kedge.trust.dsse import pae
-from kedge.trust.provenance import PAYLOAD_TYPE, Attestation
+from kedge.trust.provenance import PAYLOAD_TYPE
 
 NOW = "2025-01-31T12:00:00Z"
 SUBJECT = "5" * 64
@@ -148,7 +150,12 @@ def envelope(
 
 def attested(*contents: bytes) -> tuple[Attestation, ...]:
     return tuple(
-        Attestation(f"provenance-{place}.json", content) for place, content in enumerate(contents)
+        Attestation(
+            name=f"provenance-{place}.json",
+            digest=hashlib.sha256(content).hexdigest(),
+            content=content.decode("utf-8", "surrogateescape"),
+        )
+        for place, content in enumerate(contents)
     )
 
 

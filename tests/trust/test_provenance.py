@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kedge.model.errors import DocumentError
+from kedge.model.policy import Policy
 from kedge.model.provenance import Builder, ProvenanceRules, ProvenanceVerdict
+from kedge.plan.parse import parse
 from kedge.trust.dsse import pae, read_envelope
 from kedge.trust.provenance import (
     MOST_ENVELOPES,
@@ -475,3 +478,48 @@ def test_the_encoding_is_that_of_the_specification() -> None:
         pae("http://example.com/HelloWorld", b"hello world")
         == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
+
+
+POLICY = """
+kind: Policy
+name: prod
+environment: prod
+people:
+  - {name: alice, roles: [operator], keys: ["KEY"]}
+may: {start: [operator]}
+releases:
+  root: "0000000000000000000000000000000000000000000000000000000000000000"
+  provenance:
+    builders:
+      - id: https://a.example.org/builder
+        keys:
+          - |
+PEM
+      - id: not an address
+        keys: ["ssh-ed25519 AAAA"]
+    sources: ["https://*.example.org/x", https://git.example.org/y]
+    build_types: [https://slsa.example.org/make/v1]
+    builders_agree: 2
+    max_age: 90
+"""
+
+
+def test_a_policy_says_it_in_yaml_and_each_mistake_has_its_place() -> None:
+    pem = "".join(f"            {line}\n" for line in building.pem(private("a")).splitlines())
+    text = POLICY.replace("KEY", building.openssh(private("alice"))).replace("PEM\n", pem)
+    with pytest.raises(DocumentError) as found:
+        parse(text.encode(), "policy.yaml", Policy)
+    said = "\n".join(found.value.problems)
+    assert "releases.provenance.builders.1.id: must be an address or other URI" in said
+    assert "releases.provenance.builders.1.keys.0: not usable" in said
+    assert "releases.provenance.sources.0: a '*' may stand behind the host's name only" in said
+    assert "releases.provenance.max_age: must be an age in hours or days" in said
+    assert len(found.value.problems) == 4
+    right = text.replace("not an address", "https://b.example.org/builder")
+    right = right.replace('"ssh-ed25519 AAAA"', f'"{building.openssh(private("b"))}"')
+    right = right.replace("*.example", "git.example").replace("max_age: 90", "max_age: 90d")
+    parsed = parse(right.encode(), "policy.yaml", Policy).value.releases
+    assert parsed is not None
+    assert parsed.provenance is not None
+    assert parsed.provenance.builders[0] == builder("a")
+    assert parsed.provenance.max_age == 90 * 86400
