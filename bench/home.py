@@ -27,8 +27,9 @@ from kedge.model.fleet import Fleet
 from kedge.model.plan import Artifact, Plan, Verb
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import EnsureResult, RunEnd, RunStatus, Submitted
+from kedge.model.run import EnsureResult, RunEnd, Submitted
 from kedge.model.runbook import Runbook
+from kedge.model.status import RunStatus
 from kedge.plan.compile import compile_plan
 from kedge.trust.orders import bytes_to_sign, make, seal
 from worker.background import BackgroundWorker

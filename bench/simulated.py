@@ -13,8 +13,8 @@ from statistics import mean
 from bench.figures import Histories, Memory, histories_of, memory_of, processor_seconds
 from bench.home import Home, opened
 from kedge.model.base import Frozen, Json
-from kedge.model.run import RunStatus
 from kedge.model.runbook import Runbook
+from kedge.model.status import RunStatus
 
 AT_ONCE = 100
 SMALL, LARGE = 1_000, 5_000

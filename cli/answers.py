@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cli import words
-from kedge.model.run import RunStatus, Waiting
+from kedge.model.status import RunStatus, Waiting
 
 KEY = "<your key>"
 OVER = frozenset({"done", "aborted", "rolled-back", "preempted", "rejected"})

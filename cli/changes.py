@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cli import words
 from cli.answers import answers
 from cli.tree import PHASES, tally_words
-from kedge.model.run import RunStatus
+from kedge.model.status import RunStatus
 from worker.desk_views import DETAIL_LIMIT, NodeView, RunView, WaveView
 
 PART = 0.05

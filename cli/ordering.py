@@ -19,7 +19,8 @@ from kedge.model.errors import DriverError, EngineError, OrderError
 from kedge.model.order import Order, OrderVerdict, Tally
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy
-from kedge.model.run import RunStatus, Submitted
+from kedge.model.run import Submitted
+from kedge.model.status import RunStatus
 from worker.desk import Desk
 from worker.desk_orders import FLEET_VERBS, Asked, Draft, Signer, fleet_target
 

@@ -14,7 +14,7 @@ from cli.exits import Exit
 from cli.session import Session
 from cli.tree import PHASES, render
 from kedge.model.errors import DriverError
-from kedge.model.run import FleetStatus, RunStatus
+from kedge.model.status import FleetStatus, RunStatus
 from worker.desk import Desk
 from worker.desk_runs import RunSummary
 from worker.desk_views import ENDED, RunView, view_of

@@ -11,7 +11,7 @@ from rich.tree import Tree
 from cli import words
 from cli.answers import answers, way_back
 from kedge.model.order import Tally
-from kedge.model.run import RunStatus, Showing
+from kedge.model.status import RunStatus, Showing
 from worker.desk_views import NodeView, RunView, WaveView
 
 MARKS = {

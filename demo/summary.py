@@ -11,7 +11,7 @@ from demo.documents import NEW
 from demo.hosts import Host
 from demo.ledger import NOTICED, ReadBack
 from demo.show import Show
-from kedge.model.run import RunStatus
+from kedge.model.status import RunStatus
 from worker.desk import Desk
 
 

@@ -31,7 +31,8 @@ from kedge.model.order import Envelope
 from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import EnsureResult, FleetStatus, RunStatus, Submitted
+from kedge.model.run import EnsureResult, Submitted
+from kedge.model.status import FleetStatus, RunStatus
 from worker import desk_orders
 from worker.desk_orders import Asked, Draft
 from worker.settings import Settings

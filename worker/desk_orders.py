@@ -15,7 +15,7 @@ from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import Envelope, Order
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy, key_material
-from kedge.model.run import FleetStatus, RunStatus, Showing, Waiting
+from kedge.model.status import FleetStatus, RunStatus, Showing, Waiting
 from kedge.trust import envelope as envelopes
 
 FLEET_VERBS: frozenset[Verb] = frozenset({"start", "rollback"})

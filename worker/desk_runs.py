@@ -36,14 +36,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from kedge.model.base import Frozen
 from kedge.model.errors import DriverError, EngineError, KedgeError
 from kedge.model.order import Envelope
-from kedge.model.run import (
-    EnsureResult,
-    FleetStatus,
-    RunStatus,
-    Submitted,
-    WaveProgress,
-    WideningProgress,
-)
+from kedge.model.run import EnsureResult, Submitted
+from kedge.model.status import FleetStatus, RunStatus, WaveProgress, WideningProgress
 from kedge.trust import orders
 from worker.desk_views import Pieces, StepNow
 

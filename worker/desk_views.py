@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kedge.model.base import Frozen
 from kedge.model.plan import Plan, Wave
-from kedge.model.run import RunStatus, WaveProgress, WideningProgress
+from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 
 DETAIL_LIMIT = 60
 """Waves of more nodes than this are shown as counts, with only the nodes that run or failed."""

@@ -24,12 +24,12 @@ with workflow.unsafe.imports_passed_through():
         PlanFacts,
         WaveRequest,
         WaveResult,
-        WideningProgress,
         WideningRequest,
         WideningStop,
         bounded,
         failure_of_the_run,
     )
+    from kedge.model.status import WideningProgress
 
 from workflows.calls import SERIALS_A_WAVE, survey, tell, why
 from workflows.wave import Wave, chunk_of

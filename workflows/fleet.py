@@ -20,7 +20,6 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.order import Envelope, Expected, OrderVerdict
     from kedge.model.run import (
         FleetState,
-        FleetStatus,
         HolderSeen,
         JudgeRequest,
         Lease,
@@ -33,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
         UpgradeRequest,
         WarrantUpdate,
     )
+    from kedge.model.status import FleetStatus
     from kedge.plan.lease import refuse, unproven
     from kedge.trust.refusal import RefusalError
 

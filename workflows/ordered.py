@@ -28,11 +28,10 @@ with workflow.unsafe.imports_passed_through():
         Preempted,
         Refused,
         Run,
-        Showing,
         Submitted,
-        Waiting,
         WarrantUpdate,
     )
+    from kedge.model.status import Showing, Waiting
     from kedge.plan.lease import refuse, unproven
     from kedge.trust.approvals import tally
     from kedge.trust.envelope import moment, open_envelope, read

@@ -28,12 +28,11 @@ with workflow.unsafe.imports_passed_through():
         ReturnRequest,
         RollbackRequest,
         RunEnd,
-        RunStatus,
-        Showing,
         WaveRequest,
         WaveResult,
         failure_of_the_run,
     )
+    from kedge.model.status import RunStatus, Showing
     from kedge.plan.progress import executed_again
     from kedge.plan.wayback import Return
 

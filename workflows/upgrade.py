@@ -21,7 +21,6 @@ with workflow.unsafe.imports_passed_through():
         PlanFacts,
         RollbackRequest,
         RunEnd,
-        RunStatus,
         UpgradeRequest,
         WarrantUpdate,
         WaveRequest,
@@ -29,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
         WideningStop,
         failure_of_the_run,
     )
+    from kedge.model.status import RunStatus
     from kedge.plan import progress
     from kedge.plan.progress import Act, Event, UpgradeState
     from kedge.plan.progress import Ordered as OrderEvent

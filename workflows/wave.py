@@ -12,14 +12,8 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from activities.legs import LegActivities
-    from kedge.model.run import (
-        Failure,
-        LegFacts,
-        LegRequest,
-        WaveProgress,
-        WaveRequest,
-        WaveResult,
-    )
+    from kedge.model.run import Failure, LegFacts, LegRequest, WaveRequest, WaveResult
+    from kedge.model.status import WaveProgress
 
 from workflows.calls import HEARTBEAT, LOST_WORKERS, ROUNDS_A_TRY, SERIALS_A_LEG
 

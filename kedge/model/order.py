@@ -33,7 +33,7 @@ class Order(Frozen):
 
     ``target`` is a run id, or ``fleet/<name>`` for start and rollback. ``plan`` is the plan's digest. ``subject`` is the
     gate (approve, reject) or the parked item (decide), else empty. ``shown`` is the digest of what the person was
-    shown (:class:`kedge.model.run.Showing`); where a verb has no subject it is the plan's digest again, unless the
+    shown (:class:`kedge.model.status.Showing`); where a verb has no subject it is the plan's digest again, unless the
     run says otherwise. ``nonce`` makes it spendable once.
     """
 

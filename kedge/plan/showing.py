@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kedge.model.plan import Choice
-from kedge.model.run import WHOLE_FAILURES, PlanFacts, Run, Showing
+from kedge.model.run import WHOLE_FAILURES, PlanFacts, Run
+from kedge.model.status import Showing
 from kedge.plan.progress import UpgradeState
 from kedge.plan.wayback import way_back_at
 

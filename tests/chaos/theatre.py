@@ -24,7 +24,8 @@ from kedge.model.order import Envelope
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
+from kedge.model.run import RunEnd, Submitted
+from kedge.model.status import FleetStatus, RunStatus
 from tests.chaos import truth
 from tests.spine.scene import Scene, make_keys, make_policy, make_release, settle
 from worker import engine as engines

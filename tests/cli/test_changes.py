@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cli import words
 from cli.changes import changes
-from kedge.model.run import WaveProgress, WideningProgress
+from kedge.model.status import WaveProgress, WideningProgress
 from tests.cli import worlds
 from worker.desk_views import Pieces, RunView, StepNow, view_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.policy import Person, Policy
-from kedge.model.run import FleetStatus, RunStatus
+from kedge.model.status import FleetStatus, RunStatus
 from kedge.trust import envelope as envelopes
 from tests.cli import worlds
 from worker.desk_orders import (

@@ -10,7 +10,7 @@ from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
 from cli.tree import render
-from kedge.model.run import RunStatus, WaveProgress, WideningProgress
+from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.cli import worlds
 from worker.desk_views import Pieces, RunView, StepNow, view_of
 

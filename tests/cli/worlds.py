@@ -20,7 +20,8 @@ from kedge.model.plan import (
     Wave,
     WayBack,
 )
-from kedge.model.run import Failure, RunStatus, Showing, Waiting
+from kedge.model.run import Failure
+from kedge.model.status import RunStatus, Showing, Waiting
 
 NOW = "2026-03-01T12:10:00Z"
 PLAN_DIGEST = "ab" * 32

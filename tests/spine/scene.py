@@ -33,8 +33,9 @@ from kedge.model.order import Envelope, OrderVerdict
 from kedge.model.plan import Artifact, Choice, Plan, PlannedNode, Verb
 from kedge.model.policy import Policy
 from kedge.model.release import Release
-from kedge.model.run import FleetStatus, RunEnd, RunStatus, Submitted
+from kedge.model.run import RunEnd, Submitted
 from kedge.model.runbook import Runbook
+from kedge.model.status import FleetStatus, RunStatus
 from kedge.plan.compile import compile_plan, planned_nodes
 from kedge.plan.digest import plan_digest
 from kedge.trust.orders import bytes_to_sign, make, seal

@@ -9,7 +9,7 @@ import pytest
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
 from kedge.model.plan import Choice
-from kedge.model.run import RunStatus
+from kedge.model.status import RunStatus
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
 

@@ -19,7 +19,6 @@ from kedge.model.run import (
     Preempted,
     RollbackRequest,
     Run,
-    RunStatus,
     UpgradeRequest,
     Warrant,
     WaveRequest,
@@ -27,6 +26,7 @@ from kedge.model.run import (
     WideningRequest,
     WideningStop,
 )
+from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
 from tests.spine.conftest import Stage
 from tests.spine.latches import PACED, STEPS, baking, in_flight, latch, let_through

@@ -10,7 +10,7 @@ from temporalio.client import WorkflowExecutionDescription
 from temporalio.common import SearchAttributeKey
 
 from kedge.model.base import Json
-from kedge.model.run import RunStatus, WaveProgress, WideningProgress
+from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.spine.conftest import Stage
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
 from tests.spine.scene import Scene, eventually

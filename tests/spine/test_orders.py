@@ -19,7 +19,7 @@ from kedge.model.base import canonical
 from kedge.model.order import Envelope, Rule
 from kedge.model.plan import Plan
 from kedge.model.policy import Person
-from kedge.model.run import RunStatus
+from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
 from kedge.trust.envelope import envelope_digest
 from kedge.trust.sshsig import compose, signed_bytes

@@ -21,7 +21,8 @@ from kedge.drivers.local import LocalTransport
 from kedge.model.base import Json, canonical
 from kedge.model.plan import Choice
 from kedge.model.release import Release
-from kedge.model.run import FleetState, Run, RunStatus, UpgradeRequest
+from kedge.model.run import FleetState, Run, UpgradeRequest
+from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, archive, eventually, settle
