@@ -1,12 +1,15 @@
 """Instants of an activity a test may stop the worker at (see "Points" in docs/host-protocol.md).
 
 ``activity.<name>.before``: asked for, nothing done. ``activity.<name>.after``: done or failed, not told yet.
-Inert unless the environment names a directory in ``KEDGE_POINTS``.
+``<point>@<fleet>`` means the activities of one fleet's workflows. A worker that waits at a point goes on with
+everything else. Inert unless the environment names a directory in ``KEDGE_POINTS``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 from temporalio import activity
@@ -25,9 +28,19 @@ class PointsInterceptor(Interceptor):
 
 class _Points(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's name
-        name = activity.info().activity_type
-        points.reach(f"activity.{name}.before")
+        info = activity.info()
+        # Every workflow has its fleet's name second in its id.
+        fleet = (info.workflow_id or "").split("/")[1:2]
+        whose = fleet[0] if fleet else ""
+        await _reach(f"activity.{info.activity_type}.before", whose)
         try:
             return await self.next.execute_activity(input)
         finally:
-            points.reach(f"activity.{name}.after")
+            await _reach(f"activity.{info.activity_type}.after", whose)
+
+
+async def _reach(point: str, whose: str) -> None:
+    order, reached = points.taken(point, whose)
+    while order == "wait" and Path(reached).exists():  # noqa: ASYNC110, ASYNC240 - a file is all that a test has
+        await asyncio.sleep(0.005)
+    points.obey(order)

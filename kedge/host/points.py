@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Tuple
 
 _directory = os.environ.get("KEDGE_POINTS", "")
 _node = ""
@@ -24,29 +25,33 @@ def of_node(name: str) -> None:
 
 def reach(point: str) -> None:
     """Stop here if a test asked for it."""
+    order, reached = taken(point, _node)
+    if order == "wait":
+        while os.path.lexists(reached):
+            time.sleep(0.005)
+    else:
+        obey(order)
+
+
+def taken(point: str, whose: str) -> Tuple[str, str]:
+    """What is ordered at this point, and the file whose removal ends a `wait`; empty when nothing is."""
     if not _directory:
-        return
-    for name in (f"{point}@{_node}", point):
+        return "", ""
+    for name in (f"{point}@{whose}", point):
         path = f"{_directory}/{name}"
         reached = f"{path}.reached"
         try:
             os.rename(path, reached)
+            with open(reached, encoding="ascii") as told:
+                return told.read().strip(), reached
         except OSError:
             continue
-        _obey(reached)
-        return
+    return "", ""
 
 
-def _obey(reached: str) -> None:
-    try:
-        with open(reached, encoding="ascii") as told:
-            order = told.read().strip()
-    except OSError:
-        return
+def obey(order: str) -> None:
+    """Die or stop, if that is ordered."""
     if order == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif order == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    elif order == "wait":
-        while os.path.lexists(reached):
-            time.sleep(0.005)

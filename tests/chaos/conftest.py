@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -47,13 +48,15 @@ def renewing(renewing_house: Theatre) -> Iterator[Theatre]:
 async def cast() -> AsyncIterator[Cast]:
     """Makes fleets that are brought up, and ends them with the test."""
     made: list[Troupe] = []
+    one_by_one = asyncio.Lock()
 
     async def bring(theatre: Theatre, *, nodes: int = 2, linger: float = 0.2) -> Troupe:
-        if not theatre.bystanders:
-            aside = await troupe_of(theatre, nodes=1)
-            await aside.appear()
-            aside.stand_by()
-            await aside.drivers.aclose()
+        async with one_by_one:
+            if not theatre.bystanders:
+                aside = await troupe_of(theatre, nodes=1)
+                await aside.appear()
+                aside.stand_by()
+                await aside.drivers.aclose()
         troupe = await troupe_of(theatre, nodes=nodes, linger=linger)
         made.append(troupe)
         await troupe.appear()

@@ -124,5 +124,5 @@ ORDERED: tuple[Scene, ...] = (
 )
 """An engineer on call takes the fleet back while the run waits at its gate."""
 
-ROTATION: tuple[Kind, ...] = ("worker", "engine", "all")
-"""Who dies at the points of the worker, in turn: before and after an activity it is not the same."""
+MORTALS: tuple[Kind, ...] = ("worker", "engine", "all")
+"""Who dies where no host program is at work."""

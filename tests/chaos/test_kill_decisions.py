@@ -1,8 +1,12 @@
-"""The kill table's second half: before and after every activity of an upgrade and of two ways back."""
+"""The kill table's second half: before and after every activity of an upgrade and of two ways back.
+
+Each row kills once while several fleets stand at points of their own; every one of them goes on to its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -10,57 +14,65 @@ import pytest
 from tests.chaos import plots, table
 from tests.chaos.conftest import Cast
 from tests.chaos.plots import Plot
-from tests.chaos.table import ROTATION, Scene
-from tests.chaos.theatre import Kind, Theatre
+from tests.chaos.table import MORTALS, Scene
+from tests.chaos.theatre import Kind, Theatre, Troupe
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
-PATIENCE = 90.0
-"""Seconds a whole run may take although somebody died in it, on a machine that has much else to do."""
+AT_ONCE = 7
+PATIENCE = 150.0
+"""Seconds in which all runs of a row come to their end although somebody died, on a machine that has much to do."""
+
+Row = tuple[tuple[Plot, Scene, str], ...]
 
 
 def rows() -> list[object]:
-    """Each scene's two instants; who dies there takes turns."""
-    made: list[object] = []
+    """All instants of all plots, so many to a row that each lies far from its neighbours."""
     shows: tuple[tuple[Plot, tuple[Scene, ...]], ...] = (
         (plots.upgrade, table.UPGRADE),
         (plots.automatic, table.AUTOMATIC),
         (plots.ordered, table.ORDERED),
     )
-    for plot, scenes in shows:
-        for number, scene in enumerate(scenes):
-            for offset, when in enumerate(("before", "after")):
-                # Shifted by one after each round, so that an activity does not always meet the same death.
-                turn = 2 * number + offset + (2 * number + offset) // len(ROTATION)
-                kind = ROTATION[turn % len(ROTATION)]
-                name = (
-                    f"{plot.__name__}: {when} {scene.what} ({scene.activity} {scene.nth}): {kind}"
-                )
-                made.append(pytest.param(plot, scene, when, kind, id=name))
-    return made
+    instants = [
+        (plot, scene, when)
+        for plot, scenes in shows
+        for scene, when in itertools.product(scenes, ("before", "after"))
+    ]
+    count = -(-len(instants) // AT_ONCE)
+    return [
+        pytest.param(tuple(instants[number::count]), id=f"row-{number}") for number in range(count)
+    ]
 
 
-@pytest.mark.parametrize(("plot", "scene", "when", "kind"), rows())
-async def test_a_run_goes_on_whoever_dies_around_an_activity(
-    theatre: Theatre, cast: Cast, plot: Plot, scene: Scene, when: str, kind: Kind
+@pytest.mark.parametrize("kind", MORTALS)
+@pytest.mark.parametrize("row", rows())
+async def test_runs_go_on_whoever_dies_around_an_activity(
+    theatre: Theatre, cast: Cast, row: Row, kind: Kind
 ) -> None:
-    troupe = await cast(theatre)
-    point = f"activity.{scene.activity}.{when}"
+    troupes = await asyncio.gather(*(cast(theatre) for _ in row))
+    posts = [
+        f"activity.{scene.activity}.{when}@{troupe.name}"
+        for troupe, (_, scene, when) in zip(troupes, row, strict=True)
+    ]
     begun = time.monotonic()
 
-    async def assassin() -> None:
-        # A worker kills itself at the very instant; whoever else dies, it is while the worker stands there.
-        await theatre.points.nth(point, scene.nth, "kill" if kind == "worker" else "wait")
-        await theatre.points.reached(point)
-        if kind == "worker":
-            assert await asyncio.to_thread(theatre.worker_ended)
-            await theatre.restart()
-        else:
-            await theatre.strike(kind, point)
+    async def play(plot: Plot, troupe: Troupe, said: str) -> None:
+        try:
+            await plot(troupe)
+        except BaseException as error:
+            error.add_note(f"{plot.__name__}: {said}")
+            raise
 
-    async with asyncio.TaskGroup() as both:
-        striking = both.create_task(assassin())
-        await asyncio.sleep(0)
-        both.create_task(plot(troupe))
-    assert striking.done()
+    async with asyncio.TaskGroup() as stage:
+        armed = [
+            stage.create_task(theatre.points.nth(post, scene.nth, "wait"))
+            for post, (_, scene, _) in zip(posts, row, strict=True)
+        ]
+        for troupe, post, (plot, scene, when) in zip(troupes, posts, row, strict=True):
+            stage.create_task(play(plot, troupe, f"{when} {scene.what} ({post})"))
+        await asyncio.gather(*armed)
+        await asyncio.to_thread(theatre.kill, kind)
+        for post in posts:
+            theatre.points.release(post)
+        await theatre.restart()
     assert time.monotonic() - begun < PATIENCE

@@ -90,7 +90,7 @@ class Points:
         """Whether somebody came there."""
         return self._mark(name).exists()
 
-    async def reached(self, name: str, seconds: float = 45) -> None:
+    async def reached(self, name: str, seconds: float = 90) -> None:
         """Wait until somebody came there."""
         ends = asyncio.get_running_loop().time() + seconds
         while not self.is_reached(name):
@@ -102,17 +102,17 @@ class Points:
         self._mark(name).unlink(missing_ok=True)
 
     async def nth(self, name: str, number: int, order: Literal["kill", "stop", "wait"]) -> None:
-        """Let the first ones pass, then do as ordered with the ``number``-th to come."""
-        for _ in range(number - 1):
-            self.arm(name, "wait")
+        """Let the first ones pass, then do as ordered with the ``number``-th to come; returns when that one is there.
+
+        It is the one that ``name`` is armed for, or was reached by, once this has returned.
+        """
+        for come in range(1, number + 1):
+            last = come == number
+            self.arm(name, order if last else "wait")
+            if come > 1:
+                # Armed again before the one before is let go, so that nobody slips through.
+                self.release(name)
             await self.reached(name)
-            # Armed again before it is let go, so that the next one cannot slip through.
-            last = _ == number - 2
-            if last:
-                self.arm(name, order)
-            self.release(name)
-        if number == 1:
-            self.arm(name, order)
 
     @asynccontextmanager
     async def barred(self, names: Iterable[str]) -> AsyncIterator[None]:

@@ -26,7 +26,7 @@ def test_a_child_never_comes_to_more_attempts_than_a_history_holds(
 
 
 def test_an_ordinary_leg_fills_a_child() -> None:
-    assert chunk_of(legs(3, 3)) == CHUNK
+    assert chunk_of(legs(3)) == CHUNK
 
 
 def test_more_attempts_than_a_history_holds_are_an_error_of_the_document() -> None:

@@ -159,8 +159,8 @@ async def test_groups_go_one_after_the_other_and_the_last_node_alone(stage: Stag
 
 
 async def test_a_wave_of_many_chunks_keeps_to_what_may_be_out(stage: Stage) -> None:
-    scene = await stage(nodes=260)
-    waves: Json = {"canary": {"nodes": 1}, "widen": ["100%"], "max_unavailable": 130}
+    scene = await stage(nodes=520)
+    waves: Json = {"canary": {"nodes": 1}, "widen": ["100%"], "max_unavailable": 260}
     book = scene.runbook(waves=waves, gates={}, failure_budget=1, retry={"attempts": 1})
     async with scene.playing():
         scene.sim.program(Fault(do="fail", op="healthy", node="n200", run="upgrade/*"))
@@ -168,10 +168,10 @@ async def test_a_wave_of_many_chunks_keeps_to_what_may_be_out(stage: Stage) -> N
         await scene.waits_for(run, "end")
         await scene.decide(run, "skip")
         end = await scene.end_of(run)
-    assert end.nodes_done == 259
+    assert end.nodes_done == 519
     order, most, _ = downs(scene)
-    assert len(order) == len(set(order)) == 260
-    assert most <= 130
+    assert len(order) == len(set(order)) == 520
+    assert most <= 260
 
 
 async def test_the_way_back_goes_the_other_way_round_and_keeps_to_the_same_limits(
