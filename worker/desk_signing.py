@@ -51,8 +51,11 @@ async def sign(draft: Draft, signer: Signer, passphrase: Callable[[], str] | Non
 
 
 def _agent_key(signer: Signer) -> str:
-    """The key to look for in the agent; a file's name stands for the public key in it."""
-    wanted = signer.agent or ""
+    return agent_key(signer.agent or "")
+
+
+def agent_key(wanted: str) -> str:
+    """The key to look for in the agent; a file's name stands for the public key in it. Raises ``OrderError``."""
     if wanted.startswith("SHA256:") or " " in wanted.strip():
         return wanted
     path = Path(wanted)

@@ -37,6 +37,7 @@ def drivers_of(settings: Settings) -> Drivers:
         DriverSettings(
             home=settings.home,
             releases=settings.release_dirs,
+            repository=settings.release_repository,
             policies=settings.policy_dir,
             local_limit=settings.local_limit,
             sim_in_memory=settings.sim_in_memory,

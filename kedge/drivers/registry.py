@@ -15,6 +15,7 @@ from kedge.drivers.local import LocalTransport
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Transport
 from kedge.drivers.sim import SimTransport
 from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
+from kedge.drivers.tuf_releases import TufReleases, TufSource
 from kedge.model.base import Digest
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
@@ -25,7 +26,7 @@ class DriverSettings:
     """What drivers are built from.
 
     ``home`` holds everything; ``releases`` are the directories that relative artifact paths are
-    looked for in; ``policies`` is the folder of pinned policies (``<home>/trust/policies`` when
+    looked for in, ``repository`` the signed release repository (a folder or an address); ``policies`` is the folder of pinned policies (``<home>/trust/policies`` when
     None). ``local_limit`` bounds sessions on this machine at a time. The simulator keeps its hosts
     in ``<home>/sim/hosts.jsonl``, in memory alone with ``sim_in_memory``; ``sim_pace`` is how many
     real seconds a simulated one takes.
@@ -33,6 +34,7 @@ class DriverSettings:
 
     home: Path
     releases: tuple[Path, ...] = ()
+    repository: str | None = None
     policies: Path | None = None
     local_limit: int | None = None
     sim_in_memory: bool = False
@@ -54,10 +56,11 @@ TRANSPORTS: dict[str, Callable[[DriverSettings], Transport]] = {
 }
 """By the name in a node's ``transport``. SSH and Docker join here, each a module of its own."""
 
-ARTIFACT_SOURCES: dict[str, Callable[[DriverSettings], ArtifactSource]] = {
-    "file": lambda settings: FileSource(settings.releases),
+ARTIFACT_SOURCES: dict[str, Callable[[DriverSettings, TufReleases], ArtifactSource]] = {
+    "file": lambda settings, _: FileSource(settings.releases),
+    "tuf": lambda settings, releases: TufSource(releases, settings.home / "artifacts" / "fetched"),
 }
-"""By the scheme of an artifact's ``source`` (plain paths are ``file``). HTTPS and TUF join here."""
+"""By the scheme of an artifact's ``source`` (plain paths are ``file``). HTTPS joins here."""
 
 
 class Transports:
@@ -109,6 +112,7 @@ class Drivers:
     transport: Transports
     blobs: FileBlobs
     artifacts: VerifiedArtifacts
+    releases: TufReleases
     evidence: SqliteEvidence
     pins: FilePolicyPins
     fleets: FileFleets
@@ -123,11 +127,13 @@ def open_drivers(settings: DriverSettings) -> Drivers:
     """Builds the drivers of one process; nothing is started or made on disk before it is used."""
     home = settings.home
     blobs = FileBlobs(home / "store")
-    sources = {scheme: make(settings) for scheme, make in ARTIFACT_SOURCES.items()}
+    releases = TufReleases(settings.repository, home / "trust" / "releases")
+    sources = {scheme: make(settings, releases) for scheme, make in ARTIFACT_SOURCES.items()}
     return Drivers(
         transport=Transports(settings),
         blobs=blobs,
         artifacts=VerifiedArtifacts(home / "artifacts", sources),
+        releases=releases,
         evidence=SqliteEvidence(home / "evidence.db"),
         pins=FilePolicyPins(settings.policies or home / "trust" / "policies"),
         fleets=FileFleets(home / "fleets", blobs),

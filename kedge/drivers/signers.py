@@ -54,8 +54,13 @@ async def sign_with_agent(key: str, order_bytes: bytes, *, agent: str | None = N
     Raises ``DriverError``: ``Unreachable`` (no agent), ``NotFound`` (it does not hold the key), ``KeyRefused`` (a
     kind that may not sign, not confirmed, not touched).
     """
+    public, raw = await _by_agent(key, signed_bytes(order_bytes), agent)
+    return _checked(compose(public.blob, raw), public, order_bytes)
+
+
+async def _connected(agent: str | None) -> SSHAgentClient:
     try:
-        client = await asyncssh.connect_agent(agent or "")
+        return await asyncssh.connect_agent(agent or "")
     except (OSError, asyncssh.Error) as error:
         raise DriverError(
             "Unreachable",
@@ -63,19 +68,43 @@ async def sign_with_agent(key: str, order_bytes: bytes, *, agent: str | None = N
             retryable=False,
             next_step="start one (eval $(ssh-agent); ssh-add KEY) or name a key file with --key",
         ) from error
-    async with client:
+
+
+async def _by_agent(key: str, content: bytes, agent: str | None) -> tuple[PublicKey, bytes]:
+    async with await _connected(agent) as client:
         try:
             async with asyncio.timeout(AGENT_SECONDS):
                 pair, public = await _held(client, key)
                 if public.kind == "ssh-rsa":
                     pair.set_sig_algorithm(b"rsa-sha2-512")
-                raw = await pair.sign_async(signed_bytes(order_bytes))
+                raw = await pair.sign_async(content)
         except (TimeoutError, ValueError, OSError, asyncssh.Error) as error:
             said = str(error) or f"no answer in {AGENT_SECONDS:g} seconds"
             raise _refused(
                 f"the ssh-agent did not sign: {said}", "confirm or touch the key when it asks"
             ) from error
-    return _checked(compose(public.blob, raw), public, order_bytes)
+    return public, raw
+
+
+async def held_line(key: str, *, agent: str | None = None) -> str:
+    """The public key line of a key that the agent holds. Raises as :func:`sign_with_agent`."""
+    async with await _connected(agent) as client:
+        _, public = await _held(client, key)
+    return f"{public.line} {public.comment}".strip()
+
+
+def open_key(path: Path, passphrase: Callable[[], str] | None = None) -> asyncssh.SSHKey:
+    """The private key in a file that only its owner can read. Raises as :func:`sign_with_key`."""
+    return _unlock(path, _private_text(path), passphrase)
+
+
+async def sign_bare_with_agent(
+    key: str, content: bytes, *, agent: str | None = None
+) -> tuple[PublicKey, bytes]:
+    """The agent's signature (SSH wire form) over bare bytes, without the frame of an SSHSIG. Raises as
+    :func:`sign_with_agent`.
+    """
+    return await _by_agent(key, content, agent)
 
 
 def _private_text(path: Path) -> bytes:

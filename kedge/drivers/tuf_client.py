@@ -1,0 +1,503 @@
+"""Reading a release repository as TUF's client workflow says (TUF specification 1.0.34, section 5), by ``tuf.ngclient``.
+
+Added to it: thresholds mean distinct keys; every signature that stands in metadata must hold; a release is taken only
+whole, with its document, its archives and nothing else in its folder. What is wrong is said by the name of the attack.
+
+Blocking; one :class:`Client` per pinned root. Its memory of what was newest is a folder that all processes of a home share
+under a lock: it is what a rollback is noticed by, also after a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from pydantic import ValidationError
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets
+from tuf.ngclient import Updater, UpdaterConfig
+
+from kedge.drivers.files import store_error
+from kedge.drivers.tuf_fetch import FolderFetcher, HttpFetcher, RepositoryRefusalError
+from kedge.drivers.tuf_layout import AnyMetadata, exclusive
+from kedge.drivers.tuf_repository import EXTRA
+from kedge.model.base import Digest
+from kedge.model.errors import DriverError
+from kedge.model.plan import Artifact
+from kedge.model.release import Release
+from kedge.model.trusted import (
+    NOT_TRUSTED,
+    REFUSED,
+    REVOKED,
+    STALE,
+    UNKNOWN,
+    Attack,
+    Attestation,
+    MetadataVersions,
+    ReleaseName,
+    Revocation,
+    Standing,
+    TrustedRelease,
+)
+from kedge.plan.digest import document_digest
+from kedge.trust.tufkeys import content_digest, fingerprints
+
+MAX_DOCUMENT = 2 * 1024 * 1024
+"""The largest Release document, in bytes."""
+MAX_EXTRA = 1024 * 1024
+"""The largest attestation, in bytes."""
+MOST_ATTESTATIONS = 64
+LOCK_SECONDS = 60.0
+_SIGNED_BY = re.compile(r"was signed by (\d+)/(\d+) keys")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a component's metadata lists, verified: the files by name, and who signed that list."""
+
+    targets: dict[str, TargetFile]
+    signers: tuple[str, ...]
+    versions: MetadataVersions
+    expires: str
+
+
+@dataclass(frozen=True)
+class View:
+    """The repository as it was at one refresh."""
+
+    updater: Updater
+    folder: Path
+
+    def metadata(self, role: str) -> AnyMetadata:
+        """What the updater verified and kept of a role."""
+        return Metadata.from_bytes((self.folder / f"{quote(role, '')}.json").read_bytes())
+
+
+class Client:
+    """One repository (``location``: a folder or an address), from the root metadata in ``bootstrap`` on.
+
+    ``memory`` is a folder of this client alone.
+    """
+
+    def __init__(self, location: str, bootstrap: bytes, memory: Path) -> None:
+        self._location = location
+        self._bootstrap = bootstrap
+        self.root: Digest = content_digest(bootstrap)
+        self._memory = memory
+        self._own = threading.Lock()
+        self._digests: dict[str, str] = {}
+        """The files that are listed, by digest: who serves one of them for another is told by its name."""
+        self._fetcher = fetcher_of(location, self._seen)
+
+    # -- releases ---------------------------------------------------------------------------------
+
+    def trusted(self, name: ReleaseName) -> TrustedRelease:
+        """See :meth:`kedge.drivers.ports.Releases.trusted`."""
+        with self._refreshed(name) as view:
+            listed = self._listed(view, name)
+            return self._named(lambda: self._read(view, name, listed), name)
+
+    def standing(self, name: ReleaseName, document: Digest) -> Standing:
+        """See :meth:`kedge.drivers.ports.Releases.standing`."""
+        with self._refreshed(name) as view:
+            listed = self._listed(view, name)
+            custom = (listed.targets[name.document].custom or {}).get("kedge", {})
+            if custom.get("document") != document:
+                found = self._named(lambda: self._read(view, name, listed), name)
+                if found.digest != document:
+                    raise _not_trusted(
+                        f"{name} in the repository is another than the one of this plan"
+                    )
+        return Standing(name=name, versions=listed.versions, expires=listed.expires)
+
+    def names(self) -> dict[ReleaseName, TargetFile]:
+        """Every release that is listed, and the revoked ones by their ``revoked.json``."""
+        with self._refreshed(None) as view:
+            top: Targets = view.metadata("targets").signed
+            components = sorted(top.delegations.roles or ()) if top.delegations is not None else []
+            found: dict[ReleaseName, TargetFile] = {}
+            for component in components:
+                asked = ReleaseName(component=component, version="0")
+                try:
+                    listed = self._component(view, asked)
+                except DriverError as error:
+                    if error.kind != UNKNOWN:
+                        raise
+                    continue
+                for path, target in sorted(listed.targets.items()):
+                    _, version, base = path.split("/")
+                    if base in ("release.json", "revoked.json"):
+                        found[ReleaseName(component=component, version=version)] = target
+            return found
+
+    def fetch(self, path: str, into: Path) -> None:
+        """Downloads one target, verified, to ``into`` (replaced whole). Raises as :meth:`trusted`, or ``NotFound``."""
+        with self._refreshed(None) as view:
+            target = self._named(lambda: view.updater.get_targetinfo(path), None)
+        if target is None:
+            raise DriverError("NotFound", f"the repository lists no {path}", retryable=False)
+        fresh = into.with_name(f".{into.name}.{os.getpid()}.{threading.get_ident()}")
+        into.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Not under the lock: an archive takes its time, and nothing of the memory is touched.
+            self._named(
+                lambda: view.updater.download_target(target, str(fresh)), None, target=target
+            )
+            fresh.replace(into)
+        except OSError as error:
+            raise store_error(f"keep {path}", error) from error
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    # -- the repository ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _refreshed(self, name: ReleaseName | None) -> Iterator[View]:
+        """The repository's newest state, verified, with the memory locked for as long as the block lasts."""
+        with self._own, exclusive(self._memory / ".lock", LOCK_SECONDS, "the memory of releases"):
+            yield self._named(self._refresh, name)
+
+    def _refresh(self) -> View:
+        config = UpdaterConfig(max_root_rotations=256, max_delegations=8)
+        folder = self._memory / "metadata"
+        folder.mkdir(parents=True, exist_ok=True)
+        updater = Updater(
+            str(folder),
+            f"{self._fetcher.base}metadata/",
+            target_base_url=f"{self._fetcher.base}targets/",
+            fetcher=self._fetcher,
+            config=config,
+            bootstrap=self._bootstrap,
+        )
+        updater.refresh()
+        view = View(updater, folder)
+        root: Root = view.metadata("root").signed
+        for role in ("timestamp", "snapshot", "targets"):
+            _signers(root, role, view.metadata(role))
+        return view
+
+    def _seen(self, role: str) -> int:
+        """The version of a role's metadata that this home trusted last; 0 for none."""
+        try:
+            content = (self._memory / "metadata" / f"{quote(role, '')}.json").read_bytes()
+            return int(json.loads(content)["signed"]["version"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
+
+    def _component(self, view: View, name: ReleaseName) -> Listed:
+        """What the component of a release lists. Loads its metadata if it was not."""
+        self._named(lambda: view.updater.get_targetinfo(name.tombstone), name)
+        top: Targets = view.metadata("targets").signed
+        delegated = top.delegations.roles if top.delegations is not None else None
+        if delegated is None or name.component not in delegated:
+            raise DriverError(
+                UNKNOWN, f"the repository has no component {name.component}", retryable=False,
+                next_step="kedge release list shows the releases there are",
+            )  # fmt: skip
+        metadata = view.metadata(name.component)
+        signers = self._named(lambda: _signers(top, name.component, metadata), name)
+        every = [view.metadata(role) for role in ("root", "timestamp", "snapshot", "targets")]
+        versions = [one.signed.version for one in every]
+        expires = min(one.signed.expires for one in (*every, metadata))
+        signed: Targets = metadata.signed
+        self._digests |= {
+            one.hashes.get("sha256", ""): path for path, one in signed.targets.items()
+        }
+        return Listed(
+            targets=signed.targets,
+            signers=signers,
+            versions=MetadataVersions(
+                root=versions[0],
+                timestamp=versions[1],
+                snapshot=versions[2],
+                targets=versions[3],
+                component=signed.version,
+            ),
+            expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}",
+        )
+
+    def _listed(self, view: View, name: ReleaseName) -> Listed:
+        """The same, of a release that is there and was not revoked."""
+        listed = self._component(view, name)
+        tombstone = self._named(lambda: view.updater.get_targetinfo(name.tombstone), name)
+        if tombstone is not None:
+            raise self._revoked(view, name, tombstone)
+        if name.document not in listed.targets:
+            raise DriverError(
+                UNKNOWN, f"the repository lists no release {name}", retryable=False,
+                next_step="kedge release list shows the releases there are",
+            )  # fmt: skip
+        return listed
+
+    def _revoked(self, view: View, name: ReleaseName, target: TargetFile) -> DriverError:
+        content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
+        why, by = "", ""
+        try:
+            word = Revocation.model_validate_json(content)
+            why, by = word.reason, word.by
+        except ValidationError:
+            pass  # the name alone says that it is revoked
+        return DriverError(
+            REVOKED,
+            f"{name} was revoked" + (f" by {by}" if by else "") + (f": {why}" if why else ""),
+            retryable=False,
+            detail={"reason": why, "by": by},
+            next_step="go on with another release, or go back",
+        )
+
+    def _bytes(self, view: View, target: TargetFile, most: int) -> bytes:
+        """A small target's content, verified."""
+        if target.length > most:
+            raise RepositoryRefusalError(
+                "endless-data", f"{target.path} has {target.length} bytes; at most {most} are taken"
+            )
+        folder = self._memory / "small"
+        folder.mkdir(exist_ok=True)
+        file = folder / content_digest(target.path.encode())
+        if view.updater.find_cached_target(target, str(file)) is None:
+            view.updater.download_target(target, str(file))
+        return file.read_bytes()
+
+    def _read(self, view: View, name: ReleaseName, listed: Listed) -> TrustedRelease:
+        """A release's document, and that everything in its folder is its own."""
+        target = listed.targets[name.document]
+        content = self._named(lambda: self._bytes(view, target, MAX_DOCUMENT), name, target=target)
+        release = _document(content, name)
+        own = {path: one for path, one in listed.targets.items() if path.startswith(name.folder)}
+        artifacts = tuple(_artifacts(release, name, own))
+        extra = [path for path in own if EXTRA.fullmatch(path.removeprefix(name.folder))]
+        known = {name.document, *extra, *(one.source.removeprefix("tuf:") for one in artifacts)}
+        foreign = sorted(set(own) - known)
+        if foreign:
+            raise RepositoryRefusalError(
+                "extraneous-dependencies",
+                f"{name} comes with {foreign[0]}, which its document does not name",
+            )
+        attested = sorted(path for path in extra if path.startswith(f"{name.folder}provenance-"))
+        if len(attested) > MOST_ATTESTATIONS:
+            raise RepositoryRefusalError(
+                "endless-data", f"{name} has more than {MOST_ATTESTATIONS} attestations"
+            )
+        custom = (target.custom or {}).get("kedge", {})
+        author = custom.get("author") if isinstance(custom, dict) else None
+        return TrustedRelease(
+            name=name,
+            root=self.root,
+            document=content.decode(),
+            target=content_digest(content),
+            digest=document_digest(release),
+            artifacts=artifacts,
+            authors=tuple(dict.fromkeys([*([str(author)] if author else []), *listed.signers])),
+            attestations=tuple(self._attestation(view, own[path], name) for path in attested),
+            vendor=tuple(sorted(path for path in extra if path not in attested)),
+            added=str(custom.get("added", "")) if isinstance(custom, dict) else "",
+            versions=listed.versions,
+            expires=listed.expires,
+        )
+
+    def _attestation(self, view: View, target: TargetFile, name: ReleaseName) -> Attestation:
+        content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise _not_trusted(f"{target.path} is no text") from error
+        return Attestation(name=target.path, digest=content_digest(content), content=text)
+
+    # -- what went wrong --------------------------------------------------------------------------
+
+    def _named(
+        self, work: Callable[[], T], name: ReleaseName | None, *, target: TargetFile | None = None
+    ) -> T:
+        """Does the work; what it raises becomes a ``DriverError`` that names the attack."""
+        try:
+            return work()
+        except DriverError:
+            raise
+        except (RepositoryError, DownloadError) as error:
+            raise self._explained(error, name, target) from error
+        except OSError as error:
+            raise store_error("keep what is known of the release repository", error) from error
+
+    def _explained(
+        self,
+        error: RepositoryError | DownloadError,
+        name: ReleaseName | None,
+        target: TargetFile | None,
+    ) -> DriverError:
+        if isinstance(error, ExpiredMetadataError):
+            return _stale(f"the release repository has not been renewed: {error}")
+        if isinstance(error, DownloadError) and not isinstance(error, DownloadLengthMismatchError):
+            return _unreachable(self._location, error)
+        if "not part of snapshot" in str(error):
+            return DriverError(
+                UNKNOWN, "the component is announced, but nothing of it is published", retryable=False,
+                next_step="kedge release publish, by whoever has its keys",
+            )  # fmt: skip
+        attack, said = self._attack(error, target)
+        about = f"{name}: " if name is not None else ""
+        return DriverError(
+            REFUSED,
+            f"{about}the release repository is refused ({attack}): {said}",
+            retryable=False,
+            detail={"attack": attack},
+            next_step="Nothing was taken from it. Ask who runs it; `kedge release verify` looks at all of it.",
+        )
+
+    def _attack(self, error: Exception, target: TargetFile | None) -> tuple[Attack, str]:
+        """The name of what was tried, and a sentence."""
+        if isinstance(error, RepositoryRefusalError):
+            return error.attack, str(error)
+        if isinstance(error, DownloadLengthMismatchError):
+            return "endless-data", str(error)
+        if isinstance(error, UnsignedMetadataError):
+            found = _SIGNED_BY.search(str(error))
+            some = found is not None and int(found[1]) > 0
+            return ("key-compromise" if some else "arbitrary-software"), str(error)
+        if isinstance(error, LengthOrHashMismatchError):
+            return self._content_attack(error, target)
+        if isinstance(error, BadVersionNumberError):
+            return self._version_attack(), str(error)
+        missing = "missing info for" in str(error)
+        return ("mix-and-match" if missing else "arbitrary-software"), str(error)
+
+    def _content_attack(
+        self, error: LengthOrHashMismatchError, target: TargetFile | None
+    ) -> tuple[Attack, str]:
+        last = self._fetcher.last
+        if target is None:
+            return "mix-and-match", f"{last.name} is not the one that was signed for: {error}"
+        other = self._digests.get(last.digest)
+        if other is not None:
+            return "wrong-software", f"instead of {target.path} comes {other}"
+        return "arbitrary-software", f"{target.path}: {error}"
+
+    def _version_attack(self) -> Attack:
+        """Of a wrong version: an older one, a file under another's name, or a leap of the root."""
+        last = self._fetcher.last
+        number, _, _ = last.name.partition(".")
+        if last.name.endswith(".root.json"):
+            return "rollback" if last.version < int(number) else "fast-forward"
+        if number.isdigit() and int(number) != last.version:
+            return "mix-and-match"
+        return "rollback"
+
+
+def fetcher_of(location: str, seen: Callable[[str], int]) -> FolderFetcher | HttpFetcher:
+    """The way to the files of a repository."""
+    if location.startswith(("http://", "https://")):
+        return HttpFetcher(location, seen)
+    return FolderFetcher(Path(location), seen)
+
+
+def first_root(location: str, wanted: Digest | None) -> bytes:
+    """The repository's first root metadata; with ``wanted`` only the one of that digest.
+
+    Raises ``DriverError``: ``Unreachable``, ``RepositoryRefused``.
+    """
+    fetcher = fetcher_of(location, lambda _: 0)
+    try:
+        content = fetcher.download_bytes(f"{fetcher.base}metadata/1.root.json", 512_000)
+    except RepositoryRefusalError as error:
+        raise DriverError(
+            REFUSED, str(error), retryable=False, detail={"attack": error.attack}
+        ) from error
+    except DownloadError as error:
+        raise _unreachable(location, error) from error
+    if wanted is not None and content_digest(content) != wanted:
+        raise DriverError(
+            REFUSED,
+            f"the repository at {location} begins with root metadata {content_digest(content)[:12]}, "
+            f"and {wanted[:12]} is pinned",
+            retryable=False,
+            detail={"attack": "arbitrary-software"},
+            next_step="check the address, or the policy's releases.root, with whoever keeps the root keys",
+        )
+    return content
+
+
+def _signers(holder: Root | Targets, role: str, metadata: AnyMetadata) -> tuple[str, ...]:
+    """Fingerprints of who signed; a signature that stands there and does not hold is refused, too."""
+    result = holder.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    if not result.verified or set(result.signed) != set(metadata.signatures):
+        raise RepositoryRefusalError("arbitrary-software", f"a signature of {role} does not hold")
+    return fingerprints(result.signed.values())
+
+
+def _document(content: bytes, name: ReleaseName) -> Release:
+    try:
+        release = Release.model_validate_json(content)
+    except ValidationError as error:
+        raise _not_trusted(
+            f"{name.document} is not a Release document that this kedge knows"
+        ) from error
+    if (release.component, release.version) != (name.component, name.version):
+        raise RepositoryRefusalError(
+            "wrong-software",
+            f"what is listed as {name} says that it is {release.component}@{release.version}",
+        )
+    return release
+
+
+def _artifacts(
+    release: Release, name: ReleaseName, own: dict[str, TargetFile]
+) -> Iterator[Artifact]:
+    """The archives, each of them a target of this release with the document's digest and length."""
+    for platform, one in sorted(release.artifacts.items()):
+        path = one.source.removeprefix("tuf:")
+        target = own.get(path)
+        if target is None or not one.source.startswith("tuf:"):
+            raise RepositoryRefusalError(
+                "extraneous-dependencies",
+                f"the document of {name} asks for {one.source}, which is not among its files",
+            )
+        if (target.hashes.get("sha256"), target.length) != (one.digest, one.length):
+            raise RepositoryRefusalError(
+                "mix-and-match", f"{path} is listed otherwise than the document of {name} says"
+            )
+        yield Artifact(platform=platform, digest=one.digest, length=one.length, source=one.source)
+
+
+def _not_trusted(said: str) -> DriverError:
+    return DriverError(NOT_TRUSTED, said, retryable=False)
+
+
+def _stale(said: str) -> DriverError:
+    return DriverError(
+        STALE, f"{said}: what is newest cannot be known (freeze)", retryable=False,
+        detail={"attack": "freeze"},
+        next_step="kedge release publish --renew, by whoever has the keys; or the way to the repository is held",
+    )  # fmt: skip
+
+
+def _unreachable(location: str, error: DownloadError) -> DriverError:
+    gone = isinstance(error, DownloadHTTPError)
+    return DriverError(
+        "Unreachable",
+        f"the release repository {location} "
+        + (
+            f"does not give a file: {error}"
+            if gone
+            else f"does not answer: {str(error) or 'too slow'}"
+        ),
+        retryable=True,
+        next_step="check release_repository in the settings, and that it is served",
+    )

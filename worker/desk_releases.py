@@ -1,0 +1,532 @@
+"""The release repository at the desk: what its keepers and its readers may ask for.
+
+Keepers work on a folder: they add, sign, publish, revoke, rotate. Readers ask the repository that the settings name, through
+the same client as the workers. Every change is a draft until the thresholds are met; with keys that suffice one call does
+it all.
+"""
+# ruff: noqa: PLC0415 - TUF's library is loaded by those who need it
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kedge.drivers.artifacts import VerifiedArtifacts
+from kedge.drivers.tuf_releases import TufReleases
+from kedge.model.base import Digest, Frozen
+from kedge.model.errors import DriverError, OrderError, PlanError
+from kedge.model.plan import Artifact
+from kedge.model.trusted import UNKNOWN, ReleaseName, TrustedRelease
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key, SSlibKey
+
+    from kedge.drivers.metadata_signers import MetadataKey
+    from kedge.drivers.tuf_repository import NewRelease, Repository, RoleKeys, RoleState
+
+
+class RoleSpec(Frozen):
+    """The keys of a role as they are asked for: files of public keys (or of private ones with the public beside)."""
+
+    role: str
+    threshold: int
+    keys: tuple[Path, ...]
+
+
+class KeyChange(Frozen):
+    """What becomes of a role's keys. ``add`` are files of public keys, ``remove`` such files or fingerprints."""
+
+    role: str
+    add: tuple[Path, ...] = ()
+    remove: tuple[str, ...] = ()
+    threshold: int | None = None
+
+
+class KeyHolder(Frozen):
+    """A key in metadata as people know it: fingerprint, and the comment of the SSH key."""
+
+    fingerprint: str
+    comment: str = ""
+
+
+class RoleView(Frozen):
+    """How far a role's metadata is."""
+
+    role: str
+    version: int
+    draft: bool
+    expires: str
+    threshold: int
+    missing: int
+    signed: tuple[KeyHolder, ...]
+    unsigned: tuple[KeyHolder, ...]
+
+
+class Changed(Frozen):
+    """What a call did: the drafts it left, and the roles it published."""
+
+    folder: Path
+    drafts: tuple[RoleView, ...]
+    published: tuple[str, ...] = ()
+    root: Digest | None = None
+    """The digest of the first root metadata, once that is published: what policies name."""
+    signed: tuple[str, ...] = ()
+    """The roles that got a signature in this call."""
+
+    @property
+    def waiting(self) -> tuple[RoleView, ...]:
+        """The drafts that lack signatures."""
+        return tuple(one for one in self.drafts if one.missing)
+
+
+class ListedRelease(Frozen):
+    """One line of the list."""
+
+    name: ReleaseName
+    revoked: bool
+    added: str = ""
+    author: str = ""
+
+
+class Verified(Frozen):
+    """Everything of the repository, verified: each release with every file that it has."""
+
+    location: str
+    root: Digest
+    releases: tuple[ListedRelease, ...]
+    files: int
+    bytes: int
+    expires: str
+
+
+class ReleaseDesk:
+    """Questions and changes. ``folder`` is the keepers' copy of the repository."""
+
+    def __init__(self, releases: TufReleases, location: str | None) -> None:
+        self._releases = releases
+        self.location = location
+
+    # -- keepers ----------------------------------------------------------------------------------
+
+    async def init(
+        self,
+        folder: Path,
+        roles: Sequence[RoleSpec],
+        signers: Sequence[MetadataKey],
+        *,
+        days: Mapping[str, int] | None = None,
+    ) -> Changed:
+        """A new repository; published at once where the keys at hand suffice, and its root pinned in this home.
+
+        Roles that are not named take the keys at hand, any one of them. Raises ``PlanError`` when there is one already.
+        """
+        from kedge.drivers.tuf_layout import TOP
+        from kedge.drivers.tuf_repository import Repository, RoleKeys
+
+        given = {spec.role: _role_keys(spec) for spec in roles}
+        if any(role not in given for role in TOP) and not signers:
+            raise OrderError(
+                "a repository needs keys",
+                next_step="--key FILE for all roles, or --role NAME=THRESHOLD:FILE.pub,FILE.pub for each",
+            )
+        at_hand = RoleKeys(1, tuple(one.key for one in signers))
+        repository = Repository(folder)
+        with repository.layout.locked():
+            repository.create(
+                {role: given.get(role, at_hand) for role in TOP}, dict(days or {}), _now()
+            )
+            changed = await _finish(repository, signers, publish=True)
+        if changed.root is not None:
+            self._releases.pin((folder / "metadata" / "1.root.json").read_bytes())
+        return changed
+
+    async def add(
+        self,
+        folder: Path,
+        new: NewRelease,
+        signers: Sequence[MetadataKey],
+        *,
+        component: RoleSpec | None = None,
+        publish: bool = False,
+    ) -> Changed:
+        """Adds a release, with whatever stands beside it. ``component`` gives the keys of one that is new.
+
+        Raises as :meth:`kedge.drivers.tuf_repository.Repository.add_release`.
+        """
+        repository = _opened(folder)
+        with repository.layout.locked():
+            keys = None if component is None else _role_keys(component)
+            repository.add_release(new, _now(), keys=keys)
+            return await _finish(repository, signers, publish=publish)
+
+    async def attach(
+        self,
+        folder: Path,
+        name: ReleaseName,
+        extra: Mapping[str, bytes],
+        signers: Sequence[MetadataKey],
+        *,
+        publish: bool = False,
+    ) -> Changed:
+        """Puts attestations (``provenance-<n>.json``) or vendor's material beside a release that is there."""
+        repository = _opened(folder)
+        with repository.layout.locked():
+            repository.attach(name, extra, _now())
+            return await _finish(repository, signers, publish=publish)
+
+    async def sign(
+        self,
+        folder: Path,
+        roles: Sequence[str],
+        signers: Sequence[MetadataKey],
+        *,
+        copies: Sequence[Path] = (),
+    ) -> Changed:
+        """Signs the drafts of these roles (none named: every one the keys are of), and takes over signatures from
+        somebody's copies of drafts.
+        """
+        from kedge.drivers.tuf_layout import MAX_METADATA, read_metadata
+
+        repository = _opened(folder)
+        with repository.layout.locked():
+            merged: list[str] = []
+            for copy in copies:
+                with copy.open("rb") as file:
+                    found = read_metadata(file.read(MAX_METADATA), str(copy))
+                if repository.merge(copy.stem, found):
+                    merged.append(copy.stem)
+            drafts = repository.layout.drafted()
+            strange = [role for role in roles if role not in drafts]
+            if strange:
+                raise DriverError(
+                    "NotFound", f"there is no draft of {', '.join(strange)}", retryable=False,
+                    next_step=f"drafts: {', '.join(drafts) or 'none'}",
+                )  # fmt: skip
+            signed = await _sign(repository, roles or drafts, signers)
+            if signers and not signed and not merged:
+                raise PlanError(
+                    "none of the drafts takes a signature of these keys",
+                    next_step="kedge release list --drafts shows whose are asked for",
+                )
+            return _changed(repository, signed=(*merged, *signed))
+
+    async def publish(
+        self, folder: Path, signers: Sequence[MetadataKey], *, renew: Sequence[str] | None = None
+    ) -> Changed:
+        """Publishes every draft that has its signatures. ``renew``: roles to give a new expiry; empty: those that need
+        it soonest, snapshot and timestamp.
+        """
+        repository = _opened(folder)
+        with repository.layout.locked():
+            now = _now()
+            if renew is not None:
+                for role in renew:
+                    if role not in ("snapshot", "timestamp"):
+                        repository.authority(role)
+                        repository.renew(role, now)
+            return await _finish(repository, signers, publish=True, renew=renew is not None)
+
+    async def revoke(
+        self,
+        folder: Path,
+        name: ReleaseName,
+        signers: Sequence[MetadataKey],
+        *,
+        reason: str,
+        by: str,
+        publish: bool = False,
+    ) -> Changed:
+        """Takes a release out for good."""
+        repository = _opened(folder)
+        with repository.layout.locked():
+            repository.revoke(name, reason=reason, by=by, now=_now())
+            return await _finish(repository, signers, publish=publish)
+
+    async def rotate(
+        self,
+        folder: Path,
+        change: KeyChange,
+        signers: Sequence[MetadataKey],
+        *,
+        publish: bool = False,
+    ) -> Changed:
+        """Changes the keys of a role."""
+        repository = _opened(folder)
+        with repository.layout.locked():
+            repository.rotate(
+                change.role,
+                add=[_public_key(path) for path in change.add],
+                remove=[_key_id(repository, change.role, wanted) for wanted in change.remove],
+                threshold=change.threshold,
+                now=_now(),
+            )
+            return await _finish(repository, signers, publish=publish)
+
+    def drafts(self, folder: Path) -> tuple[RoleView, ...]:
+        """Every role of the repository, with how far it is."""
+        return _views(_opened(folder), drafts_only=False)
+
+    async def new_release(
+        self,
+        document: Path,
+        artifacts: VerifiedArtifacts,
+        *,
+        author: str,
+        extra: Mapping[str, bytes] | None = None,
+    ) -> NewRelease:
+        """A release from a Release document whose archives lie where it says; every one of them is verified."""
+        from kedge.drivers.tuf_repository import NewRelease
+        from worker.documents import read_release
+
+        release = read_release(document).value
+        files: dict[str, Path] = {}
+        for platform, one in release.artifacts.items():
+            artifact = Artifact(
+                platform=platform, digest=one.digest, length=one.length, source=one.source
+            )
+            files[platform] = await artifacts.fetch(artifact)
+            # A cached copy has its digest for a name; the document's own name has the ending.
+            files[platform] = _named_like(files[platform], one.source)
+        return NewRelease(document=release, files=files, author=author, extra=dict(extra or {}))
+
+    # -- readers ----------------------------------------------------------------------------------
+
+    def trust(self, root: Digest) -> Digest:
+        """Pins the repository's first root metadata in this home, if it has this digest."""
+        return self._releases.pin(self._releases.first_root(root))
+
+    def listed(self, root: Digest | None = None) -> tuple[ListedRelease, ...]:
+        """Every release, the revoked ones too, as a worker sees them."""
+        found: list[ListedRelease] = []
+        for name, target in sorted(
+            self._releases.client(root).names().items(), key=lambda one: str(one[0])
+        ):
+            custom = (target.custom or {}).get("kedge", {})
+            found.append(
+                ListedRelease(
+                    name=name,
+                    revoked=target.path == name.tombstone,
+                    added=str(custom.get("added", "")),
+                    author=str(custom.get("author", "")),
+                )
+            )
+        return tuple(found)
+
+    def show(self, name: ReleaseName, root: Digest | None = None) -> TrustedRelease:
+        """One release, verified. Raises as :meth:`kedge.drivers.ports.Releases.trusted`."""
+        return self._releases.read(name, root)
+
+    def verify(
+        self,
+        folder: Path,
+        *,
+        only: ReleaseName | None = None,
+        root: Digest | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Verified:
+        """Every release with every byte of its files, as a worker would take them. ``folder`` is for downloads.
+
+        Raises ``DriverError`` at the first thing that is not as it was signed.
+        """
+        client = self._releases.client(root)
+        listed = self.listed(root)
+        files = size = 0
+        expires = ""
+        for one in listed:
+            if one.revoked or (only is not None and one.name != only):
+                continue
+            say(f"verifies {one.name}")
+            release = client.trusted(one.name)
+            expires = min(expires or release.expires, release.expires)
+            names = [artifact.source.removeprefix("tuf:") for artifact in release.artifacts]
+            for path in (*names, *release.vendor):
+                into = folder / "target"
+                client.fetch(path, into)
+                size += into.stat().st_size
+                into.unlink()
+                files += 1
+            files += 1 + len(release.attestations)
+        if only is not None and all(one.name != only for one in listed):
+            raise DriverError(UNKNOWN, f"the repository lists no release {only}", retryable=False)
+        return Verified(
+            location=self.location or "",
+            root=client.root,
+            releases=tuple(one for one in listed if only in (None, one.name)),
+            files=files,
+            bytes=size,
+            expires=expires,
+        )
+
+
+async def signers_of(
+    keys: Sequence[Path], agents: Sequence[str], passphrase: Callable[[], str] | None
+) -> list[MetadataKey]:
+    """The keys to sign with: private key files, and keys of the agent by fingerprint, line or ``.pub`` file.
+
+    Raises ``DriverError`` (``NotFound``, ``KeyRefused``, ``Unreachable``), ``OrderError``.
+    """
+    from kedge.drivers.metadata_signers import AgentKey, KeyFile
+    from kedge.drivers.signers import held_line
+    from worker.desk_signing import agent_key
+
+    found: list[MetadataKey] = [KeyFile(path, passphrase) for path in keys]
+    for wanted in agents:
+        line = await held_line(agent_key(wanted))
+        found.append(AgentKey(line))
+    return found
+
+
+def fingerprint_of(signer: MetadataKey) -> str:
+    """The fingerprint of a signer's key."""
+    from kedge.trust.tufkeys import ssh_key
+
+    return ssh_key(signer.key).fingerprint
+
+
+# -- inside ---------------------------------------------------------------------------------------
+
+
+def _opened(folder: Path) -> Repository:
+    from kedge.drivers.tuf_repository import Repository
+
+    return Repository.open(folder)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+async def _sign(
+    repository: Repository, roles: Sequence[str], signers: Sequence[MetadataKey]
+) -> tuple[str, ...]:
+    """Signs drafts with those of the keys that are asked for; the roles that were signed."""
+    signed: list[str] = []
+    for role in roles:
+        content = repository.bytes_to_sign(role)
+        if content is None:
+            continue
+        wanted, current = repository.keys_for(role), repository.current(role)
+        for signer in signers:
+            keyid = signer.key.keyid
+            if keyid not in wanted or current is None or keyid in current.signatures:
+                continue
+            if repository.add_signature(role, await signer.sign(content)):
+                signed.append(role)
+    return tuple(dict.fromkeys(signed))
+
+
+async def _finish(
+    repository: Repository,
+    signers: Sequence[MetadataKey],
+    *,
+    publish: bool,
+    renew: bool = False,
+) -> Changed:
+    """Signs what the keys at hand can sign, and publishes what is complete, when that is wanted."""
+    from kedge.drivers import tuf_publish
+
+    signed = await _sign(repository, repository.layout.drafted(), signers)
+    if not publish:
+        return _changed(repository, signed=signed)
+    now = _now()
+    try:
+        found = tuf_publish.ready(repository)
+    except PlanError:
+        if _views(repository, drafts_only=True):
+            # Something waits for people, and it is said which: no mistake.
+            return _changed(repository, signed=signed)
+        raise
+    snapshot = tuf_publish.compose_snapshot(repository, found, now, renew=renew)
+    signed += await _sign(repository, ["snapshot"], signers)
+    snapshot = repository.current("snapshot") or snapshot
+    if not tuf_publish.signed_enough(found, "snapshot", snapshot):
+        return _changed(repository, signed=signed)
+    timestamp = tuf_publish.compose_timestamp(repository, found, snapshot, now, renew=renew)
+    signed += await _sign(repository, ["timestamp"], signers)
+    timestamp = repository.current("timestamp") or timestamp
+    if not tuf_publish.signed_enough(found, "timestamp", timestamp):
+        return _changed(repository, signed=signed)
+    published = tuf_publish.commit(repository, found, snapshot, timestamp, now)
+    return _changed(repository, signed=signed, published=published)
+
+
+def _changed(
+    repository: Repository, *, signed: tuple[str, ...] = (), published: tuple[str, ...] = ()
+) -> Changed:
+    from hashlib import sha256
+
+    first = repository.layout.metadata / "1.root.json"
+    return Changed(
+        folder=repository.layout.folder,
+        drafts=_views(repository, drafts_only=True),
+        published=published,
+        root=sha256(first.read_bytes()).hexdigest() if first.exists() else None,
+        signed=tuple(dict.fromkeys(signed)),
+    )
+
+
+def _views(repository: Repository, *, drafts_only: bool) -> tuple[RoleView, ...]:
+    roles = repository.layout.drafted() if drafts_only else repository.roles()
+    found = (repository.state(role) for role in roles)
+    return tuple(_view(one) for one in found if one is not None and (one.draft or not drafts_only))
+
+
+def _view(state: RoleState) -> RoleView:
+    from kedge.trust.tufkeys import ssh_key
+
+    def holders(keys: Mapping[str, Key]) -> tuple[KeyHolder, ...]:
+        found = [ssh_key(key) for key in keys.values()]
+        return tuple(KeyHolder(fingerprint=k.fingerprint, comment=k.comment) for k in found)
+
+    return RoleView(
+        role=state.role,
+        version=state.version,
+        draft=state.draft,
+        expires=f"{state.expires:%Y-%m-%dT%H:%M:%SZ}",
+        threshold=state.threshold,
+        missing=state.missing,
+        signed=holders(state.signed),
+        unsigned=holders(state.unsigned),
+    )
+
+
+def _public_key(path: Path) -> SSlibKey:
+    from kedge.drivers.metadata_signers import usable
+
+    public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
+    try:
+        line = public.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DriverError(
+            "NotFound", f"{public} cannot be read", retryable=False,
+            next_step="name the file of a public key (.pub)",
+        ) from error  # fmt: skip
+    return usable(line, str(public))
+
+
+def _role_keys(spec: RoleSpec) -> RoleKeys:
+    from kedge.drivers.tuf_repository import RoleKeys
+
+    return RoleKeys(spec.threshold, tuple(_public_key(path) for path in spec.keys))
+
+
+def _key_id(repository: Repository, role: str, wanted: str) -> str:
+    from kedge.trust.tufkeys import ssh_key
+
+    if not wanted.startswith("SHA256:"):
+        return _public_key(Path(wanted)).keyid
+    for keyid, key in repository.keys_for(role).items():
+        if ssh_key(key).fingerprint == wanted:
+            return keyid
+    raise DriverError(
+        "NotFound", f"{wanted} is not a key of {role}", retryable=False,
+        next_step="kedge release list --drafts shows the keys of every role",
+    )  # fmt: skip
+
+
+def _named_like(file: Path, source: str) -> Path:
+    """The file as the document names it, when that is where it lies."""
+    named = Path(source.removeprefix("file:"))
+    return named if named.is_file() else file
