@@ -158,20 +158,21 @@ SourcePattern = Annotated[Uri, AfterValidator(_source)]
 class BuilderIdentity(Frozen):
     """A builder without a key of its own: what a certificate of the pinned trusted root says about it.
 
-    ``issuer`` is the OIDC issuer, ``subject`` the certificate's one subject alternative name, both in full.
+    ``issuer`` is the OIDC issuer in full; ``subject`` the certificate's one subject alternative name, in which a ``*`` may
+    stand for one part of a path, since some name the release's tag there.
     """
 
     issuer: Uri
-    subject: Annotated[str, Field(pattern=r"^[!-~]{1,500}$")]
+    subject: Annotated[str, Field(pattern=r"^[!-~]{1,500}$"), AfterValidator(_source)]
 
 
 class Builder(Frozen):
     """Somebody who builds: ``id`` as its provenance says it, and the keys with which only it signs.
 
-    ``identity`` instead of keys: keyless signatures (sigstore bundles).
+    ``identity`` instead of keys: keyless signatures (sigstore bundles); ``id`` may then have a ``*`` as in sources.
     """
 
-    id: Uri
+    id: Annotated[Uri, AfterValidator(_source)]
     keys: Annotated[tuple[BuilderKey, ...], Field(max_length=MOST_KEYS)] = ()
     identity: BuilderIdentity | None = None
 
@@ -211,6 +212,8 @@ class ProvenanceRules(Frozen):
             names.setdefault(builder.id, index)
             if not builder.keys and builder.identity is None:
                 problems.append((here, "has neither keys nor an identity: nobody could sign as it"))
+            if builder.keys and "*" in builder.id:
+                problems.append(((*here, "id"), "names one builder where it has keys: no '*'"))
             for place, line in enumerate(builder.keys):
                 material = builder_key(line)[1]
                 if material in holders:

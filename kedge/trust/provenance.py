@@ -11,10 +11,11 @@ An envelope counts for an artifact when each of these holds, in this order; the 
 - ``bundle``: a sigstore bundle is verified offline by the pinned trusted root;
 - ``signature``: one of the policy's builders signed it;
 - ``statement``, ``predicate-type``: it is a Statement v1 about SLSA provenance v1, complete;
-- ``builder``: its ``builder.id`` is one of the policy's, and it was *that* builder's key that signed;
+- ``builder``: its ``builder.id`` is one of the policy's, and it was *that* builder's key or identity that signed;
 - ``build-type``, ``source``: both are the policy's. The sources are those that ``externalParameters`` name
   (:func:`sources_of`), not what was merely fetched during the build; all that are named must be accepted;
-- ``time``: the build ended after it began, not in the future, and no longer ago than ``max_age``;
+- ``time``: the build ended after it began, not in the future, and no longer ago than ``max_age``. Of a bundle that does not
+  say when the build ended, the time at which the log took it is taken;
 - ``subject``: the artifact's sha256 is among its subjects;
 - ``repeated``: no other envelope of the same builder was counted already.
 
@@ -130,7 +131,7 @@ class Statement(_Read):
     kind: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
     subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=4096)]
     predicate_type: Annotated[str, Field(alias="predicateType", max_length=600)]
-    predicate: dict[str, Json] = {}
+    predicate: dict[str, Json] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class Proven:
 
     envelope: Dsse
     identity: BuilderIdentity
+    logged: datetime | None = None
+    """When a transparency log took it, where that is proven."""
 
 
 BundleVerifier = Callable[[bytes], Proven]
@@ -160,10 +163,12 @@ class _Seen:
     """What was read of an envelope so far."""
 
     builder: str = ""
+    counts_as: str = ""
     build_type: str = ""
     sources: tuple[str, ...] = ()
     finished: str = ""
     keys: tuple[str, ...] = ()
+    logged: datetime | None = None
     subjects: tuple[Subject, ...] = ()
 
 
@@ -216,7 +221,6 @@ class _Bench:
         self._rules = rules
         self._now = now
         self._bundles = bundles
-        self._builders = {builder.id: builder for builder in rules.builders}
         self._keys, self._owner = _keyring(rules.builders)
         self._sources = tuple(_pattern(source) for source in rules.sources)
 
@@ -235,7 +239,7 @@ class _Bench:
     def _judge(self, content: bytes, seen: _Seen) -> None:
         value = _json(content)
         if isinstance(value, dict) and "mediaType" in value:
-            envelope, signed_as = self._proven(content)
+            envelope, signed_as = self._proven(content, seen)
         else:
             envelope, signed_as = self._signed(value, seen)
         statement = _statement(envelope.payload)
@@ -261,7 +265,7 @@ class _Bench:
         seen.keys = tuple(key.fingerprint for key in found)
         return envelope, frozenset(self._owner[key.material] for key in found)
 
-    def _proven(self, content: bytes) -> tuple[Dsse, frozenset[str]]:
+    def _proven(self, content: bytes, seen: _Seen) -> tuple[Dsse, frozenset[str]]:
         if self._bundles is None:
             raise _RefusedError(
                 "bundle", "it is a sigstore bundle, and there is no trusted root to judge it by"
@@ -272,7 +276,9 @@ class _Bench:
             raise _RefusedError("bundle", error.message) from error
         _expect_payload_type(proven.envelope)
         owners = frozenset(
-            builder.id for builder in self._rules.builders if builder.identity == proven.identity
+            builder.id
+            for builder in self._rules.builders
+            if builder.identity is not None and _is_identity(builder.identity, proven.identity)
         )
         if len(owners) != 1:
             who = proven.identity
@@ -280,19 +286,23 @@ class _Bench:
                 "signature",
                 f"{quoted(who.subject)} of {quoted(who.issuer)} signed it, who is not one builder of the policy",
             )
+        seen.logged = proven.logged
         return proven.envelope, owners
 
     def _judge_builder(self, claimed: str, signed_as: frozenset[str], seen: _Seen) -> None:
         seen.builder = claimed
-        if claimed not in self._builders:
+        meant = [one.id for one in self._rules.builders if _pattern(one.id).fullmatch(claimed)]
+        if not meant:
             raise _RefusedError(
                 "builder", f"the policy does not know the builder {quoted(claimed)}"
             )
-        if claimed not in signed_as:
+        fitting = signed_as.intersection(meant)
+        if not fitting:
             raise _RefusedError(
                 "builder",
                 f"it says that {quoted(claimed)} built, but {quoted(min(signed_as))} signed it",
             )
+        seen.counts_as = min(fitting)
 
     def _judge_definition(self, build: BuildDefinition, seen: _Seen) -> None:
         seen.build_type = build.build_type
@@ -313,6 +323,9 @@ class _Bench:
     def _judge_time(self, metadata: BuildMetadata, seen: _Seen) -> None:
         begun, ended = _when(metadata.started), _when(metadata.finished)
         seen.finished = metadata.finished if ended is not None and metadata.finished else ""
+        if metadata.finished is None and seen.logged is not None:
+            # It was signed after it was built, so this is the latest that the build can have ended.
+            ended, seen.finished = seen.logged, seen.logged.strftime("%Y-%m-%dT%H:%M:%SZ")
         if ended is None:
             if metadata.finished is not None or self._rules.max_age is not None:
                 raise _RefusedError("time", "it does not say when the build ended (finishedOn)")
@@ -426,6 +439,13 @@ def _source_in(value: Mapping[str, Json]) -> list[str]:
     return [""]
 
 
+def _is_identity(wanted: BuilderIdentity, found: BuilderIdentity) -> bool:
+    return (
+        wanted.issuer == found.issuer
+        and _pattern(wanted.subject).fullmatch(found.subject) is not None
+    )
+
+
 def _pattern(source: str) -> re.Pattern[str]:
     """``*`` is one part of a path, and never ``.`` or ``..``."""
     parts = [re.escape(part) for part in source.split("*")]
@@ -454,11 +474,12 @@ def _count(
     verdicts: list[EnvelopeVerdict] = []
     for one in looked:
         refused = one.refused or _not_about(subject, one.seen.subjects)
-        if refused is None and one.seen.builder in agreed:
-            said = f"{agreed[one.seen.builder].name} is of {quoted(one.seen.builder)} already: a builder counts once"
+        who = one.seen.counts_as
+        if refused is None and who in agreed:
+            said = f"{agreed[who].name} is of {quoted(who)} already: a builder counts once"
             refused = _RefusedError("repeated", said)
         if refused is None:
-            agreed[one.seen.builder] = one
+            agreed[who] = one
         verdicts.append(_verdict(one, refused))
     names = tuple(agreed)
     ok = len(names) >= rules.builders_agree
@@ -500,7 +521,7 @@ def _dissent(
         if one.name and one.digest.get("sha256") == subject
     }
     found = {
-        other.seen.builder: None
+        other.seen.counts_as: None
         for other in looked
         if other.refused is None
         for one in other.seen.subjects
