@@ -7,17 +7,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeAlias
 
 from temporalio.client import Client
 
 from kedge.drivers.ports import Artifacts, Blobs, Evidence, Fleets, PolicyPins, Transport
-from kedge.model.base import Digest, Json, digest_of
+from kedge.model.base import Digest, Json, canonical, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.order import OrderVerdict
 from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
 from kedge.model.policy import Policy
 from kedge.model.run import Run, Warrant
+from kedge.trust.chain import EvidenceHead
 from kedge.trust.envelope import envelope_digest
 from kedge.trust.warrant import verify_warrant
 
@@ -27,6 +29,11 @@ POLICY_SECONDS = 1.0
 """How long a policy that was read is gone by: who is taken out of it acts no longer than this."""
 KEPT_PLANS = 4
 KEPT_WARRANTS = 256
+
+
+def now() -> str:
+    """This moment as records have it: RFC 3339, UTC, whole seconds."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 @dataclass
@@ -47,6 +54,10 @@ class Ground:
     _leases: OrderedDict[tuple[str, Digest], int] = field(default_factory=OrderedDict)
     """The epoch each order acts under."""
     _policies: dict[str, tuple[float, Policy, Digest]] = field(default_factory=dict)
+    _noted: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Keys of records that this worker has written and need not write again."""
+    _stored: set[Digest] = field(default_factory=set)
+    """Policies that are in the store, where who verifies the record later finds them."""
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def plan(self, digest: str) -> Plan:
@@ -130,9 +141,40 @@ class Ground:
         if not verdict.ok:
             raise DriverError("NotAuthorised", verdict.said, retryable=False)
         await self._leased(run, warrant)
+        await self._note_allowed(run, program, wave, node, (verdict.said, policy_digest))
         self._allowed[asked] = None
         while len(self._allowed) > KEPT_WARRANTS:
             self._allowed.popitem(last=False)
+
+    async def _note_allowed(
+        self,
+        run: Run,
+        program: ProgramName,
+        wave: int | None,
+        node: int | None,
+        by: tuple[str, Digest],
+    ) -> None:
+        """Once for each wave or program, not for each node: what the act stands on, so that others can judge it again."""
+        said, policy = by
+        key = f"{run.id}@{run.epoch}/allowed/{program}/{wave}/{run.warrant[:16]}/{policy[:16]}"
+        if key in self._noted:
+            return
+        record: dict[str, Json] = {
+            "what": "allowed",
+            "run": run.id,
+            "epoch": run.epoch,
+            "plan": run.plan,
+            "program": program,
+            "wave": wave,
+            "nodes": [] if program == "forward" or node is None else [node],
+            "warrant": run.warrant,
+            "policies": [policy],
+            "said": said,
+        }
+        await self.note(run.fleet, key, record)
+        self._noted[key] = None
+        while len(self._noted) > KEPT_WARRANTS:
+            self._noted.popitem(last=False)
 
     def _own_wave(self, digest: str, plan: Plan, node: int, claimed: int | None) -> int:
         """The wave a node is in, which may be one before the wave that takes it up again.
@@ -157,8 +199,13 @@ class Ground:
         order = envelope_digest(warrant.start)
         epoch = self._leases.get((run.fleet, order))
         if epoch is None:
-            record: Json = {"what": "lease", "order": order, "run": run.id, "epoch": run.epoch}
-            head = await self.evidence.append(run.fleet, f"lease/{order}", record)
+            record: dict[str, Json] = {
+                "what": "lease",
+                "order": order,
+                "run": run.id,
+                "epoch": run.epoch,
+            }
+            head = await self.note(run.fleet, f"lease/{order}", record)
             # What stands there is of whoever was first, which may not be this record.
             (entry,) = await self.evidence.read(run.fleet, head.seq - 1, 1)
             kept = entry.record.get("epoch") if isinstance(entry.record, dict) else None
@@ -175,12 +222,24 @@ class Ground:
         known = self._policies.get(fleet)
         if known is None or time.monotonic() - known[0] > POLICY_SECONDS:
             policy = await self.pins.policy(fleet)
-            known = self._policies[fleet] = (time.monotonic(), policy, digest_of(policy))
+            known = self._policies[fleet] = (
+                time.monotonic(),
+                policy,
+                await self.keep_policy(policy),
+            )
         return known[1:]
 
-    async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> None:
-        """Append to the fleet's evidence, once per key."""
-        await self.evidence.append(fleet, key, dict(record))
+    async def keep_policy(self, policy: Policy) -> Digest:
+        """The digest of a policy that something is judged by; it is in the store from then on."""
+        digest = digest_of(policy)
+        if digest not in self._stored:
+            await self.blobs.put(canonical(policy))
+            self._stored.add(digest)
+        return digest
+
+    async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> EvidenceHead:
+        """Append to the fleet's evidence, once per key, with the time where the record has none."""
+        return await self.evidence.append(fleet, key, {"at": now(), **record})
 
     async def note_verdict(self, fleet: str, verdict: OrderVerdict) -> None:
         """Every order looked at is evidence, refused ones too."""

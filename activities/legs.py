@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from temporalio import activity
 
 from activities.errors import sentence, to_temporal
 from activities.ground import Ground
 from activities.heartbeats import pulse
+from activities.records import journal_of, sent_by, step_of
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
-from kedge.model.plan import Plan, PlannedNode
+from kedge.model.plan import Artifact, Plan, PlannedNode
 from kedge.model.run import Failure, LegDone, LegRequest
 from kedge.plan.render import operations
 
@@ -54,11 +55,13 @@ class LegActivities:
                     )
 
                 await self._allow(request)
-                end = await self._session(plan, node, request, on_event)
+                ops = _operations(plan, request)
+                end = await self._session(plan, node, request, ops, on_event)
         except DriverError as error:
             await self._refused(request, name, error)
             raise to_temporal(error, _failure(error, request, name, "")) from error
-        await self._write_down(request, node, end)
+        archives = sent_by(ops, (*plan.after.artifacts, *plan.before.artifacts))
+        await self._write_down(request, node, end, archives)
         fault = end.fault(node.name)
         if fault is not None:
             step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
@@ -93,26 +96,9 @@ class LegActivities:
         plan: Plan,
         node: PlannedNode,
         request: LegRequest,
+        planned: tuple[dict[str, Json], ...],
         on_event: Callable[[HostEvent], None],
     ) -> SessionEnd:
-        planned = operations(
-            plan,
-            request.node,
-            request.program,
-            request.leg,
-            run_id=request.run.id,
-            epoch=request.run.epoch,
-            snapshot_epoch=request.run.snapshots or None,
-        )
-        if request.round:
-            planned = tuple(
-                op if op["op"] in ONCE else {**op, "key": f"{op['key']}#{request.round}"}
-                for op in planned
-            )
-        if request.anew:
-            planned = tuple(
-                {**op, "anew": request.anew} if op["op"] == "run" else op for op in planned
-            )
         artifacts = (*plan.after.artifacts, *plan.before.artifacts)
         ops = await self._ground.with_sources(node, planned, artifacts)
         asked = SessionRequest(
@@ -124,53 +110,72 @@ class LegActivities:
 
     async def _refused(self, request: LegRequest, name: str, error: DriverError) -> None:
         """One record of an attempt of which no end was heard: not allowed, nobody there, the connection lost."""
-        run, attempt = request.run, activity.info().attempt
-        where = f"{name}/{request.program}/{request.leg}/{request.serial}.{attempt}"
+        where = f"{name}/{request.program}/{request.leg}/{request.serial}.{activity.info().attempt}"
+        run = request.run
         record: dict[str, Json] = {
-            "what": "leg",
-            "run": run.id,
-            "node": name,
-            "program": request.program,
-            "token": [run.epoch, request.serial, attempt],
+            **_about(request, name),
             "steps": [],
             "failed": {"key": "", "type": error.kind, "message": error.message[:500]},
         }
         await self._ground.note(run.fleet, f"{run.id}@{run.epoch}/{where}/unheard", record)
 
-    async def _write_down(self, request: LegRequest, node: PlannedNode, end: SessionEnd) -> None:
-        """One record per attempt of a leg: every step with what was seen before and after."""
-        run = request.run
-        token: list[Json] = [run.epoch, request.serial, activity.info().attempt]
-        failed = end.failed
+    async def _write_down(
+        self,
+        request: LegRequest,
+        node: PlannedNode,
+        end: SessionEnd,
+        archives: Mapping[str, Artifact],
+    ) -> None:
+        """One record per attempt of a leg: every step with what was seen before and after, and which bytes were sent."""
+        run, failed = request.run, end.failed
+        attempt = f"{request.leg}/{request.serial}.{activity.info().attempt}"
+        error = None if failed is None else failed.error
         await self._ground.note(
             run.fleet,
-            f"{run.id}@{run.epoch}/{node.name}/{request.program}/{request.leg}/{request.serial}.{token[2]}",
+            f"{run.id}@{run.epoch}/{node.name}/{request.program}/{attempt}",
             {
-                "what": "leg",
-                "run": run.id,
-                "node": node.name,
-                "program": request.program,
-                "token": token,
-                "steps": [
-                    {
-                        "key": event.key,
-                        "op": event.op,
-                        "replayed": event.replayed,
-                        "skipped": event.skipped,
-                        "before": dict(event.before),
-                        "after": dict(event.after),
-                    }
-                    for event in end.done
-                ],
+                **_about(request, node.name),
+                "steps": [step_of(event, archives) for event in end.done],
                 "failed": None
-                if failed is None or failed.error is None
-                else {
-                    "key": failed.key,
-                    "type": failed.error.type,
-                    "message": failed.error.message[:500],
-                },
+                if failed is None or error is None
+                else {"key": failed.key, "type": error.type, "message": error.message[:500]},
+                "journal": journal_of(end),
             },
         )
+
+
+def _operations(plan: Plan, request: LegRequest) -> tuple[dict[str, Json], ...]:
+    """The operations of a leg as the plan has them, with the keys of this round."""
+    planned = operations(
+        plan,
+        request.node,
+        request.program,
+        request.leg,
+        run_id=request.run.id,
+        epoch=request.run.epoch,
+        snapshot_epoch=request.run.snapshots or None,
+    )
+    if request.round:
+        planned = tuple(
+            op if op["op"] in ONCE else {**op, "key": f"{op['key']}#{request.round}"}
+            for op in planned
+        )
+    if request.anew:
+        planned = tuple({**op, "anew": request.anew} if op["op"] == "run" else op for op in planned)
+    return planned
+
+
+def _about(request: LegRequest, node: str) -> dict[str, Json]:
+    """Which leg of which run a record is about."""
+    return {
+        "what": "leg",
+        "run": request.run.id,
+        "node": node,
+        "program": request.program,
+        "leg": request.leg,
+        "wave": request.wave,
+        "token": [request.run.epoch, request.serial, activity.info().attempt],
+    }
 
 
 def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> Failure:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from kedge.drivers.artifacts import VerifiedArtifacts
-from kedge.drivers.ports import Blobs, Fleets, PolicyPins
+from kedge.drivers.ports import Blobs, Evidence, Fleets, PolicyPins
 from kedge.drivers.registry import DriverSettings, open_drivers
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import (
@@ -81,9 +81,11 @@ class Desk:
         pins: PolicyPins,
         fleets: Fleets,
         artifacts: VerifiedArtifacts,
+        evidence: Evidence,
     ) -> None:
         """Built by :meth:`open`; tests may hand in other stores."""
         self.settings = settings
+        self.evidence = evidence
         self.artifacts = artifacts
         self.blobs = blobs
         self.pins = pins
@@ -98,8 +100,21 @@ class Desk:
         except SettingsMistake as error:
             raise SettingsError(str(error)) from error
         # Nothing is started here: of all drivers a face uses the stores alone.
-        drivers = open_drivers(DriverSettings(home=settings.home, policies=settings.policy_dir))
-        return cls(settings, drivers.blobs, drivers.pins, drivers.fleets, drivers.artifacts)
+        drivers = open_drivers(
+            DriverSettings(
+                home=settings.home,
+                policies=settings.policy_dir,
+                evidence_url=settings.evidence_url,
+            )
+        )
+        return cls(
+            settings,
+            drivers.blobs,
+            drivers.pins,
+            drivers.fleets,
+            drivers.artifacts,
+            drivers.evidence,
+        )
 
     # -- the connection ---------------------------------------------------------------------------
 

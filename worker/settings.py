@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -92,6 +93,14 @@ class Settings(BaseSettings):
     policy_pins: Path | None = None
     """The folder of policies pinned on this machine; ``<home>/policies`` when not set."""
 
+    evidence_url: str | None = Field(default=None, max_length=2000)
+    """The PostgreSQL database that keeps the evidence, such as ``postgresql://kedge@db.internal/kedge``; a file in the
+    home when not set. Its password comes from ``PGPASSWORD``, ``PGPASSFILE`` or a service file, never from here."""
+    checkpoint_records: int = Field(default=1000, ge=1, le=1_000_000)
+    """After so many records the worker signs a checkpoint, besides those at gates and at ends of runs."""
+    checkpoint_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """A record waits no longer for one than this."""
+
     log_format: LogFormat = "json"
     log_level: LogLevel = "info"
 
@@ -163,6 +172,22 @@ class Settings(BaseSettings):
                 raise ValueError("should be host:port, such as temporal.internal:7233")
         return value
 
+    @field_validator("evidence_url")
+    @classmethod
+    def _without_password(cls, value: str | None) -> str | None:
+        """What is in a setting is in environments of processes, and in what ``kedge doctor`` shows."""
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("postgresql", "postgres"):
+            raise ValueError("should be postgresql://user@host:port/database")
+        named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+        if parts.password is not None or named & {"password", "sslpassword"}:
+            raise ValueError(
+                "names a password; put that into PGPASSWORD or the file that PGPASSFILE names, and leave it out here"
+            )
+        return value
+
     @property
     def embedded(self) -> bool:
         """Whether kedge runs a Temporal server of its own: nothing names another one."""
@@ -191,6 +216,11 @@ class Settings(BaseSettings):
     def policy_dir(self) -> Path:
         """Where this machine's pinned policies are."""
         return self.policy_pins or self.home / "policies"
+
+    @property
+    def checkpoint_key(self) -> Path:
+        """The worker's own key, with which it signs checkpoints of the evidence."""
+        return self.home / "trust" / "checkpoint_key"
 
     def child_environment(self) -> Mapping[str, str]:
         """The environment for a process that must see these same settings.

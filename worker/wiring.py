@@ -42,6 +42,10 @@ def drivers_of(settings: Settings) -> Drivers:
             local_limit=settings.local_limit,
             sim_in_memory=settings.sim_in_memory,
             sim_pace=settings.sim_pace,
+            evidence_url=settings.evidence_url,
+            checkpoint_key=settings.checkpoint_key,
+            checkpoint_records=settings.checkpoint_records,
+            checkpoint_seconds=settings.checkpoint_seconds,
         )
     )
 

@@ -15,10 +15,11 @@ from typing import Literal, Protocol, TypeAlias
 
 from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.errors import DriverError
+from kedge.model.evidence import Checkpoint
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.policy import Policy
 from kedge.model.trusted import ReleaseName, Standing, TrustedRelease
-from kedge.trust.chain import Link
+from kedge.trust.chain import EvidenceEntry, EvidenceHead
 
 Token: TypeAlias = tuple[int, int, int]
 """The fence token ``(epoch, leg, attempt)``, compared in that order (docs/host-protocol.md)."""
@@ -195,38 +196,6 @@ class Releases(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class EvidenceHead:
-    """A place in a fleet's chain: ``seq`` entries (0: none yet) and the ``hash`` of the last.
-
-    Of an empty chain ``hash`` is ``kedge.trust.chain.genesis`` of the fleet's name.
-    """
-
-    seq: int
-    hash: Digest
-
-
-def linked(key: str, record: Json) -> Json:
-    """What the chain's hash is over: the record together with the key it was appended under."""
-    return {"key": key, "record": record}
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceEntry:
-    """One entry, the ``seq``-th of its fleet's chain (from 1), as :meth:`Evidence.append` got it."""
-
-    seq: int
-    key: str
-    record: Json
-    previous: Digest
-    hash: Digest
-
-    def link(self) -> Link:
-        """This entry as ``kedge.trust.chain`` verifies it; the chain's name is the fleet's."""
-        record = linked(self.key, self.record)
-        return Link(previous=self.previous, record=record, hash=self.hash)
-
-
 class Evidence(Protocol):
     """An append-only, hash-chained record per fleet."""
 
@@ -247,6 +216,27 @@ class Evidence(Protocol):
         self, fleet: str, since: int = 0, limit: int = 1000
     ) -> tuple[EvidenceEntry, ...]:
         """At most ``limit`` entries after the first ``since``, in order."""
+        ...
+
+    async def find(self, fleet: str, key: str) -> EvidenceEntry | None:
+        """The entry that was appended under ``key``, or None."""
+        ...
+
+    async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keeps a signed statement beside the chain it is about; one per place, hash and key, the first stays.
+
+        Nothing is verified here. Raises as :meth:`append` does.
+        """
+        ...
+
+    async def checkpoints(
+        self, fleet: str, since: int = 0, limit: int = 1000
+    ) -> tuple[Checkpoint, ...]:
+        """Checkpoints over more than ``since`` entries, by place: at most ``limit``, and all of the last place."""
+        ...
+
+    async def aclose(self) -> None:
+        """Writes what waits and lets go; it may be used again afterwards."""
         ...
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedge.drivers.artifacts import ArtifactSource, FileSource, VerifiedArtifacts
+from kedge.drivers.checkpoints import SignedEvidence
 from kedge.drivers.evidence import SqliteEvidence
+from kedge.drivers.evidence_writer import WrittenEvidence
 from kedge.drivers.local import LocalTransport
-from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Transport
+from kedge.drivers.ports import Evidence, HostEvent, SessionEnd, SessionRequest, Transport
 from kedge.drivers.sim import SimTransport
 from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
 from kedge.drivers.tuf_releases import TufReleases, TufSource
@@ -29,7 +31,9 @@ class DriverSettings:
     looked for in, ``repository`` the signed release repository (a folder or an address); ``policies`` is the folder of pinned policies (``<home>/trust/policies`` when
     None). ``local_limit`` bounds sessions on this machine at a time. The simulator keeps its hosts
     in ``<home>/sim/hosts.jsonl``, in memory alone with ``sim_in_memory``; ``sim_pace`` is how many
-    real seconds a simulated one takes.
+    real seconds a simulated one takes. ``evidence_url`` names a PostgreSQL database (no password in it);
+    None: ``<home>/evidence.db``. With ``checkpoint_key`` the evidence is signed as it grows by the key in that file
+    (made where there is none), after ``checkpoint_records`` records or ``checkpoint_seconds`` seconds at the latest.
     """
 
     home: Path
@@ -39,6 +43,10 @@ class DriverSettings:
     local_limit: int | None = None
     sim_in_memory: bool = False
     sim_pace: float = 0.0
+    evidence_url: str | None = None
+    checkpoint_key: Path | None = None
+    checkpoint_records: int = 1000
+    checkpoint_seconds: float = 60.0
 
 
 def _local(settings: DriverSettings) -> Transport:
@@ -61,6 +69,37 @@ ARTIFACT_SOURCES: dict[str, Callable[[DriverSettings, TufReleases], ArtifactSour
     "tuf": lambda settings, releases: TufSource(releases, settings.home / "artifacts" / "fetched"),
 }
 """By the scheme of an artifact's ``source`` (plain paths are ``file``). HTTPS joins here."""
+
+
+def _sqlite(settings: DriverSettings) -> WrittenEvidence:
+    return SqliteEvidence(settings.home / "evidence.db")
+
+
+def _postgres(settings: DriverSettings) -> WrittenEvidence:
+    # Its library takes a while to load: only who uses it pays.
+    from kedge.drivers.evidence_postgres import PostgresEvidence  # noqa: PLC0415
+
+    return PostgresEvidence(settings.evidence_url or "")
+
+
+EVIDENCE: dict[str, Callable[[DriverSettings], WrittenEvidence]] = {
+    "file": _sqlite,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}
+"""By the scheme of ``evidence_url``; without one it is ``file``."""
+
+
+def _evidence(settings: DriverSettings) -> Evidence:
+    made = EVIDENCE[(settings.evidence_url or "file:").partition(":")[0]](settings)
+    if settings.checkpoint_key is None:
+        return made
+    return SignedEvidence(
+        made,
+        settings.checkpoint_key,
+        records=settings.checkpoint_records,
+        seconds=settings.checkpoint_seconds,
+    )
 
 
 class Transports:
@@ -113,7 +152,7 @@ class Drivers:
     blobs: FileBlobs
     artifacts: VerifiedArtifacts
     releases: TufReleases
-    evidence: SqliteEvidence
+    evidence: Evidence
     pins: FilePolicyPins
     fleets: FileFleets
 
@@ -134,7 +173,7 @@ def open_drivers(settings: DriverSettings) -> Drivers:
         blobs=blobs,
         artifacts=VerifiedArtifacts(home / "artifacts", sources),
         releases=releases,
-        evidence=SqliteEvidence(home / "evidence.db"),
+        evidence=_evidence(settings),
         pins=FilePolicyPins(settings.policies or home / "trust" / "policies"),
         fleets=FileFleets(home / "fleets", blobs),
     )

@@ -28,13 +28,24 @@ Line = Annotated[str, Field(pattern=rf"^[^\x00-\x1f{_HIDDEN}]*$")]
 Text = Annotated[str, Field(pattern=rf"^[^\x00-\x09\x0b-\x1f{_HIDDEN}]*$")]
 
 
+class EvidenceSeen(Frozen):
+    """The end of a fleet's evidence as a person saw it: ``seq`` records, and the ``hash`` of the last of them.
+
+    Of an empty record ``hash`` is :func:`kedge.trust.chain.genesis` of the fleet's name.
+    """
+
+    seq: Annotated[int, Field(ge=0, le=2**53 - 1)]
+    hash: Digest
+
+
 class Order(Frozen):
     """What is signed, as canonical JSON (RFC 8785).
 
     ``target`` is a run id, or ``fleet/<name>`` for start and rollback. ``plan`` is the plan's digest. ``subject`` is the
     gate (approve, reject) or the parked item (decide), else empty. ``shown`` is the digest of what the person was
     shown (:class:`kedge.model.status.Showing`); where a verb has no subject it is the plan's digest again, unless the
-    run says otherwise. ``nonce`` makes it spendable once.
+    run says otherwise. ``evidence`` is the end of the fleet's evidence that the person saw: who signs it bears witness
+    that everything up to there had happened so. ``nonce`` makes it spendable once.
     """
 
     kind: Literal["KedgeOrder"] = "KedgeOrder"
@@ -45,6 +56,7 @@ class Order(Frozen):
     subject: Annotated[Line, Field(max_length=300)] = ""
     choice: Choice | None = None
     shown: Digest
+    evidence: EvidenceSeen | None = None
     person: Name | Literal[""] = ""
     """Who signs. Empty: the owner of the signing key; a name that is given must be that owner's."""
     comment: Annotated[Text, Field(max_length=2000)] = ""
@@ -89,8 +101,9 @@ Rule = Literal[
     "lease",
     "policy",
     "release",
+    "evidence",
 ]
-"""In the order in which :func:`kedge.trust.orders.judge` looks; the last three are for its callers."""
+"""In the order in which :func:`kedge.trust.orders.judge` looks; those from ``lease`` on are for its callers."""
 
 
 class Expected(Frozen):

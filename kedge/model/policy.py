@@ -154,6 +154,17 @@ class ReleaseRules(Frozen):
     """What must be shown about how its artifacts were built; None: nothing."""
 
 
+class EvidenceRules(Frozen):
+    """Who bears witness to the record. ``signers`` are the public key lines of the workers' checkpoint keys
+    (``kedge up`` makes one and says it); a checkpoint by any other key proves nothing.
+
+    ``named``: whether approvals, rejections and decisions must name the end of the record that their signer saw.
+    """
+
+    signers: tuple[PublicKey, ...] = Field(min_length=1)
+    named: Literal["required", "optional"] = "optional"
+
+
 class Policy(Frozen):
     """Who may do what in one environment.
 
@@ -176,6 +187,7 @@ class Policy(Frozen):
     gates: GateMinimums = GateMinimums()
     releases: ReleaseRules | None = None
     """None: releases are taken from files, by their digests alone."""
+    evidence: EvidenceRules | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -207,7 +219,27 @@ class Policy(Frozen):
                         )
                     )
                 material.setdefault(key, (person.name, index, place))
+        problems += self._witness_problems(material)
         problems += self._role_problems()
+        return problems
+
+    def _witness_problems(self, people: dict[bytes, tuple[str, int, int]]) -> list[Problem]:
+        """A checkpoint key is nobody's and stands there once: a worker must not be able to sign as a person."""
+        problems: list[Problem] = []
+        seen: set[bytes] = set()
+        for place, line in enumerate(self.evidence.signers if self.evidence is not None else ()):
+            key = key_material(line)
+            path = ("evidence", "signers", place)
+            if key in people:
+                problems.append(
+                    (
+                        path,
+                        f"is the same key as one of {people[key][0]}; workers have keys of their own",
+                    )
+                )
+            elif key in seen:
+                problems.append((path, "stands there twice"))
+            seen.add(key)
         return problems
 
     def _role_problems(self) -> list[Problem]:

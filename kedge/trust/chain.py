@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from kedge.model.base import Digest, Frozen, Json, canonical
@@ -43,6 +44,38 @@ class ChainVerdict(Frozen):
     fault: Fault | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EvidenceHead:
+    """A place in a fleet's chain: ``seq`` entries (0: none yet) and the ``hash`` of the last.
+
+    Of an empty chain ``hash`` is :func:`genesis` of the fleet's name.
+    """
+
+    seq: int
+    hash: Digest
+
+
+def linked(key: str, record: Json) -> Json:
+    """What the chain's hash is over: the record together with the key it was appended under."""
+    return {"key": key, "record": record}
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceEntry:
+    """One entry, the ``seq``-th of its fleet's chain (from 1), under the key it was appended with."""
+
+    seq: int
+    key: str
+    record: Json
+    previous: Digest
+    hash: Digest
+
+    def link(self) -> Link:
+        """This entry as :func:`verify` takes it; the chain's name is the fleet's."""
+        record = linked(self.key, self.record)
+        return Link(previous=self.previous, record=record, hash=self.hash)
+
+
 def genesis(name: str) -> Digest:
     """What the first link of the chain of this name follows."""
     return hashlib.sha256(_DOMAIN + b"genesis\x00" + name.encode()).hexdigest()
@@ -59,31 +92,37 @@ def append(previous: Digest, record: Json) -> Link:
 
 
 def verify(
-    name: str, links: Iterable[Link], *, known: Mapping[int, Digest] | None = None
+    name: str,
+    links: Iterable[Link],
+    *,
+    known: Mapping[int, Digest] | None = None,
+    after: EvidenceHead | None = None,
 ) -> ChainVerdict:
     """Walk the chain of this name and say where it first breaks, and how.
 
-    ``known`` gives, for a number of links, the hash of the last of them. ``edited``: a link's own hash is wrong.
-    ``inserted``: a link follows an earlier one than it stands behind, so what stands between was put there (or
-    the chain forks). ``reordered``: it follows one that only comes later. ``deleted``: it follows one that is not
+    ``after`` is where the links begin (a part of a chain); else at its genesis. ``known`` gives, for a number of
+    records since the genesis, the hash of the last of them. ``edited``: a link's own hash is wrong. ``inserted``: a link
+    follows an earlier one than it stands behind, so what stands between was put there (or the chain forks); the place is
+    the first that was. ``reordered``: it follows one that only comes later. ``deleted``: it follows one that is not
     there. ``rewritten``: all fits, but not to a known hash. ``truncated``: it ends before a known length.
     Total: a record that has no canonical form is ``edited``.
     """
     known = known or {}
     everything = tuple(links)
-    head = genesis(name)
-    if known.get(0, head) != head:
+    start = after or EvidenceHead(0, genesis(name))
+    head = start.hash
+    if known.get(start.seq, head) != head:
         return _broken(
             0, head, "rewritten", "the chain begins as another than the one that is known"
         )
-    earlier: set[Digest] = {head}
+    earlier: dict[Digest, int] = {head: 0}
     for place, one in enumerate(everything):
         fault = _fault(one, head, earlier, everything, place)
         if fault is not None:
-            return _broken(place, head, *fault)
+            return _broken(fault[0], everything[fault[0]].previous, fault[1], fault[2])
         head = one.hash
-        earlier.add(head)
-        if known.get(place + 1, head) != head:
+        earlier[head] = place + 1
+        if known.get(start.seq + place + 1, head) != head:
             return _broken(
                 place,
                 one.previous,
@@ -91,7 +130,7 @@ def verify(
                 "it fits its neighbours but not the hash that is known",
             )
     longest = max(known, default=0)
-    if longest > len(everything):
+    if longest > start.seq + len(everything):
         return _broken(
             len(everything), head, "truncated", f"{longest} records are known, the chain ends here"
         )
@@ -101,21 +140,31 @@ def verify(
 
 
 def _fault(
-    one: Link, head: Digest, earlier: set[Digest], everything: tuple[Link, ...], place: int
-) -> tuple[Fault, str] | None:
+    one: Link,
+    head: Digest,
+    earlier: Mapping[Digest, int],
+    everything: tuple[Link, ...],
+    place: int,
+) -> tuple[int, Fault, str] | None:
+    """Where it breaks, how and why, when the link at ``place`` does not fit; ``earlier`` has by hash how many links."""
     try:
         sound = link(one.previous, one.record) == one.hash
     except ValueError:
         sound = False
     if not sound:
-        return "edited", "the record is not the one its hash was taken over"
+        return place, "edited", "the record is not the one its hash was taken over"
     if one.previous == head:
         return None
+    if one.hash in earlier:
+        return place, "inserted", "it stands there a second time"
     if one.previous in earlier:
-        return "inserted", "it follows an earlier record: what stands between was put there"
+        first = earlier[one.previous]
+        many = f"{place - first} records from here on are" if place - first > 1 else "it is"
+        return first, "inserted", f"{many} not what the next one follows: put there, or a fork"
     if any(later.hash == one.previous for later in everything[place + 1 :]):
-        return "reordered", "it follows a record that only comes later"
-    return "deleted", "it follows a record that is not there"
+        return place, "reordered", "it follows a record that only comes later"
+    why = "it follows a record that is not there: taken out before it, or replaced"
+    return place, "deleted", why
 
 
 def _broken(place: int, head: Digest, fault: Fault, why: str) -> ChainVerdict:

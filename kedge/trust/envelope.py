@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from kedge.model.base import Digest, Json, canonical
-from kedge.model.order import Envelope, Instant, Order
+from kedge.model.order import Envelope, EvidenceSeen, Instant, Order
 from kedge.model.plan import Choice, Verb
 from kedge.trust.refusal import RefusalError, quoted
 
@@ -31,6 +31,7 @@ def make(  # noqa: PLR0913 - these are the fields of an order, and nothing else
     subject: str = "",
     choice: Choice | None = None,
     shown: Digest | None = None,
+    evidence: EvidenceSeen | None = None,
     comment: str = "",
 ) -> Order:
     """An order; ``shown`` defaults to the plan's digest. Time and nonce (32 hex digits) are arguments.
@@ -45,6 +46,7 @@ def make(  # noqa: PLR0913 - these are the fields of an order, and nothing else
             subject=subject,
             choice=choice,
             shown=plan if shown is None else shown,
+            evidence=evidence,
             person=person,
             comment=comment,
             issued=issued,

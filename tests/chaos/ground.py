@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from kedge.drivers.ports import linked
-from kedge.trust.chain import genesis, link
+from kedge.trust.chain import genesis, link, linked
 from tests.chaos import truth
 from tests.chaos.theatre import OLD, Troupe
 

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from kedge.drivers.evidence import MAX_RECORD, SqliteEvidence
-from kedge.drivers.ports import EvidenceEntry
+from kedge.drivers.evidence import SqliteEvidence
+from kedge.drivers.evidence_postgres import PostgresEvidence
+from kedge.drivers.evidence_writer import MAX_RECORD, WrittenEvidence
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
-from kedge.trust.chain import genesis, verify
+from kedge.model.evidence import Checkpoint
+from kedge.trust.chain import EvidenceEntry, genesis, verify
+from tests.drivers.conftest import Place
+from tests.drivers.databases import Server, program
+
+ROOT = Path(__file__).parents[2]
 
 WRITER = """
 import asyncio, sys
-from pathlib import Path
-from kedge.drivers.evidence import SqliteEvidence
+from tests.drivers.conftest import opened
 
-async def main(path, who, shared, count):
-    evidence = SqliteEvidence(Path(path))
+async def main(address, who, shared, count):
+    evidence = opened(address)
     async def one(number):
         key = f"shared/{number}" if number % 2 else f"{who}/{number}"
         await evidence.append("etcd", key, {"who": who, "number": number})
@@ -37,20 +47,20 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.fixture
-async def evidence(tmp_path: Path) -> AsyncIterator[SqliteEvidence]:
-    made = SqliteEvidence(tmp_path / "evidence.db")
+async def evidence(place: Place) -> AsyncIterator[WrittenEvidence]:
+    made = place()
     yield made
     await made.aclose()
 
 
-async def everything(evidence: SqliteEvidence, fleet: str = "etcd") -> list[EvidenceEntry]:
+async def everything(evidence: WrittenEvidence, fleet: str = "etcd") -> list[EvidenceEntry]:
     found: list[EvidenceEntry] = []
     while page := await evidence.read(fleet, len(found)):
         found += page
     return found
 
 
-async def assert_sound(evidence: SqliteEvidence, fleet: str = "etcd") -> list[EvidenceEntry]:
+async def assert_sound(evidence: WrittenEvidence, fleet: str = "etcd") -> list[EvidenceEntry]:
     """One chain without a gap, each key once, and its head is the head."""
     entries = await everything(evidence, fleet)
     verdict = verify(fleet, [entry.link() for entry in entries])
@@ -62,13 +72,13 @@ async def assert_sound(evidence: SqliteEvidence, fleet: str = "etcd") -> list[Ev
     return entries
 
 
-async def test_an_empty_chain_begins_with_its_fleet(evidence: SqliteEvidence) -> None:
+async def test_an_empty_chain_begins_with_its_fleet(evidence: WrittenEvidence) -> None:
     head = await evidence.head("etcd")
     assert (head.seq, head.hash) == (0, genesis("etcd"))
     assert await evidence.read("etcd") == ()
 
 
-async def test_records_follow_each_other(evidence: SqliteEvidence) -> None:
+async def test_records_follow_each_other(evidence: WrittenEvidence) -> None:
     records: list[Json] = [{"what": "start"}, ["any", 1, None], "text"]
     heads = [
         await evidence.append("etcd", f"k{number}", record) for number, record in enumerate(records)
@@ -78,7 +88,7 @@ async def test_records_follow_each_other(evidence: SqliteEvidence) -> None:
     assert [entry.hash for entry in entries] == [head.hash for head in heads]
 
 
-async def test_a_key_is_appended_once_and_the_first_record_stays(evidence: SqliteEvidence) -> None:
+async def test_a_key_is_appended_once_and_the_first_record_stays(evidence: WrittenEvidence) -> None:
     first = await evidence.append("etcd", "k", {"at": 1})
     await evidence.append("etcd", "other", {})
     again = await evidence.append("etcd", "k", {"at": 2})
@@ -86,7 +96,7 @@ async def test_a_key_is_appended_once_and_the_first_record_stays(evidence: Sqlit
     assert [entry.record for entry in await assert_sound(evidence)] == [{"at": 1}, {}]
 
 
-async def test_fleets_have_chains_of_their_own(evidence: SqliteEvidence) -> None:
+async def test_fleets_have_chains_of_their_own(evidence: WrittenEvidence) -> None:
     await evidence.append("etcd", "k", 1)
     await evidence.append("nats", "k", 1)
     (etcd,) = await assert_sound(evidence, "etcd")
@@ -94,21 +104,20 @@ async def test_fleets_have_chains_of_their_own(evidence: SqliteEvidence) -> None
     assert etcd.hash != nats.hash
 
 
-async def test_a_key_is_part_of_what_is_hashed(evidence: SqliteEvidence, tmp_path: Path) -> None:
-    other = SqliteEvidence(tmp_path / "other.db")
-    one = await evidence.append("etcd", "k1", 1)
-    two = await other.append("etcd", "k2", 1)
-    assert one.hash != two.hash
-    await other.aclose()
+async def test_a_key_is_part_of_what_is_hashed(evidence: WrittenEvidence) -> None:
+    await evidence.append("etcd", "k1", 1)
+    (entry,) = await assert_sound(evidence)
+    changed = replace(entry, key="k2")
+    assert not verify("etcd", [changed.link()]).ok
 
 
-async def test_a_page_is_bounded_and_goes_on(evidence: SqliteEvidence) -> None:
+async def test_a_page_is_bounded_and_goes_on(evidence: WrittenEvidence) -> None:
     await asyncio.gather(*(evidence.append("etcd", f"k{number}", number) for number in range(25)))
     page = await evidence.read("etcd", since=10, limit=5)
     assert [entry.seq for entry in page] == [11, 12, 13, 14, 15]
 
 
-async def test_what_is_no_canonical_json_is_refused_alone(evidence: SqliteEvidence) -> None:
+async def test_what_is_no_canonical_json_is_refused_alone(evidence: WrittenEvidence) -> None:
     good = evidence.append("etcd", "good", 1)
     for record in (float("nan"), 2**60, "x" * MAX_RECORD):
         with pytest.raises(DriverError) as caught:
@@ -118,15 +127,15 @@ async def test_what_is_no_canonical_json_is_refused_alone(evidence: SqliteEviden
     assert len(await assert_sound(evidence)) == 1
 
 
-async def test_names_that_are_no_text_are_refused_alone(evidence: SqliteEvidence) -> None:
-    for fleet, key in (("etcd", "\ud800"), ("\ud800", "k")):
+async def test_names_that_are_no_text_are_refused_alone(evidence: WrittenEvidence) -> None:
+    for fleet, key in (("etcd", "\ud800"), ("\ud800", "k"), ("etcd", "a\0b"), ("etcd", "k" * 2000)):
         with pytest.raises(DriverError) as caught:
             await evidence.append(fleet, key, 1)
         assert not caught.value.retryable
     assert (await evidence.append("etcd", "k", 1)).seq == 1
 
 
-async def test_appending_while_it_is_closed_loses_nothing(evidence: SqliteEvidence) -> None:
+async def test_appending_while_it_is_closed_loses_nothing(evidence: WrittenEvidence) -> None:
     async def appends(who: str) -> None:
         for number in range(20):
             await evidence.append("etcd", f"{who}/{number}", number)
@@ -139,20 +148,20 @@ async def test_appending_while_it_is_closed_loses_nothing(evidence: SqliteEviden
     assert len(await assert_sound(evidence)) == 40
 
 
-async def test_a_thousand_at_once_are_few_transactions(evidence: SqliteEvidence) -> None:
+async def test_a_thousand_at_once_are_few_transactions(evidence: WrittenEvidence) -> None:
     begun = time.perf_counter()
     await asyncio.gather(*(evidence.append("etcd", f"k{number}", number) for number in range(1000)))
     assert time.perf_counter() - begun < 10
     assert len(await assert_sound(evidence)) == 1000
 
 
-async def test_the_same_key_at_once_is_one_entry(evidence: SqliteEvidence) -> None:
+async def test_the_same_key_at_once_is_one_entry(evidence: WrittenEvidence) -> None:
     heads = await asyncio.gather(*(evidence.append("etcd", "k", number) for number in range(50)))
     assert len(set(heads)) == 1
     assert len(await assert_sound(evidence)) == 1
 
 
-async def test_a_cancelled_append_does_not_stop_the_others(evidence: SqliteEvidence) -> None:
+async def test_a_cancelled_append_does_not_stop_the_others(evidence: WrittenEvidence) -> None:
     tasks = [
         asyncio.create_task(evidence.append("etcd", f"k{number}", number)) for number in range(20)
     ]
@@ -163,7 +172,7 @@ async def test_a_cancelled_append_does_not_stop_the_others(evidence: SqliteEvide
     assert len(await assert_sound(evidence)) in {19, 20}
 
 
-async def test_it_goes_on_after_being_closed(evidence: SqliteEvidence) -> None:
+async def test_it_goes_on_after_being_closed(evidence: WrittenEvidence) -> None:
     await evidence.append("etcd", "k1", 1)
     await evidence.aclose()
     await evidence.append("etcd", "k2", 2)
@@ -181,15 +190,15 @@ async def test_a_disk_that_refuses_is_an_error_that_may_pass(tmp_path: Path) -> 
     await evidence.aclose()
 
 
-def writer(path: Path, who: str, count: int = 200) -> subprocess.Popen[str]:
-    arguments = [str(path), who, "shared", str(count)]
+def writer(address: str, who: str, count: int = 200) -> subprocess.Popen[str]:
+    arguments = [address, who, "shared", str(count)]
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
 
 
-async def test_many_processes_write_one_chain(evidence: SqliteEvidence, tmp_path: Path) -> None:
-    writers = [writer(tmp_path / "evidence.db", who) for who in ("a", "b", "c")]
+async def test_many_processes_write_one_chain(evidence: WrittenEvidence, address: str) -> None:
+    writers = [writer(address, who) for who in ("a", "b", "c")]
     await asyncio.gather(*(evidence.append("etcd", f"own/{number}", 0) for number in range(100)))
     for one in writers:
         await asyncio.to_thread(one.communicate, None, 60)
@@ -200,9 +209,9 @@ async def test_many_processes_write_one_chain(evidence: SqliteEvidence, tmp_path
 
 @pytest.mark.parametrize("lines", [1, 40, 150])
 async def test_a_killed_writer_loses_nothing_it_was_told_and_breaks_nothing(
-    evidence: SqliteEvidence, tmp_path: Path, lines: int
+    evidence: WrittenEvidence, address: str, lines: int
 ) -> None:
-    one = writer(tmp_path / "evidence.db", "a", 2000)
+    one = writer(address, "a", 2000)
     assert one.stdout is not None
     told = [await asyncio.to_thread(one.stdout.readline) for _ in range(lines)]
     one.kill()
@@ -214,3 +223,142 @@ async def test_a_killed_writer_loses_nothing_it_was_told_and_breaks_nothing(
     assert acknowledged <= keys
     await evidence.append("etcd", "after", {})
     await assert_sound(evidence)
+
+
+async def test_what_is_appended_comes_back_as_it_was(evidence: WrittenEvidence) -> None:
+    record: Json = {
+        "text": "× … – \u0000 \u001b \U0001f4a9",
+        "deep": [[[{"a": None}]]],
+        "n": [0, -1, 2**53 - 1, 1.5],
+    }
+    await evidence.append("etcd", "schlüssel/ß", record)
+    (entry,) = await assert_sound(evidence)
+    assert (entry.key, entry.record) == ("schlüssel/ß", record)
+
+
+async def test_a_record_is_found_by_its_key(evidence: WrittenEvidence) -> None:
+    head = await evidence.append("etcd", "k", {"at": 1})
+    found = await evidence.find("etcd", "k")
+    assert found is not None
+    assert (found.seq, found.hash, found.record) == (head.seq, head.hash, {"at": 1})
+    assert await evidence.find("etcd", "other") is None
+    assert await evidence.find("nats", "k") is None
+
+
+def checkpoint(seq: int, key: str = "ssh-ed25519 AAAA", digest: str = "a" * 64) -> Checkpoint:
+    return Checkpoint(
+        fleet="etcd",
+        seq=seq,
+        hash=digest,
+        at="2025-01-31T12:00:00Z",
+        key=key,
+        signature=f"of {seq}",
+    )
+
+
+async def test_checkpoints_are_kept_once_and_read_in_pages(evidence: WrittenEvidence) -> None:
+    kept = [checkpoint(1), checkpoint(2), checkpoint(2, "ssh-ed25519 BBBB"), checkpoint(5)]
+    for one in [*kept, *kept]:
+        await evidence.keep_checkpoint(one)
+    await evidence.keep_checkpoint(kept[0].model_copy(update={"signature": "later"}))
+    assert await evidence.checkpoints("etcd") == tuple(kept)
+    assert await evidence.checkpoints("etcd", since=2) == (kept[3],)
+    # A page never ends between two of one place: the next one begins behind it.
+    assert await evidence.checkpoints("etcd", limit=2) == tuple(kept[:3])
+    assert await evidence.checkpoints("nats") == ()
+
+
+def execute(address: str, statement: str) -> None:
+    """Straight into the store, as somebody with its password may."""
+    if address.startswith("postgresql:"):
+        with psycopg.connect(address) as database:
+            database.execute(statement.encode())
+    else:
+        with contextlib.closing(sqlite3.connect(address)) as file:
+            file.execute(statement)
+
+
+@pytest.mark.parametrize("what", ["UPDATE entries SET key = 'x'", "DELETE FROM entries"])
+async def test_the_tables_take_no_changes(
+    evidence: WrittenEvidence, address: str, what: str
+) -> None:
+    await evidence.append("etcd", "k", 1)
+    with pytest.raises((psycopg.Error, sqlite3.Error), match="only appended to"):
+        execute(address, what)
+    assert len(await assert_sound(evidence)) == 1
+
+
+QUERY = """
+SELECT e.seq, e.key, e.hash, c.signature IS NOT NULL FROM entries e
+LEFT JOIN checkpoints c ON c.fleet = e.fleet AND c.seq = e.seq AND c.hash = e.hash
+WHERE e.fleet = 'etcd' ORDER BY e.seq
+"""
+
+
+async def test_the_stock_programs_read_the_record_by_the_documented_query(
+    evidence: WrittenEvidence, address: str
+) -> None:
+    heads = [await evidence.append("etcd", f"k{number}", {"n": number}) for number in range(3)]
+    await evidence.keep_checkpoint(checkpoint(2, digest=heads[1].hash))
+    if address.startswith("postgresql:"):
+        call = [program("psql") or "psql", address, "--no-psqlrc", "--tuples-only", "--no-align"]
+    else:
+        if shutil.which("sqlite3") is None:
+            pytest.skip("sqlite3 is not installed: tools/packages installs it")
+        call = ["sqlite3", address]
+    call += ["-c", QUERY] if "psql" in call[0] else [QUERY]
+    found = await asyncio.to_thread(
+        subprocess.run, call, capture_output=True, text=True, timeout=30, check=True
+    )
+    rows = [line.split("|") for line in found.stdout.splitlines()]
+    assert [(int(row[0]), row[1], row[2]) for row in rows] == [
+        (number + 1, f"k{number}", head.hash) for number, head in enumerate(heads)
+    ]
+    assert [row[3] for row in rows] == (["f", "t", "f"] if "psql" in call[0] else ["0", "1", "0"])
+    assert QUERY.strip() in (ROOT / "docs" / "evidence.md").read_text()
+
+
+async def test_two_workers_take_turns(place: Place) -> None:
+    one, two = place(), place()
+
+    async def appends(evidence: WrittenEvidence, who: str) -> None:
+        for number in range(40):
+            await evidence.append("etcd", f"{who}/{number}", number)
+            await evidence.append("etcd", f"both/{number}", number)
+
+    await asyncio.gather(appends(one, "a"), appends(two, "b"))
+    assert len(await assert_sound(one)) == 120
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_a_server_that_is_not_there_is_an_error_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    evidence = PostgresEvidence("postgresql://kedge@127.0.0.1:1/kedge")
+    for attempt in (evidence.head("etcd"), evidence.append("etcd", "k", 1)):
+        with pytest.raises(DriverError) as caught:
+            await attempt
+        assert (caught.value.kind, caught.value.retryable) == ("StoreError", True)
+        assert "hunter2" not in caught.value.message
+    await evidence.aclose()
+
+
+async def test_connections_that_the_server_ends_are_made_anew(postgres: Server) -> None:
+    address = postgres.fresh()
+    evidence = PostgresEvidence(address)
+    await evidence.append("etcd", "k1", 1)
+    assert (await evidence.head("etcd")).seq == 1
+    with psycopg.connect(address, autocommit=True) as database:
+        database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert (await evidence.head("etcd")).seq == 1
+    with pytest.raises(DriverError) as caught:
+        await evidence.append("etcd", "k2", 2)
+    assert caught.value.retryable
+    assert (await evidence.append("etcd", "k2", 2)).seq == 2
+    assert len(await assert_sound(evidence)) == 2
+    await evidence.aclose()

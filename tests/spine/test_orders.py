@@ -59,6 +59,7 @@ class Desk:
             "subject": waiting.subject,
             "choice": None,
             "shown": waiting.shown,
+            "evidence": None,
             "person": "bob",
             "comment": "",
             "issued": at(now),

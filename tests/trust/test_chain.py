@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kedge.model.base import Json
-from kedge.trust.chain import Link, append, genesis, link, verify
+from kedge.trust.chain import EvidenceHead, Link, append, genesis, link, verify
 
 NAME = "fleet/db"
 
@@ -67,11 +67,11 @@ def test_every_swap_is_found_at_its_place(place: int) -> None:
 
 
 @pytest.mark.parametrize("place", range(12))
-def test_every_insertion_is_found_behind_what_was_inserted(place: int) -> None:
+def test_every_insertion_is_found_at_its_place(place: int) -> None:
     links = chain(12)
     links.insert(place, append(links[place].previous, {"number": -1}))
     found = verify(NAME, links)
-    assert (found.ok, found.place, found.fault) == (False, place + 1, "inserted")
+    assert (found.ok, found.place, found.fault) == (False, place, "inserted")
 
 
 def test_a_record_twice_is_an_insertion() -> None:
@@ -98,6 +98,17 @@ def test_a_chain_written_anew_is_found_at_a_known_head() -> None:
     assert verify(NAME, anew).ok
     found = verify(NAME, anew, known=known)
     assert (found.ok, found.place, found.fault) == (False, 5, "rewritten")
+
+
+def test_a_part_of_a_chain_is_verified_from_where_it_begins() -> None:
+    whole = chain(12)
+    begin = EvidenceHead(5, whole[4].hash)
+    known = {5: whole[4].hash, 9: whole[8].hash, 12: whole[11].hash}
+    assert verify(NAME, whole[5:], after=begin, known=known).ok
+    assert verify(NAME, whole[5:11], after=begin, known=known).fault == "truncated"
+    assert verify(NAME, whole[6:], after=begin, known=known).place == 0
+    elsewhere = EvidenceHead(5, whole[3].hash)
+    assert verify(NAME, whole[5:], after=elsewhere, known=known).fault == "rewritten"
 
 
 def test_a_chain_is_not_passed_off_as_another() -> None:

@@ -61,6 +61,7 @@ FIELDS: list[tuple[str, Any, Rule, Rule]] = [
     ("person", "bob", "unknown-key", "unknown-key"),
     ("person", "mallory", "unknown-person", "unknown-person"),
     ("comment", "did not look", "signature", "accepted"),
+    ("evidence", {"hash": "c" * 64, "seq": 7}, "signature", "accepted"),
     ("issued", "2025-01-31T12:00:31Z", "signature", "not-yet-valid"),
     ("expires", "2025-01-31T11:59:59Z", "signature", "expired"),
     ("nonce", "f" * 32, "signature", "nonce-spent"),
@@ -356,7 +357,7 @@ def test_a_refused_order_still_says_what_it_claimed() -> None:
 
 
 def test_every_rule_is_a_rule_that_some_test_here_breaks() -> None:
-    elsewhere = {"touch", "pin", "lease", "policy"}
+    elsewhere = {"touch", "pin", "lease", "policy", "release", "evidence"}
     here = (
         {r for *_, a, b in FIELDS for r in (a, b)}
         | {r for *_, r in TEXTS}

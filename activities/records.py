@@ -1,0 +1,106 @@
+"""What is written down of steps and looks: small values out of what hosts said, nothing that may hold a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kedge.drivers.ports import HostEvent, SessionEnd
+from kedge.model.base import Json, canonical
+from kedge.model.plan import Artifact
+
+MAX_SAW = 1000
+"""Bytes of what a probe saw, beyond which only its size is written down."""
+
+_KEPT: dict[str, tuple[str, ...]] = {
+    "stage": ("files", "bytes"),
+    "verify": ("files",),
+    "switch": ("from", "to"),
+    "configure": ("from", "to"),
+    "start": ("pid",),
+    "stop": ("waited", "was_running"),
+    "snapshot": ("id", "files", "bytes", "digest"),
+    "restore": ("id", "files", "replaced"),
+    "probe": ("saw",),
+    "healthy": ("waited", "saw"),
+    "run": ("exit", "seconds", "resolved"),
+}
+"""Of the results of operations, what is evidence. The output of commands is not: it stays in the host's journal."""
+
+
+def step_of(event: HostEvent, archives: Mapping[str, Artifact]) -> dict[str, Json]:
+    """One step of a leg. ``archives`` are those that were sent, by the key of the step that staged them."""
+    step: dict[str, Json] = {
+        "key": event.key,
+        "op": event.op,
+        "replayed": event.replayed,
+        "skipped": event.skipped,
+        "before": dict(event.before),
+        "after": dict(event.after),
+    }
+    result = result_of(event.op, event.result)
+    if result:
+        step["result"] = result
+    sent = archives.get(event.key)
+    if sent is not None:
+        step["sent"] = {"digest": sent.digest, "length": sent.length}
+    return step
+
+
+def result_of(op: str, result: Mapping[str, Json]) -> dict[str, Json]:
+    """What is kept of a result. Seconds become whole milliseconds (``waited_ms``): a record has no broken numbers."""
+    kept: dict[str, Json] = {}
+    for name in _KEPT.get(op, ()):
+        if name not in result:
+            continue
+        value = result[name]
+        if name in ("waited", "seconds") and isinstance(value, (int, float)):
+            kept[f"{name}_ms"] = round(value * 1000)
+        elif name == "saw":
+            kept["saw"] = _bounded(value)
+        else:
+            kept[name] = value
+    return kept
+
+
+def _bounded(saw: Json) -> Json:
+    try:
+        size = len(canonical(saw))
+    except ValueError:
+        return "what was seen cannot be written down"
+    return saw if size <= MAX_SAW else f"{size} bytes, too much to write down"
+
+
+def sent_by(
+    ops: Iterable[Mapping[str, Json]], artifacts: Iterable[Artifact]
+) -> dict[str, Artifact]:
+    """The archives that steps of a leg stage, by the steps' keys."""
+    known = {artifact.digest: artifact for artifact in artifacts}
+    return {
+        str(op["key"]): known[str(op["digest"])]
+        for op in ops
+        if op["op"] == "stage" and str(op.get("digest")) in known
+    }
+
+
+def journal_of(end: SessionEnd) -> Json:
+    """The end of the host's journal as the session left it (lines and hash of the last), or None when it did not say."""
+    return _lines(end.observed.get("journal"))
+
+
+def sight_of(end: SessionEnd) -> dict[str, Json]:
+    """What a look saw of a node, in short."""
+    seen: dict[str, Json] = {
+        name: end.observed.get(name) for name in ("release", "running", "running_release")
+    }
+    journal = _lines(end.observed.get("journal"))
+    if journal is not None:
+        seen["journal"] = journal
+    return seen
+
+
+def _lines(value: Any) -> Json:
+    match value:
+        case [int(lines), str(digest)]:
+            return [lines, digest]
+    return None

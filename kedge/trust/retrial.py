@@ -1,0 +1,350 @@
+"""Orders and warrants judged again, from the record alone: what was accepted must be accepted again, by the same rules.
+
+A worker writes down with every order what it was judged by: the envelope, what it had to say then, the gate, the
+approvals before it, and the policies by digest. :class:`Court` walks over the records in their order and judges with that,
+under the policies it trusts, whatever the record says came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from kedge.model.base import Digest, Json, canonical
+from kedge.model.evidence import Document, Finding, FindingKind
+from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict
+from kedge.model.plan import Gate, Plan
+from kedge.model.policy import Policy
+from kedge.model.run import Warrant
+from kedge.plan.digest import plan_digest
+from kedge.trust.envelope import envelope_digest, read
+from kedge.trust.orders import judge
+from kedge.trust.refusal import RefusalError, quoted
+from kedge.trust.warrant import verify_warrant
+
+AROUND = frozenset(
+    {"lease", "policy", "evidence", "release", "plan", "not-open", "break-glass", "author"}
+)
+"""Rules that are decided around :func:`kedge.trust.orders.judge`, by what only the worker or the engine knew then."""
+
+_SAME = (
+    "verb", "target", "subject", "choice", "person", "roles", "key", "material", "touched", "pin_given", "nonce",
+    "comment", "plan", "shown", "issued", "digest",
+)  # fmt: skip
+
+
+@dataclass
+class Papers:
+    """Documents by digest, read once each. ``trusted`` are the policies that may be judged by."""
+
+    documents: Mapping[Digest, Document]
+    trusted: Mapping[Digest, Policy]
+    _plans: dict[Digest, Plan | None] = field(default_factory=dict)
+    _warrants: dict[Digest, Warrant | None] = field(default_factory=dict)
+
+    def plan(self, digest: Digest) -> Plan | None:
+        """The plan of that digest, when it is there and is one."""
+        if digest not in self._plans:
+            self._plans[digest] = self._read(digest, Plan)
+            plan = self._plans[digest]
+            if plan is not None and plan_digest(plan) != digest:
+                # Its bytes fit, its meaning has another form: nobody signed that.
+                self._plans[digest] = None
+        return self._plans[digest]
+
+    def warrant(self, digest: Digest) -> Warrant | None:
+        """The warrant of that digest, when it is there and is one."""
+        if digest not in self._warrants:
+            self._warrants[digest] = self._read(digest, Warrant)
+        return self._warrants[digest]
+
+    def _read(self, digest: Digest, kind: type[Any]) -> Any:
+        found = self.documents.get(digest)
+        if found is None:
+            return None
+        try:
+            return kind.model_validate_json(found.content)
+        except ValidationError:
+            return None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An order that was accepted, and holds: its verdict, and where it stands."""
+
+    verdict: OrderVerdict
+    seq: int
+
+
+class Court:
+    """Judges the records of one fleet in their order; ``findings`` is what does not hold."""
+
+    def __init__(
+        self, fleet: str, papers: Papers, hashes: Mapping[int, Digest], first: int
+    ) -> None:
+        """``hashes`` are those of the chain by number of records; ``first`` is the first record that is there."""
+        self._fleet = fleet
+        self._papers = papers
+        self._hashes = hashes
+        self._first = first
+        self.findings: list[Finding] = []
+        self.accepted: dict[Digest, Accepted] = {}
+        self.orders = 0
+        self.refused = 0
+        self.unjudged = 0
+        """Orders that were written down without their envelope: they never reached a judgement."""
+        self.policies: set[Digest] = set()
+        self.requesters: dict[str, str] = {}
+        """By run: the person of the order it acts on."""
+        self._nonces: dict[str, Digest] = {}
+        self._leases: dict[Digest, tuple[str, int]] = {}
+        self._carried: dict[tuple[Any, ...], str | None] = {}
+        self._allowed: set[tuple[Any, ...]] = set()
+        self._warrants: dict[tuple[str, int, str], dict[str, Any]] = {}
+
+    def _wrong(self, kind: FindingKind, seq: int, said: str) -> None:
+        self.findings.append(Finding(kind=kind, said=said, seq=seq))
+
+    # -- orders ------------------------------------------------------------------------------------------------------
+
+    def order(self, seq: int, key: str, record: Mapping[str, Any]) -> None:
+        """A verdict about an order."""
+        self.orders += 1
+        case = record.get("case")
+        accepted = record.get("accepted") is True
+        if not accepted:
+            self.refused += 1
+        if not isinstance(case, dict):
+            self.unjudged += 1
+            if accepted:
+                self._wrong("order", seq, "an accepted order without what it was judged by")
+            else:
+                self._closed(record)
+            return
+        try:
+            envelope = Envelope.model_validate_json(canonical(case.get("envelope")))
+            expected = Expected.model_validate_json(canonical(case.get("expected")))
+            gate = None
+            if case.get("gate") is not None:
+                gate = Gate.model_validate_json(canonical(case["gate"]))
+            signed = self._signed(case.get("signed"))
+        except (ValidationError, ValueError) as error:
+            self._wrong(
+                "order", seq, f"what this order was judged by cannot be read: {str(error)[:200]}"
+            )
+            return
+        digest = envelope_digest(envelope)
+        if digest != record.get("digest") or key != f"order/{digest}/{record.get('rule')}":
+            self._wrong("order", seq, "the verdict is not about the envelope beside it")
+            return
+        self._judged(seq, record, envelope, (expected, gate, signed))
+
+    def _signed(self, digests: Json) -> tuple[OrderVerdict, ...]:
+        """The approvals that counted before; raises ``ValueError`` for one that was not accepted in this record."""
+        found: list[OrderVerdict] = []
+        for digest in digests if isinstance(digests, list) else []:
+            one = self.accepted.get(str(digest))
+            if one is None:
+                raise ValueError(f"the approval {str(digest)[:12]} before it is not in the record")
+            found.append(one.verdict)
+        return tuple(found)
+
+    def _judged(
+        self,
+        seq: int,
+        record: Mapping[str, Any],
+        envelope: Envelope,
+        by: tuple[Expected, Gate | None, tuple[OrderVerdict, ...]],
+    ) -> None:
+        expected, gate, signed = by
+        accepted = record.get("accepted") is True
+        named = record["case"].get("policies")
+        digests = [str(one) for one in named] if isinstance(named, list) else []
+        if accepted and not digests:
+            self._wrong(
+                "policy", seq, "the record does not say by which policy this order was accepted"
+            )
+        for digest in digests:
+            policy = self._papers.trusted.get(digest)
+            if policy is None:
+                said = f"it was judged by the policy {digest[:12]}, which does not follow from the pinned one"
+                self._wrong("policy", seq, said)
+                return
+            self.policies.add(digest)
+            verdict = judge(envelope, expected, policy, signed=signed, gate=gate)
+            if verdict.accepted != accepted and not (
+                verdict.accepted and record.get("rule") in AROUND
+            ):
+                said = f"the record says {record.get('rule')}, judged again it is {verdict.rule}: {verdict.said}"
+                self._wrong("order", seq, said)
+                return
+            if accepted:
+                self._accept(seq, record, verdict, expected, gate)
+        if accepted:
+            self._seen(seq, envelope)
+
+    def _accept(
+        self,
+        seq: int,
+        record: Mapping[str, Any],
+        verdict: OrderVerdict,
+        expected: Expected,
+        gate: Gate | None,
+    ) -> None:
+        told = verdict.model_dump(mode="json")
+        other = [name for name in _SAME if record.get(name) != told[name]]
+        if other:
+            self._wrong("order", seq, f"the verdict says another {other[0]} than what was signed")
+        before = self._nonces.setdefault(verdict.nonce, verdict.digest)
+        if before != verdict.digest:
+            self._wrong("order", seq, "its nonce was spent by another order before")
+        plan = self._papers.plan(verdict.plan)
+        if gate is not None and (plan is None or gate not in plan.gates):
+            self._wrong("gate", seq, f"the plan has no such gate {quoted(gate.name)}")
+        requester = self.requesters.get(verdict.target)
+        if requester is not None and expected.requester not in (None, requester):
+            self._wrong(
+                "order", seq, f"the run was asked for by {requester}, not by {expected.requester}"
+            )
+        self.accepted[verdict.digest] = Accepted(verdict, seq)
+
+    def _closed(self, record: Mapping[str, Any]) -> None:
+        """An order that was accepted, and refused at once by who asked for the verdict: it counts for nothing."""
+        digest = record.get("digest")
+        if isinstance(digest, str) and record.get("rule") in AROUND:
+            self.accepted.pop(digest, None)
+
+    def _seen(self, seq: int, envelope: Envelope) -> None:
+        """The end of the record that an order names is one that the record had when it was accepted."""
+        try:
+            seen: EvidenceSeen | None = read(envelope).evidence
+        except RefusalError:
+            return
+        if seen is None or seen.seq < self._first - 1:
+            return
+        if seen.seq >= seq:
+            self._wrong(
+                "order", seq, f"it names the end of the record at {seen.seq}, which came later"
+            )
+        elif self._hashes.get(seen.seq) != seen.hash:
+            said = f"who signed it saw another record: at {seen.seq} it ended in {seen.hash[:12]}"
+            self._wrong("rewritten", seq, said)
+
+    # -- leases and warrants -----------------------------------------------------------------------------------------
+
+    def lease(self, seq: int, record: Mapping[str, Any]) -> None:
+        """An order was spent under an epoch: it stays that one."""
+        order, run, epoch = record.get("order"), record.get("run"), record.get("epoch")
+        if not isinstance(order, str) or not isinstance(run, str) or not isinstance(epoch, int):
+            self._wrong("lease", seq, "this is no record of a lease")
+            return
+        known = self.accepted.get(order)
+        if known is None and self._first == 1:
+            self._wrong(
+                "lease", seq, f"{run} acts on an order that was not accepted in this record"
+            )
+        if known is not None:
+            self.requesters[run] = known.verdict.person
+        if order in self._leases:
+            self._wrong("lease", seq, "the order was spent before, under another lease")
+        self._leases[order] = (run, epoch)
+
+    def allowed(self, seq: int, record: Mapping[str, Any]) -> None:
+        """A worker found that the signatures carry an act: they do so again."""
+        run, epoch, program = record.get("run"), record.get("epoch"), record.get("program")
+        if not isinstance(run, str) or not isinstance(epoch, int) or not isinstance(program, str):
+            self._wrong("warrant", seq, "this is no record of what a run may do")
+            return
+        self._warrants[run, epoch, program] = dict(record)
+        why = self._may(record, _numbers(record.get("nodes")))
+        if why is not None:
+            self._wrong("gate" if "gate" in why else "warrant", seq, why)
+            return
+        self._allowed.add((run, epoch, program, record.get("wave")))
+
+    def acted(self, seq: int, record: Mapping[str, Any], node: int | None) -> None:
+        """A leg was run: what carries it stands before it."""
+        token = record.get("token")
+        epoch = token[0] if isinstance(token, list) and token else None
+        run, program, wave = record.get("run"), record.get("program"), record.get("wave")
+        where = f"{run} {program}" + ("" if wave is None else f" in wave {wave}")
+        if (run, epoch, program, wave) not in self._allowed:
+            self._wrong("gate", seq, f"{where} acted before anything in the record allowed it")
+            return
+        if program in ("back", "restore") and node is not None:
+            basis = self._warrants[str(run), int(epoch or 0), str(program)]
+            why = self._may({**basis, "wave": wave}, (node,))
+            if why is not None:
+                self._wrong("gate", seq, f"{where}: {why}")
+
+    def plan_of(self, record: Mapping[str, Any]) -> Plan | None:
+        """The plan that the run of a record follows."""
+        token = record.get("token")
+        epoch = token[0] if isinstance(token, list) and token else None
+        basis = self._warrants.get((str(record.get("run")), epoch, str(record.get("program"))))  # type: ignore[arg-type]
+        return None if basis is None else self._papers.plan(str(basis.get("plan")))
+
+    def _may(self, record: Mapping[str, Any], nodes: tuple[int, ...]) -> str | None:
+        """Why the warrant of a record does not carry its act; None when it does."""
+        run, program, wave = str(record["run"]), record["program"], record.get("wave")
+        digests = tuple(str(one) for one in record.get("policies") or ())
+        asked = (run, program, wave, nodes, digests, record.get("warrant"), record.get("plan"))
+        if asked not in self._carried:
+            self._carried[asked] = self._reason(record, run, nodes, digests)
+        return self._carried[asked]
+
+    def _reason(
+        self, record: Mapping[str, Any], run: str, nodes: tuple[int, ...], digests: tuple[str, ...]
+    ) -> str | None:
+        plan = self._papers.plan(str(record.get("plan")))
+        warrant = self._papers.warrant(str(record.get("warrant")))
+        if plan is None or warrant is None:
+            what = "plan" if plan is None else "warrant"
+            return f"the {what} that {run} acts on is not in the file"
+        if not digests:
+            return f"the record does not say by which policy {run} may act"
+        missing = self._missing(warrant)
+        if missing is not None:
+            return missing
+        lease = self._leases.get(envelope_digest(warrant.start))
+        if lease is not None and lease[1] != record.get("epoch"):
+            return f"the order of {run} was spent in epoch {lease[1]}, it acted in {record.get('epoch')}"
+        for digest in digests:
+            policy = self._papers.trusted.get(digest)
+            if policy is None:
+                return f"the policy {digest[:12]} does not follow from the pinned one"
+            self.policies.add(digest)
+            verdict = verify_warrant(
+                warrant,
+                plan,
+                str(record.get("plan")),
+                policy,
+                fleet=self._fleet,
+                wave=record.get("wave"),
+                run_id=run,
+                program=record["program"],
+                nodes=nodes,
+            )
+            if not verdict.ok:
+                return verdict.said
+        return None
+
+    def _missing(self, warrant: Warrant) -> str | None:
+        """A signature in the warrant that was not accepted in the record."""
+        if self._first > 1:
+            # The order may have been given before the part of the record that is here.
+            return None
+        for envelope in (
+            warrant.start,
+            *(one for some in warrant.approvals.values() for one in some),
+        ):
+            if envelope_digest(envelope) not in self.accepted:
+                return "the warrant has a signature that was not accepted in this record"
+        return None
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    return tuple(one for one in value if type(one) is int) if isinstance(value, list) else ()
