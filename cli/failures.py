@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cli.exits import Exit
 from kedge.model.errors import (
+    CodecError,
     DocumentError,
     DriverError,
     EngineError,
@@ -20,6 +21,7 @@ _NEXT: dict[type[KedgeError], str] = {
     PlanError: "change the document that is named, then `kedge plan` again",
     OrderError: "`kedge order show FILE` shows what is in an order",
     EngineError: "`kedge up` starts the engine and a worker, `kedge doctor` looks closer",
+    CodecError: "`kedge codec show` tells about the ring of keys here",
     SettingsError: "mend the setting; `kedge doctor` shows those in force",
     DriverError: "`kedge doctor` looks closer",
 }
@@ -64,7 +66,7 @@ def _of_ours(error: KedgeError) -> Explained:
     step = error.next_step
     if step is None:
         step = next((said for kind, said in _NEXT.items() if isinstance(error, kind)), "")
-    kind = error.kind if isinstance(error, DriverError) else error.type
+    kind = error.kind if isinstance(error, (DriverError, CodecError)) else error.type
     problems = error.problems if isinstance(error, DocumentError) else ()
     return Explained(
         _code(error), kind, error.message, step or "`kedge doctor` looks closer", problems
@@ -72,7 +74,7 @@ def _of_ours(error: KedgeError) -> Explained:
 
 
 def _code(error: KedgeError) -> Exit:
-    if isinstance(error, (DocumentError, PlanError, OrderError, SettingsError)):
+    if isinstance(error, (DocumentError, PlanError, OrderError, SettingsError, CodecError)):
         return Exit.BAD_INPUT
     if isinstance(error, EngineError):
         return Exit.UNREACHABLE

@@ -58,6 +58,7 @@ SHAPES = """
 | `order show` | `{"order"}`, with a signature also `"key"` |
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
+| `codec init`, `show`, `rotate`, `retire`, `grace` | `{"where", "required", "keys": [{"id", "use", "made"}], "plaintext_until"}`; `use` is `seals` or `reads`, `where` is empty where payloads are in the open |
 | `doctor` | `{"checks": [{"name", "verdict", "said", "next_step"}]}`; `verdict` is `ok`, `wrong` or `unknown`; exit code 5 when the engine or a worker is missing, 2 for anything else that is wrong |
 
 A `verdict` is `{"accepted", "rule", "said", "digest", "verb", "target", "subject", "choice", "person", "roles", "key", …}`;

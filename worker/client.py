@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from temporalio.client import Client, Interceptor
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import Runtime
 
+from worker.codec import converter_of
 from worker.engine import Engine
 from worker.settings import EMBEDDED_NAMESPACE, Settings
 
@@ -65,11 +65,11 @@ async def connect(
     runtime: Runtime | None = None,
     patience: float = 0.0,
 ) -> Client:
-    """A client with the pydantic data converter, connected.
+    """A client with the data converter of these settings (:mod:`worker.codec`), connected.
 
     One try takes at most ``CONNECT_SECONDS``; tries are repeated for ``patience`` seconds (a
     worker waits for an engine that is starting, a person does not). Raises
-    ``EngineUnreachableError``. Keep the ``runtime`` of a process in one place: it carries metrics.
+    ``EngineUnreachableError``, and ``CodecError`` when the ring of payload keys cannot be used. Keep the ``runtime`` of a process in one place: it carries metrics.
     """
     deadline = asyncio.get_running_loop().time() + patience
     while True:
@@ -87,6 +87,7 @@ async def _connect_once(
     identity: str | None,
     runtime: Runtime | None,
 ) -> Client:
+    converter = converter_of(settings)
     config = connect_config(settings)
     address = config.get("target_host", "localhost:7233")
     try:
@@ -96,7 +97,7 @@ async def _connect_once(
             api_key=config.get("api_key"),
             tls=config.get("tls"),
             rpc_metadata=dict(config.get("rpc_metadata", {})),
-            data_converter=pydantic_data_converter,
+            data_converter=converter,
             interceptors=interceptors,
             identity=identity or f"{os.getpid()}@{socket.gethostname()}",
             runtime=runtime,

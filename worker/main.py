@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 
+from kedge.model.errors import CodecError
 from worker.background import announce_ready
 from worker.client import EngineUnreachableError, connect
 from worker.logs import configure, get_logger
@@ -46,7 +47,7 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Run a worker; 0 after a signal, 2 for settings that cannot be used, 5 when no engine answers."""
+    """Run a worker; 0 after a signal, 2 for settings or a ring of keys that cannot be used, 5 when no engine answers."""
     try:
         settings = Settings.load()
     except SettingsError as error:
@@ -55,6 +56,9 @@ def main() -> int:
     configure(settings.log_format, settings.log_level)
     try:
         asyncio.run(serve(settings))
+    except CodecError as error:
+        get_logger("worker").error("no codec", reason=error.message, next=error.next_step)
+        return 2
     except EngineUnreachableError as error:
         get_logger("worker").error("no engine", reason=str(error))
         return 5

@@ -2,8 +2,9 @@
 
 For every payload of a workflow task the SDK asks the workflow's instance, six times, for a serialization context;
 with the sandboxed runner each question compiles and runs code inside the sandbox, which made a sixth of a worker's
-processor time in a large wave. kedge's data converter has no use for a context, so that question is answered outside.
-Workflow code runs in the sandbox as before.
+processor time in a large wave. Without a payload codec kedge's data converter has no use for a context; with one it
+wants to know the workflow a payload is for, which is the asking one but for what goes to and comes from other
+workflows. So that question is answered outside. Workflow code runs in the sandbox as before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from temporalio.converter import StorageDriverStoreContext
+from temporalio.api.enums.v1.command_type_pb2 import CommandType
+from temporalio.converter import (
+    SerializationContext,
+    StorageDriverStoreContext,
+    WorkflowSerializationContext,
+)
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from temporalio.workflow import Info
 
+_OTHERS = frozenset(
+    {
+        CommandType.COMMAND_TYPE_START_CHILD_WORKFLOW_EXECUTION,
+        CommandType.COMMAND_TYPE_SIGNAL_EXTERNAL_WORKFLOW_EXECUTION,
+        CommandType.COMMAND_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION,
+        CommandType.COMMAND_TYPE_SCHEDULE_NEXUS_OPERATION,
+    }
+)
+"""Commands whose payloads are another workflow's."""
 _NO_STORE = StorageDriverStoreContext(target=None)
 
 
@@ -32,7 +47,10 @@ def keep_bytecode(folder: Path) -> None:
 
 
 class ContextFreeRunner(SandboxedWorkflowRunner):
-    """For data converters of which no part takes a serialization context, as pydantic's; not for others."""
+    """For data converters of which no part takes a serialization context, as pydantic's; not for others.
+
+    Not for :class:`worker.codec.SealingCodec`: see :class:`BoundRunner`.
+    """
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         """A sandboxed instance that is not asked for contexts."""
@@ -46,7 +64,7 @@ class _ContextFree(WorkflowInstance):
     def activate(self, act: Any) -> Any:
         return self._sandboxed.activate(act)
 
-    def get_serialization_context(self, command_info: Any) -> None:  # noqa: ARG002 - the SDK's signature
+    def get_serialization_context(self, command_info: Any) -> SerializationContext | None:  # noqa: ARG002 - the SDK's signature
         return None
 
     def get_external_store_context(self, command_info: Any) -> StorageDriverStoreContext:  # noqa: ARG002 - as above
@@ -57,3 +75,23 @@ class _ContextFree(WorkflowInstance):
 
     def get_thread_id(self) -> int | None:
         return self._sandboxed.get_thread_id()
+
+
+class BoundRunner(SandboxedWorkflowRunner):
+    """For data converters that look at the workflow of a context and at nothing else in it."""
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        """A sandboxed instance that is asked for the contexts of other workflows only."""
+        own = WorkflowSerializationContext(det.info.namespace, det.info.workflow_id)
+        return _Bound(super().create_instance(det), own)
+
+
+class _Bound(_ContextFree):
+    def __init__(self, sandboxed: WorkflowInstance, own: WorkflowSerializationContext) -> None:
+        super().__init__(sandboxed)
+        self._own = own
+
+    def get_serialization_context(self, command_info: Any) -> SerializationContext | None:
+        if command_info is None or command_info.command_type not in _OTHERS:
+            return self._own
+        return self._sandboxed.get_serialization_context(command_info)

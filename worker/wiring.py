@@ -12,8 +12,9 @@ from activities.every import every_activity
 from activities.ground import Ground
 from kedge import __version__
 from kedge.drivers.registry import Drivers, DriverSettings, open_drivers
+from worker.codec import SealingCodec
 from worker.points import PointsInterceptor
-from worker.sandbox import ContextFreeRunner
+from worker.sandbox import BoundRunner, ContextFreeRunner
 from worker.settings import Settings
 from worker.telemetry import LoggingInterceptor
 from workflows.every import EVERY_WORKFLOW
@@ -66,6 +67,8 @@ def ground_of(drivers: Drivers, client: Client) -> Ground:
 def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
     """A worker with every workflow and activity, ready to run."""
     restrictions = SandboxRestrictions.default.with_passthrough_modules(*PURE)
+    seals = isinstance(client.data_converter.payload_codec, SealingCodec)
+    runner = BoundRunner if seals else ContextFreeRunner
     return Worker(
         client,
         task_queue=settings.task_queue,
@@ -73,7 +76,7 @@ def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
         build_id=f"kedge-{__version__}",
         workflows=EVERY_WORKFLOW,
         activities=every_activity(ground_of(drivers, client)),
-        workflow_runner=ContextFreeRunner(restrictions=restrictions),
+        workflow_runner=runner(restrictions=restrictions),
         interceptors=[LoggingInterceptor(), PointsInterceptor()],
         max_concurrent_activities=settings.max_concurrent_activities,
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,

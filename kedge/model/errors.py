@@ -66,6 +66,18 @@ class DriverError(KedgeError):
         self.detail: Mapping[str, Json] = dict(detail or {})
 
 
+class CodecError(KedgeError):
+    """A payload cannot be sealed or opened. ``kind`` is ``NoRing``, ``RingRefused``, ``UnknownKey``, ``Tampered``,
+    ``Plaintext``, ``WrongWorkflow`` or ``TooLarge``. No message repeats anything of a key or a payload.
+    """
+
+    type = "CodecError"
+
+    def __init__(self, kind: str, message: str, *, next_step: str | None = None) -> None:
+        super().__init__(message, next_step=next_step)
+        self.kind = kind
+
+
 class EngineError(KedgeError):
     """The Temporal server cannot be had, started or reached."""
 

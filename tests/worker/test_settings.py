@@ -63,7 +63,8 @@ def test_every_mistake_is_told_at_once_without_the_value_and_with_what_would_be_
     assert len(message.splitlines()) == 3
     assert "setting engine_port: " in message
     assert "setting temporal_address: should be host:port" in message
-    assert "setting task_que: there is no such setting; there are: checkpoint_records" in message
+    assert "setting task_que: there is no such setting; there are: " in message
+    assert "task_queue, temporal_address" in message
     assert "hunter2" not in message
 
 

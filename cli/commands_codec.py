@@ -1,0 +1,100 @@
+"""``kedge codec``: the keys that payloads are sealed with, and the server that opens them for Temporal's own tools."""
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help answers at once
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.session import begin
+
+app = typer.Typer(
+    help="Payloads that Temporal sees only sealed: the ring of keys, and the codec server for its UI.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="A key's name, as `kedge codec show` lists it.")
+]
+
+
+@app.command()
+def init(
+    ctx: typer.Context,
+    *,
+    grace: Annotated[
+        str,
+        typer.Option(
+            "--grace",
+            metavar="TIME",
+            help="How long payloads written before are still read, such as 7d; 0s for not at all.",
+        ),
+    ] = "",
+    json: options.JsonOption = False,
+) -> None:
+    """Make a ring with one key. From then on this home gives Temporal nothing that is not sealed."""
+    from cli.codec import make
+
+    make(begin(ctx, json=json), grace)
+
+
+@app.command()
+def show(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
+    """Say where the ring is and which keys it has, by their names."""
+    from cli.codec import show as show_ring
+
+    show_ring(begin(ctx, json=json))
+
+
+@app.command()
+def rotate(
+    ctx: typer.Context,
+    *,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="The new key only reads, until it is everywhere and activated."
+        ),
+    ] = False,
+    activate: Annotated[
+        str,
+        typer.Option(
+            "--activate", metavar="KEY", help="Seal with this key of the ring from now on."
+        ),
+    ] = "",
+    json: options.JsonOption = False,
+) -> None:
+    """Seal with a new key from now on. The old one still reads; runs under way notice nothing."""
+    from cli.codec import rotate as rotate_ring
+
+    rotate_ring(begin(ctx, json=json), prepare=prepare, activate=activate)
+
+
+@app.command()
+def retire(
+    ctx: typer.Context,
+    key: _Key,
+    *,
+    yes: options.YesOption = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Take a key out of the ring: what was sealed with it can never be read again."""
+    from cli.codec import retire as retire_key
+
+    retire_key(begin(ctx, json=json), key, yes=yes)
+
+
+@app.command()
+def grace(
+    ctx: typer.Context,
+    time: Annotated[str, typer.Argument(metavar="TIME", help="Such as 12h; 0s ends it.")],
+    *,
+    json: options.JsonOption = False,
+) -> None:
+    """Read payloads that were never sealed for a while; nothing is ever written in the open."""
+    from cli.codec import grace as give_grace
+
+    give_grace(begin(ctx, json=json), time)

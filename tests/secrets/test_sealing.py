@@ -1,0 +1,267 @@
+"""The codec as the SDK calls it, and the ring as processes find it: in files, in the environment, lost, replaced."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import ActivitySerializationContext, WorkflowSerializationContext
+from temporalio.exceptions import ApplicationError
+
+from kedge.drivers.codec_ring import FixedRing, RingFile
+from kedge.model.errors import CodecError
+from kedge.model.run import Run
+from kedge.trust import codec
+from worker import desk_codec
+from worker.codec import (
+    ENCODING,
+    KEYS_VARIABLE,
+    LivingRing,
+    NoCodec,
+    converter_of,
+    ring_file,
+    rings_of,
+    sealing_converter,
+)
+from worker.settings import Settings
+
+RING = codec.new_ring(b"1" * 32, "2026-01-01T00:00:00Z")
+OTHER = codec.new_ring(b"2" * 32, "2026-01-01T00:00:00Z")
+UPGRADE = WorkflowSerializationContext("default", "upgrade/etcd/1")
+CONVERTER = sealing_converter(FixedRing(RING))
+MARKED = {"node": "node-of-the-crown"}
+
+
+async def sealed(value: Any = MARKED, ring: codec.Ring = RING, whom: Any = UPGRADE) -> Payload:
+    converter = sealing_converter(FixedRing(ring))
+    return (await (converter.with_context(whom) if whom else converter).encode([value]))[0]
+
+
+async def read(payload: Payload, kind: Any = None, whom: Any = UPGRADE) -> Any:
+    converter = CONVERTER.with_context(whom) if whom else CONVERTER
+    return (await converter.decode([payload], [kind] if kind else None))[0]
+
+
+async def test_a_payload_is_sealed_for_its_workflow_and_says_so_beside_it() -> None:
+    payload = await sealed()
+    assert b"crown" not in payload.SerializeToString()
+    assert payload.metadata["encoding"] == ENCODING
+    assert payload.metadata["encryption-key-id"] == RING.active.encode()
+    assert payload.metadata["encryption-for"] == b"default/upgrade/etcd/1"
+    assert await read(payload) == MARKED
+
+
+async def test_an_activity_of_the_workflow_reads_what_the_workflow_wrote() -> None:
+    whom = ActivitySerializationContext("default", "1", "run_leg", "kedge", "upgrade/etcd/1", "Wave", is_local=False)  # fmt: skip
+    assert await read(await sealed(), whom=whom) == MARKED
+    assert await read(await sealed(whom=whom)) == MARKED
+
+
+@pytest.mark.parametrize("whom", [None, WorkflowSerializationContext("default", "")])
+async def test_what_the_codec_server_sealed_for_nobody_in_particular_is_read(whom: Any) -> None:
+    assert await read(await sealed(whom=whom)) == MARKED
+
+
+async def forged(name: str) -> Payload:
+    payload = await sealed()
+    elsewhere = await sealed(whom=WorkflowSerializationContext("default", "upgrade/etcd/2"))
+    renamed, nameless, keyless = Payload(), Payload(), Payload()
+    renamed.CopyFrom(elsewhere)
+    renamed.metadata["encryption-for"] = b"default/upgrade/etcd/1"
+    nameless.CopyFrom(elsewhere)
+    del nameless.metadata["encryption-for"]
+    keyless.CopyFrom(payload)
+    del keyless.metadata["encryption-key-id"]
+    made = {
+        "never sealed": Payload(metadata={"encoding": b"json/plain"}, data=b'{"node":"rogue"}'),
+        "without any encoding": Payload(data=b'{"node":"rogue"}'),
+        "of another workflow": elsewhere,
+        "of another namespace": await sealed(
+            whom=WorkflowSerializationContext("other", "upgrade/etcd/1")
+        ),
+        "of another workflow under this one's name": renamed,
+        "of another workflow without a name": nameless,
+        "changed": Payload(metadata=payload.metadata, data=payload.data[:-1] + b"\0"),
+        "empty": Payload(metadata=payload.metadata),
+        "with no key's name": keyless,
+    }
+    return made[name]
+
+
+FORGED = (
+    ("never sealed", "Plaintext"),
+    ("without any encoding", "Plaintext"),
+    ("of another workflow", "WrongWorkflow"),
+    ("of another namespace", "WrongWorkflow"),
+    ("of another workflow under this one's name", "Tampered"),
+    ("of another workflow without a name", "Tampered"),
+    ("changed", "Tampered"),
+    ("empty", "Tampered"),
+    ("with no key's name", "Tampered"),
+)
+
+
+@pytest.mark.parametrize(("name", "kind"), FORGED)
+async def test_a_forged_payload_is_no_value_and_no_order(name: str, kind: str) -> None:
+    payload = await forged(name)
+    with pytest.raises(CodecError) as caught:
+        await read(payload, Run)
+    assert caught.value.kind == kind
+    assert "rogue" not in caught.value.message
+    # A signal that takes anything gets a note, so that nobody can stop a workflow with rubbish.
+    note = await read(payload)
+    assert set(note) == {"kedge_refused"}
+
+
+async def test_a_key_that_is_not_here_stops_the_task_instead_of_losing_what_was_said() -> None:
+    payload = await sealed(ring=OTHER)
+    for kind in (None, Run):
+        with pytest.raises(CodecError) as caught:
+            await read(payload, kind)
+        assert caught.value.kind == "UnknownKey"
+
+
+async def test_in_a_time_of_grace_open_payloads_are_read_and_none_is_written() -> None:
+    ring = codec.Ring(RING.active, RING.keys, "2999-01-01T00:00:00Z")
+    converter = sealing_converter(FixedRing(ring)).with_context(UPGRADE)
+    assert await converter.decode([await forged("never sealed")]) == [{"node": "rogue"}]
+    assert (await converter.encode([1]))[0].metadata["encoding"] == ENCODING
+    with pytest.raises(CodecError, match="moved from another workflow"):
+        await converter.decode([await forged("changed")], [Run])
+
+
+async def test_the_words_of_a_failure_are_sealed_its_type_is_not() -> None:
+    failure = Failure()
+    converter = CONVERTER.with_context(UPGRADE)
+    error = ApplicationError("node-of-the-crown is sick", MARKED, type="NotHealthy")
+    await converter.encode_failure(error, failure)
+    assert b"crown" not in failure.SerializeToString()
+    assert failure.application_failure_info.type == "NotHealthy"
+    again = await converter.decode_failure(failure)
+    assert "node-of-the-crown is sick" in str(again)
+
+
+async def test_without_a_ring_a_sealed_payload_is_an_error_with_what_to_do() -> None:
+    with pytest.raises(CodecError) as caught:
+        await NoCodec().decode([await sealed()])
+    assert caught.value.kind == "NoRing"
+    assert RING.active in caught.value.message
+    assert KEYS_VARIABLE in (caught.value.next_step or "")
+
+
+# -- rings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.load(home=tmp_path / "home")
+
+
+def test_a_home_without_a_ring_writes_in_the_open_until_one_is_made(settings: Settings) -> None:
+    assert rings_of(settings) is None
+    assert isinstance(converter_of(settings).payload_codec, NoCodec)
+    shown = desk_codec.init(settings)
+    rings = rings_of(settings)
+    assert rings is not None
+    assert rings.ring().active == shown.keys[0].id
+    assert ring_file(settings).path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_home_that_had_a_ring_does_nothing_without_it(settings: Settings) -> None:
+    desk_codec.init(settings)
+    ring_file(settings).path.unlink()
+    for act in (rings_of, desk_codec.init, desk_codec.rotate, desk_codec.show):
+        with pytest.raises(CodecError) as caught:
+            act(settings)
+        assert caught.value.kind == "NoRing"
+
+
+@pytest.mark.parametrize("given", [{"codec_required": True}, {"codec_ring": Path("nowhere")}])
+def test_a_ring_that_settings_ask_for_must_be_there(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(CodecError, match="is not there"):
+        rings_of(Settings.load(home=tmp_path, **given))
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666])
+def test_a_ring_that_others_may_read_is_not_used(settings: Settings, mode: int) -> None:
+    desk_codec.init(settings)
+    ring_file(settings).path.chmod(mode)
+    with pytest.raises(CodecError, match="by others") as caught:
+        rings_of(settings)
+    assert caught.value.kind == "RingRefused"
+
+
+def test_the_environment_brings_keys_where_there_is_no_file(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEYS_VARIABLE, base64.b64encode(b"1" * 32).decode())
+    rings = rings_of(settings)
+    assert rings is not None
+    assert rings.ring().active == RING.active
+    assert desk_codec.show(settings).where == KEYS_VARIABLE
+    with pytest.raises(CodecError, match="not from a file"):
+        desk_codec.rotate(settings)
+    monkeypatch.setenv(KEYS_VARIABLE, "not-a-key")
+    with pytest.raises(CodecError) as caught:
+        converter_of(settings)
+    assert "not-a-key" not in caught.value.message
+
+
+def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
+    settings: Settings,
+) -> None:
+    desk_codec.init(settings)
+    file = ring_file(settings)
+    living = LivingRing(file)
+    for _ in range(3):
+        shown = desk_codec.rotate(settings)
+        assert living.ring().active == shown.keys[0].id
+    kept = file.path.read_bytes()
+    for broken in (b"", b"{}", b"nonsense"):
+        file.path.write_bytes(broken)
+        assert living.ring().active == shown.keys[0].id
+    file.path.unlink()
+    assert living.ring().active == shown.keys[0].id
+    file.path.write_bytes(kept)
+    file.path.chmod(0o600)
+    prepared = desk_codec.rotate(settings, prepare=True)
+    assert living.ring().active == shown.keys[0].id
+    newest = next(key.id for key in prepared.keys if key.id not in {one.id for one in shown.keys})
+    desk_codec.rotate(settings, activate=newest)
+    assert living.ring().active == newest
+    desk_codec.retire(settings, shown.keys[0].id)
+    assert shown.keys[0].id not in living.ring().keys
+
+
+def test_a_second_ring_is_never_made_over_the_first(settings: Settings) -> None:
+    desk_codec.init(settings)
+    with pytest.raises(CodecError, match="there is a ring already"):
+        desk_codec.init(settings)
+
+
+def test_a_home_with_runs_is_switched_over_with_a_time_of_grace(settings: Settings) -> None:
+    settings.engine_dir.mkdir(parents=True)
+    (settings.engine_dir / "temporal.db").touch()
+    with pytest.raises(CodecError, match="in the open") as caught:
+        desk_codec.init(settings)
+    assert "--grace" in (caught.value.next_step or "")
+    shown = desk_codec.init(settings, "7d")
+    assert shown.plaintext_until
+    until = codec.moment(shown.plaintext_until)
+    assert 6.9 < (until - datetime.now(UTC)).total_seconds() / 86400 <= 7
+    assert not desk_codec.grace(settings, "0s").plaintext_until
+    with pytest.raises(CodecError, match="is no time"):
+        desk_codec.grace(settings, "soon")
+
+
+def test_a_ring_is_read_only_once_while_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    file = RingFile(tmp_path / "ring.json")
+    file.write(RING)
+    first = file.ring()
+    monkeypatch.setattr("kedge.drivers.codec_ring.parse_ring", None)
+    assert file.ring() is first
