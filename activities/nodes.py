@@ -34,7 +34,7 @@ from kedge.model.run import (
     failure_of_the_run,
 )
 from kedge.plan.install import Installation
-from kedge.plan.render import probes
+from kedge.plan.render import probes, secrets
 
 AT_ONCE = 32
 """Sessions one activity has open at a time."""
@@ -108,6 +108,9 @@ class NodeActivities:
         prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{request.serial}.{activity.info().attempt}"
         ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
         if request.probes:
+            needed = secrets(plan, index, run_id=request.run.id, epoch=request.run.epoch)
+            if needed:
+                ops.append({"key": f"{prefix}/secrets", "op": "secrets", "secrets": needed})
             asked = probes(plan, index, "preflight", run_id=request.run.id, epoch=request.run.epoch)
             for number, probe in enumerate(asked):
                 ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})

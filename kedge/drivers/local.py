@@ -40,7 +40,9 @@ STOP_WAIT = 5.0
 
 _SOCKET_PREFIX = "kedge-host-"
 _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "KEDGE_POINTS")
-"""What the host program sees of this process's environment. Keys of Temporal are not among it."""
+"""What the host program sees of this process's environment, and what begins with ``KEDGE_SECRET_``: secrets of daemons.
+Keys of Temporal and of the payload codec are not among it.
+"""
 
 _NONE: Final[Mapping[str, Json]] = {}
 
@@ -288,7 +290,7 @@ class _Server:
         environment = {
             name: value
             for name, value in os.environ.items()
-            if name in _PASSED_ON or name.startswith("LC_")
+            if name in _PASSED_ON or name.startswith(("LC_", "KEDGE_SECRET_"))
         }
         with (self._folder / "server.log").open("wb") as log:
             self._running = subprocess.Popen(

@@ -362,6 +362,7 @@ ACTS: dict[str, Callable[[Act], Result]] = {
     "start": _start,
     "switch": _switch,
     "configure": _configure,
+    "secrets": lambda act: {"secrets": sorted(act.params["secrets"])},
     "snapshot": _snapshot,
     "restore": _restore,
     "ensure": _ensure,

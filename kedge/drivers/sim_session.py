@@ -22,7 +22,7 @@ from kedge.model.plan import PlannedNode
 _SLICE = 0.2
 """Longest real seconds between two looks at the fence while an operation waits."""
 
-FRESH = frozenset({"fence", "observe", "ensure"})
+FRESH = frozenset({"fence", "observe", "ensure", "secrets"})
 """These look anew each time: a record of them must never stand for a look."""
 
 

@@ -32,8 +32,12 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def spawn(node: Node, spec: Dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start the command of a spec with argv, env and cwd; its output comes through one pipe."""
+def spawn(
+    node: Node, spec: Dict[str, Any], errors: int = subprocess.STDOUT
+) -> subprocess.Popen[bytes]:
+    """Start the command of a spec with argv, env and cwd; its output comes through one pipe, `errors` says where the
+    rest goes.
+    """
     digest = observe.current_release(node)
     cwd = os.path.join(node.root, spec["cwd"] or ".")
     env = launch.environment(spec["env"])
@@ -47,7 +51,7 @@ def spawn(node: Node, spec: Dict[str, Any]) -> subprocess.Popen[bytes]:
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         start_new_session=True,
     )
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Dict, Tuple
 
-from kedge.host import files, observe, points
+from kedge.host import files, observe, points, secret
 from kedge.host.errors import Conflict, DigestMismatch, Fault
 from kedge.host.layout import Node
 
@@ -23,12 +23,16 @@ NEW = ".new-"
 def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     """Write a generation unless it is there, and point `config/current` at it."""
     node, generation = ctx.node, op["generation"]
-    content = {name: text.encode() for name, text in op["files"].items()}
-    content[SERVICE] = files.to_json(op["service"])
+    content, mixed = _content(op)
+    values = secret.resolve(ctx, op["secrets"])
     result = {"from": ctx.before["generation"], "to": generation}
     there = os.path.lexists(node.config(generation))
     if there:
-        check(node, generation, content)
+        check(node, generation, content, mixed)
+        if mixed:
+            # A secret that was changed since is taken up here.
+            with ctx.fence.act():
+                secret.write(node, generation, mixed, values)
         if observe.current_config(node) == generation:
             return result
     ctx.acting()
@@ -36,7 +40,11 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     sibling = f"{node.configs}/{NEW}{generation}"
     if not there:
         _write(sibling, content)
+        for name in mixed:
+            _place_link(sibling, generation, name)
     with ctx.fence.act():
+        if not there:
+            secret.write(node, generation, mixed, values)
         points.reach("configure.before-rename")
         if not there:
             os.rename(sibling, node.config(generation))
@@ -44,6 +52,24 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         files.relink(node.config_current, generation)
         points.reach("configure.after-rename")
     return result
+
+
+def _content(op: Dict[str, Any]) -> Tuple[Dict[str, bytes], Dict[str, Any]]:
+    """The files of a generation as they are kept in it, and those with secrets, which are kept elsewhere."""
+    mixed = {name: one for name, one in op["files"].items() if not isinstance(one, str)}
+    content = {name: one.encode() for name, one in op["files"].items() if name not in mixed}
+    content[SERVICE] = files.to_json(op["service"])
+    if op["secrets"]:
+        content[secret.RECIPE] = files.to_json({"sources": op["secrets"], "files": mixed})
+    return content, mixed
+
+
+def _place_link(sibling: str, generation: str, name: str) -> None:
+    """A file with secrets lies below `.kedge`, so that no copy of the configuration has it."""
+    path = f"{sibling}/{name}"
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    os.symlink(secret.link(generation, name), path)
+    files.sync_dir(os.path.dirname(path))
 
 
 def _write(sibling: str, content: Dict[str, bytes]) -> None:
@@ -65,13 +91,19 @@ def _write(sibling: str, content: Dict[str, bytes]) -> None:
         raise
 
 
-def check(node: Node, generation: str, content: Dict[str, bytes]) -> None:
-    """Check that a generation on the host is what the caller calls by that name."""
+def check(node: Node, generation: str, content: Dict[str, bytes], mixed: Dict[str, Any]) -> None:
+    """Check that a generation on the host is what the caller calls by that name; of `mixed` files, that they lie
+    where files with secrets do: their recipe is among `content`.
+    """
     top = node.config(generation)
+    links = {name: secret.link(generation, name).encode() for name in mixed}
+    content = {**content, **links}
     found: Dict[str, bytes] = {}
     for path, status in files.walk(top):
         if stat.S_ISREG(status.st_mode):
             found[path] = files.read_bytes(f"{top}/{path}") or b""
+        elif path in links:
+            found[path] = (files.link_target(f"{top}/{path}") or "").encode()
         elif not stat.S_ISDIR(status.st_mode):
             found[path] = b""
     if found != content:

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict
 from kedge.host import points
 from kedge.host.fence import Fence
 from kedge.host.layout import Node
+from kedge.host.secret import Told
 from kedge.host.waits import Pulse
 
 
@@ -22,6 +23,8 @@ class Context:
         self.before: Dict[str, Any] = {}
         # What a forked child must not keep open: the session's reader would wait for it.
         self.let_go: Callable[[], None] = _nothing
+        # What takes the daemon's secrets out of what is told.
+        self.told = Told(self)
 
     @property
     def run(self) -> str:

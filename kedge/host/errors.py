@@ -85,6 +85,12 @@ class NoRelease(Fault):
     retryable = False
 
 
+class NoSecret(Fault):
+    """A secret that the configuration names cannot be had on this host now. Its value is never in the words."""
+
+    kind = "NoSecret"
+
+
 class NoSnapshot(Fault):
     """The snapshot asked for is not on this host, or was never completed."""
 

@@ -44,6 +44,7 @@ class Node:
         self.stopping = f"{root}/.kedge/stopping.json"
         self.should_run = f"{root}/.kedge/should-run"
         self.runs = f"{root}/.kedge/runs"
+        self.secrets = f"{root}/.kedge/secrets"
         self.captured = f"{root}/.kedge/captured.json"
         self.restoring = f"{root}/.kedge/restoring.json"
         self.restore_new = f"{root}/.kedge/restore.new"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict
 
-from kedge.host import configs, observe, probes, prune, releases, runs, services, snapshots
+from kedge.host import configs, observe, probes, prune, releases, runs, secret, services, snapshots
 from kedge.host.context import Context
 
 Act = Callable[[Context, Dict[str, Any]], Dict[str, Any]]
@@ -31,6 +31,7 @@ def _verify(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
 OPERATIONS: Dict[str, Act] = {
     "fence": _fence,
     "observe": _observe,
+    "secrets": secret.check,
     "stage": releases.stage,
     "verify": _verify,
     "stop": services.stop,

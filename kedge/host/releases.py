@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from kedge.host import archive, files, observe, points, streams
+from kedge.host import archive, files, observe, points, secret, streams
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoRelease, ReaderGone
 from kedge.host.layout import Node
 
@@ -24,6 +24,8 @@ NEW = ".new-"
 def stage(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     """Unpack an archive under its digest, unless it is there and whole."""
     node, digest = ctx.node, op["digest"]
+    # What the new configuration will need: missing now, nothing was stopped yet.
+    secret.resolve(ctx, op["secrets"])
     if os.path.isdir(node.release(digest)):
         try:
             return _there(node, digest, ctx.pulse.tick)

@@ -7,6 +7,7 @@ slip is not a step left out.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from kedge.host import probespec
@@ -28,6 +29,7 @@ from kedge.host.checks import (
     snapshot,
     text,
     variables,
+    word,
 )
 from kedge.host.errors import BadRequest
 from kedge.host.layout import Token, below
@@ -57,20 +59,93 @@ class Request(NamedTuple):
     ops: List[Operation]
 
 
-def config_files(value: Any, where: str) -> Dict[str, str]:
+def content(value: Any, where: str) -> Any:
+    """A text, or the parts of one of which some are secrets: `["user=me pass=", {"secret": "db"}]`."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not 1 <= len(value) <= 1024:
+        raise BadRequest(f"{where}: a text is needed, or a list of its parts")
+    for number, part in enumerate(value):
+        if not isinstance(part, str):
+            fields(part, {"secret": (secret_name, REQUIRED)}, f"{where}[{number}]")
+    return value
+
+
+def secret_name(value: Any, where: str) -> str:
+    """The name of a secret."""
+    if not isinstance(value, str) or not SECRET.match(value):
+        raise BadRequest(f"{where}: the name of a secret is needed")
+    return value
+
+
+def variable(value: Any, where: str) -> str:
+    """A variable of the host program that a secret may be read from."""
+    if not isinstance(value, str) or not VARIABLE.match(value):
+        raise BadRequest(f"{where}: the name of a variable is needed")
+    own = value.startswith(("KEDGE_", "TEMPORAL_", "SSH_"))
+    if own and not value.startswith("KEDGE_SECRET_"):
+        raise BadRequest(f"{where}: {value} is not a daemon's secret")
+    return value
+
+
+def secrets(value: Any, where: str) -> Dict[str, Dict[str, Any]]:
+    """Where secrets are, by name: one of a file, a variable of the host program, a command that prints it."""
+    if not isinstance(value, dict) or len(value) > 32:
+        raise BadRequest(f"{where}: an object of at most 32 sources is needed")
+    found = {}
+    for key, one in value.items():
+        place = f"{where}.{secret_name(key, where)}"
+        kinds = [kind for kind in SOURCES if isinstance(one, dict) and kind in one]
+        if len(kinds) != 1:
+            raise BadRequest(f"{place}: one of {', '.join(sorted(SOURCES))} is needed")
+        found[key] = fields(one, SOURCES[kinds[0]], place)
+    return found
+
+
+def command_seconds(value: Any, where: str) -> float:
+    """How long a command may take to print a secret: at most 15 s."""
+    if not 0 < seconds(value, where) <= 15:
+        raise BadRequest(f"{where}: a command for a secret takes at most 15 s")
+    return float(value)
+
+
+SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
+SOURCES: Dict[str, Dict[str, Any]] = {
+    "file": {"file": (absolute, REQUIRED)},
+    "env": {"env": (variable, REQUIRED)},
+    "command": {
+        "command": (list_of(word, least=1, most=64), REQUIRED),
+        "timeout": (command_seconds, 5.0),
+    },
+}
+
+
+def config_files(value: Any, where: str) -> Dict[str, Any]:
     """Files of a configuration by their paths in it."""
     if not isinstance(value, dict) or len(value) > 1024:
         raise BadRequest(f"{where}: an object of at most 1024 texts is needed")
-    found: Dict[str, str] = {}
-    for path, content in value.items():
+    found: Dict[str, Any] = {}
+    for path, one in value.items():
         plain = below(path)
-        if not isinstance(content, str) or plain in found or plain == "service.json":
+        if plain in found or plain in ("service.json", "secrets.json"):
             raise BadRequest(f"{where}.{path[:80]}: a text is needed, under a name of its own")
-        found[plain] = content
+        found[plain] = content(one, f"{where}.{path[:80]}")
     for plain in found:
         if any(other.startswith(f"{plain}/") for other in found):
             raise BadRequest(f"{where}.{plain}: a file and a directory have one name")
     return found
+
+
+def service_variables(value: Any, where: str) -> Dict[str, Any]:
+    """An environment of which values may have secrets in them."""
+    if not isinstance(value, dict):
+        raise BadRequest(f"{where}: an object of strings is needed")
+    mixed = {
+        key: content(one, f"{where}.{key}") for key, one in value.items() if isinstance(one, list)
+    }
+    plain = {key: "" if key in mixed else one for key, one in value.items()}
+    return {**variables(plain, where), **mixed}
 
 
 def service(value: Any, where: str) -> Dict[str, Any]:
@@ -78,7 +153,7 @@ def service(value: Any, where: str) -> Dict[str, Any]:
     spec = {
         "kind": (text, "process"),
         "argv": (argv, REQUIRED),
-        "env": (variables, {}),
+        "env": (service_variables, {}),
         "cwd": (folder, None),
     }
     found = fields(value, spec, where)
@@ -121,7 +196,9 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "source": (absolute, REQUIRED),
         "max_bytes": (natural, 4 << 30),
         "max_members": (natural, 100_000),
+        "secrets": (secrets, {}),
     },
+    "secrets": {"secrets": (secrets, REQUIRED)},
     "verify": {"digest": (digest, REQUIRED)},
     "stop": {
         "signal": (signal_name, "TERM"),
@@ -135,6 +212,7 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "generation": (name, REQUIRED),
         "files": (config_files, {}),
         "service": (service, REQUIRED),
+        "secrets": (secrets, {}),
     },
     "snapshot": {
         "id": (snapshot, REQUIRED),
@@ -184,10 +262,20 @@ def operation(value: Any, where: str) -> Operation:
         raise BadRequest(f"{where}.op: no operation {str(asked)[:80]!r}; there are: {there}")
     spec = {**OPERATIONS[asked], "op": (text, REQUIRED), "key": (key_text, REQUIRED)}
     found = fields(value, {**spec, "when": (optional_probe, None)}, where)
+    if asked == "configure":
+        named_secrets(found, where)
     when = found.pop("when")
     key = found.pop("key")
     del found["op"]
     return Operation(key, asked, found, when)
+
+
+def named_secrets(found: Dict[str, Any], where: str) -> None:
+    """BadRequest when a configuration has a secret in it that nobody says where to find."""
+    for one in [*found["files"].values(), *found["service"]["env"].values()]:
+        for part in one if isinstance(one, list) else []:
+            if isinstance(part, dict) and part["secret"] not in found["secrets"]:
+                raise BadRequest(f"{where}.secrets: {part['secret']} is missing")
 
 
 def key_text(value: Any, where: str) -> str:

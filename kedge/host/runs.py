@@ -47,6 +47,8 @@ def run(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         found = _begun_before(ctx, op, paths, intent)
         if found is not None:
             return found
+    # The runner must write its outcome whatever happens: it cannot read secrets then.
+    ctx.told.prepare()
     ctx.acting()
     told = {"key": ctx.key, "argv": op["argv"], "boot": processes.boot_id(), "at": time.time()}
     told["anew"] = op["anew"]
@@ -178,7 +180,7 @@ def _watched(ctx: Context, op: Dict[str, Any], paths: Paths, fenced: locks.Lock)
     fenced.close()
     points.reach("run.spawned")
     ended = commands.follow(one, op["timeout"], op["output_max"], _rest, tail=True)
-    output = ended.output.decode("utf-8", "replace")
+    output = ctx.told.text(ended.output.decode("utf-8", "replace"))
     return {"exit": ended.exit, "output": output, "seconds": ended.seconds, "error": ""}
 
 

@@ -12,7 +12,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional, Type
 
-from kedge.host import configs, files, launch, observe, points, processes, releases
+from kedge.host import configs, files, launch, observe, points, processes, releases, secret
 from kedge.host.errors import BadRequest, Conflict, NoRelease, ServiceDied, StopTimeout
 from kedge.host.layout import Node
 from kedge.host.processes import Incarnation
@@ -34,13 +34,16 @@ class SupervisedProcess:
         """The daemon's life that goes on now, or None."""
         return observe.running(self.node)[0]
 
-    def begin(self, ctx: Context, digest: str, generation: str) -> Incarnation:
-        """Execute the daemon of a verified release. The caller holds the fence."""
+    def begin(
+        self, ctx: Context, digest: str, generation: str, values: Dict[str, str]
+    ) -> Incarnation:
+        """Execute the daemon of a verified release, with the secrets in `values`. The caller holds the fence."""
         spec = configs.service_spec(self.node, generation)
         node = self.node
         release = node.release(digest)
         cwd = os.path.join(node.root, spec.get("cwd") or ".")
-        env = launch.environment(spec.get("env") or {})
+        told = spec.get("env") or {}
+        env = launch.environment({name: secret.put(one, values) for name, one in told.items()})
         program = launch.program_of(spec["argv"][0], release, cwd, env["PATH"])
         kept = {
             "release": digest,
@@ -119,9 +122,13 @@ def _same(found: Optional[str], wanted: str, what: str) -> None:
 
 
 def _begin(ctx: Context, service: SupervisedProcess, digest: str, generation: str) -> Incarnation:
+    recipe = secret.recipe(ctx.node, generation)
+    values = secret.resolve(ctx, recipe.get("sources") or {})
     with ctx.fence.act():
+        secret.write(ctx.node, generation, recipe.get("files") or {}, values)
         _touch(ctx.node.should_run)
-        one = service.begin(ctx, digest, generation)
+        one = service.begin(ctx, digest, generation, values)
+    secret.forget_others(ctx.node, generation)
     # One fsync for both names: the mark and who was started.
     files.sync_dir(ctx.node.own)
     points.reach("start.after-exec")

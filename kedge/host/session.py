@@ -10,7 +10,17 @@ import select
 import time
 from typing import Any, Dict, List, Optional
 
-from kedge.host import errors, files, observe, operations, points, probes, request, snapshots
+from kedge.host import (
+    errors,
+    files,
+    observe,
+    operations,
+    points,
+    probes,
+    request,
+    secret,
+    snapshots,
+)
 from kedge.host.context import Context
 from kedge.host.errors import BadRequest, Fault, ReaderGone
 from kedge.host.fence import Fence
@@ -21,7 +31,9 @@ from kedge.host.waits import SLICE, Pulse
 
 INPUT_WAIT = 60.0
 # These change nothing or look anew each time: a record of them must never stand for a look.
-FRESH = ("fence", "observe", "ensure")
+FRESH = ("fence", "observe", "ensure", "secrets")
+# In what these say there may be words of a daemon or a command.
+TALKATIVE = ("run", "probe", "healthy")
 
 
 class Wire:
@@ -87,6 +99,7 @@ class Session:
         self.journal = Journal(self.node.journal)
         self.key: Optional[str] = None
         self.name: Optional[str] = None
+        self.words: Optional[secret.Told] = None
 
     def run(self) -> None:
         """Do everything that is asked; raises the fault that ends the session."""
@@ -126,6 +139,7 @@ class Session:
             if recorded is not None:
                 return recorded
             ctx = Context(self.node, self.fence, pulse, op.key, op.name)
+            self.words = ctx.told
             ctx.let_go = self.wire.close
             points.reach(f"{op.name}.before")
             ctx.before = self._before(op)
@@ -155,8 +169,8 @@ class Session:
         return before
 
     def _perform(self, ctx: Context, op: Operation) -> Dict[str, Any]:
-        skipped = op.when is not None and not probes.holds(ctx, op.when)
-        result = {} if skipped else operations.OPERATIONS[op.name](ctx, op.params)
+        skipped = op.when is not None and not self._holds(ctx, op.when)
+        result = {} if skipped else self._acted(ctx, op)
         points.reach(f"{op.name}.acted")
         after = observe.brief(self.node)
         told: Dict[str, Any] = {"result": result, "before": ctx.before, "after": after}
@@ -168,6 +182,21 @@ class Session:
             told["result"] = {**told["result"], "journal": list(self.journal.head())}
         return {**told, "replayed": False}
 
+    def _holds(self, ctx: Context, when: Dict[str, Any]) -> bool:
+        try:
+            return probes.holds(ctx, when)
+        except Fault as fault:
+            raise secret.without(fault, ctx.told) from fault.__cause__
+
+    def _acted(self, ctx: Context, op: Operation) -> Dict[str, Any]:
+        """What an operation came to, without the daemon's secrets in what it or its commands said."""
+        try:
+            result = operations.OPERATIONS[op.name](ctx, op.params)
+        except Fault as fault:
+            raise secret.without(fault, ctx.told) from fault.__cause__
+        told: Dict[str, Any] = ctx.told.value(result) if op.name in TALKATIVE else result
+        return told
+
     def _record(self, op: Operation, told: Dict[str, Any]) -> None:
         asked = self.asked
         record = {"op": op.name, "run": asked.run, "token": list(asked.token), "at": time.time()}
@@ -175,6 +204,10 @@ class Session:
             self.journal.append(op.key, {**record, **told})
 
     def _progress(self, said: str) -> None:
+        if self.name in TALKATIVE and self.words is not None:
+            words, self.words = self.words, None
+            # Reading secrets says progress too; that one needs no looking through.
+            said, self.words = words.text(said), words
         self.wire.say({"ev": "progress", "key": self.key, "said": said})
 
 

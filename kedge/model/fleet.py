@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from kedge.model.base import Frozen, Json, Name
 from kedge.model.notation import Content, FileName, Key, Path, Problem, Text, refuse
 from kedge.model.release import Platform
+from kedge.model.secret import MOST_SECRETS, SecretName, SecretSource
 
 MAX_NODES = 20_000
 
@@ -64,7 +65,8 @@ class Fleet(Frozen):
     """The nodes of one component in one environment.
 
     ``release`` is the path of the Release document the fleet runs now, relative to this one. ``root`` is the
-    template of each node's directory on its host.
+    template of each node's directory on its host. ``secrets`` are what ``{secret.NAME}`` stands for in ``files``,
+    ``run.env`` and settings that go there; each is read on the host, when a node is configured and started.
     """
 
     kind: Literal["Fleet"] = "Fleet"
@@ -79,6 +81,7 @@ class Fleet(Frozen):
     run: Daemon
     settings: dict[Key, Text] = {}
     files: dict[FileName, Content] = {}
+    secrets: Annotated[dict[SecretName, SecretSource], Field(max_length=MOST_SECRETS)] = {}
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
     dependencies: tuple[Dependency, ...] = ()
 
@@ -103,8 +106,11 @@ class Fleet(Frozen):
                 for path, key in places
                 if key not in self.vars
             ]
-        if "service.json" in self.files:
-            problems.append((("files", "service.json"), "is the name of kedge's own file there"))
+        problems += [
+            (("files", name), "is the name of kedge's own file there")
+            for name in ("service.json", "secrets.json")
+            if name in self.files
+        ]
         seen: set[str] = set()
         for index, dependency in enumerate(self.dependencies):
             if dependency.fleet == self.name:

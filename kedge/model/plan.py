@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kedge.model.base import MOST_ATTEMPTS, Digest, Frozen, Json, Name, Seconds
+from kedge.model.secret import SecretSource
 
 Effect = Literal["none", "reversible", "restorable", "irreversible"]
 """What undoing costs: nothing was changed; undone by the opposite step; undone by restoring a snapshot (writes
@@ -57,6 +58,8 @@ class Configuration(Frozen):
     removed: tuple[str, ...] = ()
     files: dict[str, str] = {}
     service: ServiceTemplate
+    secrets: dict[str, SecretSource] = {}
+    """Where the host finds what ``{secret.NAME}`` stands for."""
 
 
 class PlannedRelease(Frozen):

@@ -10,6 +10,7 @@ from kedge.model.policy import Minimum, Policy
 from kedge.model.probe import Probe, captured, captures
 from kedge.model.release import Release
 from kedge.model.runbook import AfterCommit, Runbook
+from kedge.plan import secrecy
 from kedge.plan.company import Where
 from kedge.plan.programs import plain, step_paths
 from kedge.plan.settings import effective
@@ -26,7 +27,7 @@ _RELEASES = {
 }
 _RUN = {"fleet.name", "run.id", "run.epoch"}
 _EARLY = (
-    "node.root", "node.current", "node.config", "node.data", "settings", "release", "before", "after", "run",
+    "node.root", "node.current", "node.config", "node.data", "settings", "release", "before", "after", "run", "secret",
 )  # fmt: skip
 _SPOKEN = {"said", "about", "reason", "lost", "why"}
 """Fields that people read; a brace in them is a brace."""
@@ -44,6 +45,7 @@ def names_of(fleet: Fleet, runbook: Runbook | None, releases: Sequence[Release])
         *_NODE, *_RELEASES, *_RUN,
         *(f"vars.{name}" for name in variables),
         *(f"settings.{name}" for name in settings or ()),
+        *(f"secret.{name}" for name in fleet.secrets),
     }  # fmt: skip
 
 
@@ -66,6 +68,9 @@ class Names:
 
     def problem(self, name: str, *, refused: Iterable[str] = ()) -> str | None:
         """Why a placeholder cannot be filled on every node; None when it can."""
+        if name.startswith("secret.") and name not in self.known:
+            have = ", ".join(f"{{secret.{one}}}" for one in sorted(self.fleet.secrets)) or "none"
+            return f"{{{name}}} is no secret of the fleet; there are: {have}"
         if name == "settings.flags":
             return (
                 "{settings.flags} stands as a whole element of the daemon's argv, and nowhere else"
@@ -97,11 +102,17 @@ def template_problems(
     """Every placeholder that could not be filled in, in fleet and runbook."""
     names = Names(fleet, names_of(fleet, runbook, releases))
     texts = [*_fleet_texts(fleet), *(_runbook_texts(runbook) if runbook is not None else ())]
+    held = secrecy.secret_settings(fleet, releases, renames(runbook))
+
+    def problem(document: str, name: str, refused: tuple[str, ...]) -> str | None:
+        said = secrecy.runbook_problem(name, held) if document == "runbook" else None
+        return said or names.problem(name, refused=refused)
+
     return [
         (document, path, said)
         for document, path, text, refused in texts
         for name in dict.fromkeys(placeholders(text))
-        if (said := names.problem(name, refused=refused)) is not None
+        if (said := problem(document, name, refused)) is not None
     ]
 
 
@@ -146,6 +157,9 @@ def _fleet_texts(fleet: Fleet) -> Iterator[_Text]:
             yield "fleet", ("vars", key, "join"), join.join, (*_EARLY, "vars")
     for key, value in fleet.settings.items():
         yield "fleet", ("settings", key), value, ("settings",)
+    for name, source in fleet.secrets.items():
+        for path, text in strings(plain(source)):
+            yield "fleet", ("secrets", name, *path), text, secrecy.UNSTABLE
     for path, text in strings({"run": plain(fleet.run), "files": dict(fleet.files)}):
         if not (path[:2] == ("run", "argv") and text == FLAGS):
             yield "fleet", path, text, ()
@@ -304,7 +318,11 @@ def cycles(fleets: Sequence[Fleet]) -> list[tuple[str, str]]:
 
 def install_problems(fleet: Fleet, release: Release) -> list[Where]:
     """Why a fleet could not be brought up on a release."""
-    problems = [*template_problems(fleet, None, (release,)), *variable_problems(fleet, None)]
+    problems = [
+        *template_problems(fleet, None, (release,)),
+        *variable_problems(fleet, None),
+        *secrecy.problems(fleet, (release,), {}),
+    ]
     # Before the first migration there is one release, so the placeholders of two have no value yet.
     for path, text in strings(
         {"run": plain(fleet.run), "files": dict(fleet.files), "settings": dict(fleet.settings)}

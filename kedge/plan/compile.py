@@ -22,7 +22,7 @@ from kedge.model.plan import (
 from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.runbook import AfterCommit, BakeRule, Runbook
-from kedge.plan import boundary, check, company, programs, widen
+from kedge.plan import boundary, check, company, programs, secrecy, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
 from kedge.plan.settings import effective
@@ -52,6 +52,7 @@ def compile_plan(
         *check.company_problems(fleet, after, before, runbook, policy),
         *check.template_problems(fleet, runbook, (before, after)),
         *check.variable_problems(fleet, runbook),
+        *secrecy.problems(fleet, (before, after), check.renames(runbook)),
         *check.capture_problems(runbook),
         *check.gate_problems(runbook, policy),
         *boundary.restore_problems(runbook),
@@ -297,5 +298,6 @@ def planned_release(
             ),
             files=fleet.files,
             service=ServiceTemplate(argv=fleet.run.argv, env=fleet.run.env, cwd=fleet.run.cwd),
+            secrets=fleet.secrets,
         ),
     )

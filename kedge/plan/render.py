@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from kedge.model.base import Json
@@ -25,6 +25,8 @@ Operation = dict[str, Json]
 Side = Literal["before", "after"]
 Probes = Literal["preflight", "rules", "bake"]
 _FORWARD = ("forward", "finalize")
+MARK = "\0"
+"""Around the name of a secret in a rendered text. No document has it, and a host refuses it everywhere else."""
 
 
 class Ground:
@@ -84,6 +86,9 @@ class Ground:
             if kind == "stage":
                 operation["length"] = artifact.length
                 operation["source"] = None
+                sources = self.configured[side].secrets(planned, values)
+                if sources:
+                    operation["secrets"] = sources
         elif kind in {"snapshot", "restore"}:
             # By this the host knows the snapshot of an earlier run that was aborted (docs/host-protocol.md).
             after = self.artifacts.get("after", {}).get(planned.platform)
@@ -160,6 +165,11 @@ class Rendering:
         values = self._ground.values(node, "after" if what == "bake" else "before", run_id, epoch)
         return tuple(put(values) for put in found)
 
+    def secrets(self, node: int, *, run_id: str, epoch: int) -> dict[str, Json]:
+        """See :func:`secrets`."""
+        values = self._ground.values(node, "after", run_id, epoch)
+        return self._ground.configured["after"].secrets(self.plan.nodes[node], values)
+
     def _probes_of(self, what: Probes, wave: int) -> list[Json]:
         if what == "preflight":
             return [step.params["probe"] for step in self.plan.preflight]
@@ -185,6 +195,11 @@ class Configured:
         service = configuration.service
         self._env = [(name, compiled_text(text)) for name, text in sorted(service.env.items())]
         self._cwd = compiled_text(service.cwd)
+        self._marks = {f"secret.{name}": f"{MARK}{name}{MARK}" for name in configuration.secrets}
+        self._sources = {
+            name: compiled(source.model_dump(mode="json", exclude_none=True))
+            for name, source in configuration.secrets.items()
+        }
         self._argv = self._line(configuration.settings)
 
     def _line(self, settings: dict[str, str]) -> list[Callable[[Values], str]]:
@@ -193,7 +208,8 @@ class Configured:
         ]
 
     def settle(self, node: PlannedNode, values: dict[str, str]) -> None:
-        """Put the node's effective settings among its ``values``."""
+        """Put the node's effective settings among its ``values``, and the marks that stand for secrets."""
+        values |= self._marks
         for name, put in self._settings:
             values[name] = put(values)
         for key, text in own_settings(node, self._configuration).items():
@@ -203,15 +219,44 @@ class Configured:
         """The parameters of ``configure``: files, service, and the generation they make."""
         own = own_settings(node, self._configuration)
         argv = self._line({**self._configuration.settings, **own}) if own else self._argv
-        files: dict[str, Json] = {name: put(values) for name, put in self._files}
-        env: dict[str, Json] = {name: put(values) for name, put in self._env}
+        files: dict[str, Json] = {name: parts(put(values)) for name, put in self._files}
+        env: dict[str, Json] = {name: parts(put(values)) for name, put in self._env}
         line: list[Json] = [put(values) for put in argv]
         service: dict[str, Json] = {"argv": line, "env": env, "cwd": self._cwd(values)}
-        content = json.dumps(
-            {"files": files, "service": service}, sort_keys=True, separators=(",", ":")
-        )
-        generation = hashlib.sha256(content.encode()).hexdigest()
-        return {"generation": generation, "files": files, "service": service}
+        made: Operation = {"files": files, "service": service}
+        secrets = self._used(values, [*files.values(), *env.values()])
+        if secrets:
+            made["secrets"] = secrets
+        # Over where secrets are, never over what they are: a host has the values, nobody else.
+        content = json.dumps(made, sort_keys=True, separators=(",", ":"))
+        return {"generation": hashlib.sha256(content.encode()).hexdigest(), **made}
+
+    def secrets(self, node: PlannedNode, values: dict[str, str]) -> dict[str, Json]:
+        """Where a host finds the secrets that this configuration needs on a node, by name."""
+        if not self._sources:
+            return {}
+        found = self.operation(node, values).get("secrets")
+        return dict(found) if isinstance(found, dict) else {}
+
+    def _used(self, values: Values, texts: Iterable[Json]) -> dict[str, Json]:
+        names = {
+            str(part["secret"])
+            for text in texts
+            if isinstance(text, list)
+            for part in text
+            if isinstance(part, dict)
+        }
+        return {name: self._sources[name](values) for name in sorted(names)}
+
+
+def parts(text: str) -> Json:
+    """A rendered text as the host program takes it: itself, or with secrets a list of texts and ``{"secret": NAME}``."""
+    if MARK not in text:
+        return text
+    pieces = text.split(MARK)
+    return [
+        {"secret": piece} if at % 2 else piece for at, piece in enumerate(pieces) if at % 2 or piece
+    ]
 
 
 def own_settings(node: PlannedNode, configuration: Configuration) -> dict[str, str]:
@@ -285,3 +330,8 @@ def probes(
     ``Wave.rules``), or in its ``bake``. ``release.*`` is the old release in the first two, the new one in the last.
     """
     return rendering(plan).probes(node, what, wave=wave, run_id=run_id, epoch=epoch)
+
+
+def secrets(plan: Plan, node: int, *, run_id: str = "", epoch: int = 0) -> dict[str, Json]:
+    """Where the host of a node finds the secrets that the new release's configuration needs, by name."""
+    return rendering(plan).secrets(node, run_id=run_id, epoch=epoch)
