@@ -6,18 +6,29 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from temporalio.client import Client
 
-from kedge.drivers.ports import Artifacts, Blobs, Evidence, Fleets, PolicyPins, Transport
+from activities.trusted import ReleaseTrust
+from kedge.drivers.ports import (
+    Artifacts,
+    Blobs,
+    Evidence,
+    Fleets,
+    PolicyPins,
+    Releases,
+    Transport,
+)
 from kedge.model.base import Digest, Json, canonical, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.order import OrderVerdict
 from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
 from kedge.model.policy import Policy
+from kedge.model.release import Release
 from kedge.model.run import Run, Warrant
 from kedge.trust.chain import EvidenceHead
 from kedge.trust.envelope import envelope_digest
@@ -46,7 +57,9 @@ class Ground:
     evidence: Evidence
     pins: PolicyPins
     fleets: Fleets
+    releases: Releases
     client: Client
+    trust: ReleaseTrust = field(init=False)
     _plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -59,6 +72,26 @@ class Ground:
     _stored: set[Digest] = field(default_factory=set)
     """Policies that are in the store, where who verifies the record later finds them."""
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        """What is known of releases goes with the ports."""
+        self.trust = ReleaseTrust(self.releases, self.blobs, self.evidence)
+
+    async def stands(self, run: Run, *, within: float = 2.0) -> None:
+        """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``)."""
+        policy, _ = await self._policy(run.fleet)
+        await self.trust.stands(run, await self.plan(run.plan), policy, within=within)
+
+    async def went_back(self, run: Run) -> None:
+        """Write down how the release stands that a way back leads to. Nothing is closed by it, whatever is wrong."""
+        with suppress(DriverError):
+            policy, _ = await self._policy(run.fleet)
+            await self.trust.went_back(run, await self.plan(run.plan), policy)
+
+    async def baseline(self, fleet: str, release: Release) -> str | None:
+        """None when a fleet's first release may be installed, else why not. Raises ``DriverError`` without a policy."""
+        policy, _ = await self._policy(fleet)
+        return await self.trust.baseline(release, policy)
 
     async def plan(self, digest: str) -> Plan:
         """The plan of that digest, verified when it is read and kept for a while (the last few)."""
@@ -85,7 +118,7 @@ class Ground:
         for op in ops:
             if op["op"] == "stage":
                 artifact = known[str(op["digest"])]
-                path = await self.artifacts.fetch(artifact)
+                path = await self.artifacts.fetch(self.trust.source(artifact))
                 source = await self.transport.put(node, path, artifact.digest, artifact.length)
                 made.append({**op, "source": source})
             else:

@@ -15,7 +15,8 @@ from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, Plan, PlannedNode
-from kedge.model.run import Failure, LegDone, LegRequest
+from kedge.model.run import Failure, LegDone, LegRequest, failure_of_the_run
+from kedge.model.trusted import OF_RELEASES
 from kedge.plan.render import operations
 
 ONCE = frozenset({"run", "snapshot", "restore"})
@@ -78,6 +79,8 @@ class LegActivities:
         await self._ground.authorise(
             request.run, program=request.program, wave=request.wave, node=request.node
         )
+        if request.program in ("forward", "finalize"):
+            await self._ground.stands(request.run)
         what = _BEGUN.get(request.program)
         if what is not None:
             run = request.run
@@ -180,6 +183,9 @@ def _about(request: LegRequest, node: str) -> dict[str, Json]:
 
 def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> Failure:
     saw = {key: value for key, value in error.detail.items() if len(str(value)) <= 4000}
+    if error.kind in OF_RELEASES:
+        # It lies with no node, and no node is gone on without because of it.
+        return failure_of_the_run(error.kind, error.message, request.program)
     return Failure(
         node=request.node,
         name=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from kedge.model.run import (
     bounded,
     failure_of_the_run,
 )
+from kedge.model.trusted import OF_RELEASES
 from kedge.plan.install import Installation
 from kedge.plan.render import probes, secrets
 
@@ -178,6 +180,13 @@ class NodeActivities:
         plan = await self._allowed(request.run, request.wave)
         if isinstance(plan, Failure):
             return Opened(failure=plan)
+        try:
+            async with pulse():
+                await self._ground.stands(request.run, within=0.0)
+        except DriverError as error:
+            if error.kind not in OF_RELEASES:
+                raise
+            return Opened(failure=failure_of_the_run(error.kind, error.message))
         skip, only = set(request.skip), request.only
         waves = plan.waves[request.wave : request.wave + 1]
         if only is not None:
@@ -292,8 +301,9 @@ class NodeActivities:
         except KedgeError as error:
             return EnsureResult(fleet=fleet, nodes=0, problems=(error.message,))
         nodes = install.nodes
+        bringing = _Bringing(fleet, install, release)
         async with pulse():
-            what = await _each(range(len(nodes)), partial(self._ensured, fleet, install))
+            what = await _each(range(len(nodes)), partial(self._ensured, bringing))
         return EnsureResult(
             fleet=fleet,
             nodes=len(nodes),
@@ -305,13 +315,13 @@ class NodeActivities:
             ),
         )
 
-    async def _ensured(self, fleet: str, install: Installation, index: int) -> str:
+    async def _ensured(self, bringing: _Bringing, index: int) -> str:
         """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
-        name = install.nodes[index].name
+        fleet, name = bringing.fleet, bringing.install.nodes[index].name
         run, token = "ensure", (0, 0, 0)
         try:
             for _ in range(FENCED_TRIES):
-                found = await self._ensured_as(install, index, run, token)
+                found = await self._ensured_as(bringing, index, run, token)
                 if isinstance(found, str):
                     if found in ("installed", "started"):
                         what: dict[str, Json] = {"what": found, "node": name, "run": "ensure"}
@@ -327,10 +337,10 @@ class NodeActivities:
         return f"{name}: {run} raises its fence again and again; look once that is over"
 
     async def _ensured_as(
-        self, install: Installation, index: int, run: str, token: Token
+        self, bringing: _Bringing, index: int, run: str, token: Token
     ) -> str | SessionEnd:
         """The same under one token; the end of the session where a higher one has the node."""
-        node = install.nodes[index]
+        node = bringing.install.nodes[index]
         look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
         ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
         end = await self._talk(node, SessionRequest(run, token, (look,)))
@@ -338,7 +348,7 @@ class NodeActivities:
             return end
         unfinished = run == INSTALL and not end.observed.get("should_run")
         if end.ok and (end.observed.get("release") is None or unfinished):
-            return await self._install(install, index)
+            return await self._install(bringing, index)
         was_running = bool(end.observed.get("running"))
         end = await self._talk(node, SessionRequest(run, token, (ensure,)))
         if _fenced(end):
@@ -350,8 +360,17 @@ class NodeActivities:
             return "stopped"
         return "running" if was_running else "started"
 
-    async def _install(self, install: Installation, index: int) -> str:
+    async def _install(self, bringing: _Bringing, index: int) -> str:
+        install = bringing.install
         node = install.nodes[index]
+        async with bringing.asking:
+            # What runs already is started whatever became of its release: only new bytes are asked about, once for all.
+            if bringing.refused is None:
+                bringing.refused = (
+                    await self._ground.baseline(bringing.fleet, bringing.release) or ""
+                )
+        if bringing.refused:
+            return f"{node.name}: is not installed: {bringing.refused}"
         ops = await self._ground.with_sources(
             node, install.operations(index, key=INSTALL), install.release.artifacts
         )
@@ -359,6 +378,17 @@ class NodeActivities:
         end = await self._talk(node, asked)
         fault = end.fault(node.name)
         return "installed" if fault is None else fault.message
+
+
+@dataclass
+class _Bringing:
+    """A fleet that is brought up. ``refused`` says why its release may not be installed; None: nobody asked yet."""
+
+    fleet: str
+    install: Installation
+    release: Release
+    refused: str | None = None
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def _unheard(event: HostEvent) -> None:

@@ -12,6 +12,7 @@ from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import OrderVerdict
+from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import JudgeRequest, Note, Refused, Warrant, WarrantUpdate
 from kedge.plan.lease import admit, refuse, unproven
@@ -76,7 +77,22 @@ class OrderActivities:
         if verdict.verb == "start" and plan.policy.digest != digest_of(policy):
             said = "the plan was made with another policy than the one pinned for this fleet: make it again"
             return refuse(verdict, "policy", said)
+        if verdict.verb == "start":
+            return await self._released(verdict, request.fleet, plan, policy)
         return verdict
+
+    async def _released(
+        self, verdict: OrderVerdict, fleet: str, plan: Plan, policy: Policy
+    ) -> OrderVerdict:
+        """The verdict about a start, after a look at the release: it is refused unless that is the signed one."""
+        if policy.releases is None:
+            return verdict
+        try:
+            found = await self._ground.trust.judged(plan, policy.releases)
+        except DriverError as error:
+            return refuse(verdict, "release", error.message)
+        await self._ground.trust.note(fleet, f"release/order/{verdict.digest}", "", found)
+        return verdict if found.ok else refuse(verdict, "release", found.said)
 
     @activity.defn
     async def keep_verdict(self, refusal: Refused) -> None:

@@ -31,6 +31,7 @@ class PlanActivities:
         """Decide the way back from an observation of every node."""
         async with pulse():
             plan = await self._ground.plan(request.run.plan)
+            await self._ground.went_back(request.run)
             return choose(plan, request.seen, automatic=request.automatic)
 
 

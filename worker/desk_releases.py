@@ -244,6 +244,20 @@ class ReleaseDesk:
             repository.revoke(name, reason=reason, by=by, now=_now())
             return await _finish(repository, signers, publish=publish)
 
+    async def reinstate(
+        self,
+        folder: Path,
+        name: ReleaseName,
+        signers: Sequence[MetadataKey],
+        *,
+        publish: bool = False,
+    ) -> Changed:
+        """Takes a revocation back: the release is listed again, with the very files that it had."""
+        repository = _opened(folder)
+        with repository.layout.locked():
+            repository.reinstate(name, _now())
+            return await _finish(repository, signers, publish=publish)
+
     async def rotate(
         self,
         folder: Path,

@@ -60,6 +60,7 @@ def ground_of(drivers: Drivers, client: Client) -> Ground:
         evidence=drivers.evidence,
         pins=drivers.pins,
         fleets=drivers.fleets,
+        releases=drivers.releases,
         client=client,
     )
 

@@ -346,7 +346,7 @@ class Upgrade(Ordered):
             failure = result.failures[0] if result.failures else None
             if result.fenced:
                 failure = failure_of_the_run("Fenced", progress.FENCED, "finalize")
-            elif result.remaining:
+            elif failure is None and result.remaining:
                 # Somebody told the child to hold before it began; nobody here did, so it begins again.
                 return None
         except (ChildWorkflowError, WorkflowAlreadyStartedError) as error:

@@ -12,7 +12,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from activities.legs import LegActivities
-    from kedge.model.run import Failure, LegFacts, LegRequest, WaveRequest, WaveResult
+    from kedge.model.run import THE_RUN, Failure, LegFacts, LegRequest, WaveRequest, WaveResult
     from kedge.model.status import WaveProgress
 
 from workflows.calls import HEARTBEAT, LOST_WORKERS, ROUNDS_A_TRY, SERIALS_A_LEG
@@ -43,8 +43,8 @@ class Wave:
     """One chunk of a wave, of a way back, or the finalize steps of one node.
 
     Nodes wait in ``waiting``, are in flight in ``running``, and end in ``done`` or ``failed``. No further node is begun
-    once it is held, fenced, or over its budget. A node that failed keeps its place among the unavailable: as many nodes
-    fewer are in flight from then on.
+    once it is held, stopped (by what lies with no node: a release that was revoked), fenced, or over its budget. A node
+    that failed keeps its place among the unavailable: as many nodes fewer are in flight from then on.
     """
 
     @workflow.init
@@ -57,6 +57,7 @@ class Wave:
         self._steps = 0
         self._replayed = 0
         self._held = False
+        self._stopped = False
         self._fenced = False
 
     @workflow.run
@@ -95,7 +96,10 @@ class Wave:
 
     def _open(self) -> bool:
         return bool(self._waiting) and not (
-            self._held or self._fenced or len(self._failures) > self._request.budget
+            self._held
+            or self._stopped
+            or self._fenced
+            or len(self._failures) > self._request.budget
         )
 
     async def _lane(self) -> None:
@@ -108,6 +112,13 @@ class Wave:
                 self._done.append(node)
             elif failure.type == "Fenced":
                 self._fenced = True
+            elif failure.node == THE_RUN:
+                # It lies with no node: this one waits with all that were not begun, until a person decided.
+                self._waiting.append(node)
+                self._stopped = True
+                if all(one.node != THE_RUN for one in self._failures):
+                    self._failures.append(failure)
+                return
             else:
                 self._failures.append(failure)
                 return
@@ -129,6 +140,7 @@ class Wave:
             if (
                 failure is None
                 or failure.type == "Fenced"
+                or failure.node == THE_RUN
                 or failure.type in FINAL
                 or attempt >= leg.attempts
             ):

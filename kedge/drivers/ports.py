@@ -178,7 +178,7 @@ class Releases(Protocol):
 
     ``root`` is the digest of the first root metadata, as a policy says; None: the one that is pinned in this home.
     Errors are ``DriverError``, none of them retryable but ``Unreachable``: see ``kedge.model.trusted.OF_RELEASES``.
-    ``NotFound`` says that no repository is named in the settings, or no root pinned.
+    ``NotFound`` (not retryable) says that no repository is named in the settings, or no root pinned.
     """
 
     async def trusted(self, name: ReleaseName, root: Digest | None = None) -> TrustedRelease:
@@ -186,11 +186,16 @@ class Releases(Protocol):
         ...
 
     async def standing(
-        self, name: ReleaseName, document: Digest, root: Digest | None = None
+        self,
+        name: ReleaseName,
+        document: Digest,
+        root: Digest | None = None,
+        *,
+        within: float = 2.0,
     ) -> Standing:
-        """That the release is listed still, with the document of this digest. What was seen may be two seconds old.
+        """That the release is listed still, with the document of this digest.
 
-        Where the repository does not answer, what was verified within the last ten minutes counts, while its metadata
+        What was seen may be ``within`` seconds old. Where the repository does not answer, what was verified within the last ten minutes counts, while its metadata
         has not expired.
         """
         ...

@@ -71,7 +71,11 @@ class Layout:
         if role == "timestamp":
             return self._read(self.metadata / "timestamp.json")
         version = max(self.versions(role), default=0)
-        return self._read(self.metadata / f"{version}.{role}.json") if version else None
+        return self.published(role, version) if version else None
+
+    def published(self, role: str, version: int) -> AnyMetadata | None:
+        """One published version of a role's metadata, if it is there."""
+        return self._read(self.metadata / f"{version}.{role}.json")
 
     def versions(self, role: str) -> list[int]:
         """The published versions of a role, in no order."""

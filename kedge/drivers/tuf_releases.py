@@ -21,8 +21,6 @@ from kedge.model.trusted import REFUSED, ReleaseName, Standing, TrustedRelease
 if TYPE_CHECKING:
     from kedge.drivers.tuf_client import Client
 
-FRESH = 2.0
-"""Seconds for which it is believed that a release stands, once that was seen."""
 GRACE = 600.0
 """Seconds for which that is believed while the repository does not answer (and never beyond its metadata's expiry)."""
 MAX_ROOT = 512_000
@@ -49,7 +47,12 @@ class TufReleases:
         return await asyncio.to_thread(self.read, name, root)
 
     async def standing(
-        self, name: ReleaseName, document: Digest, root: Digest | None = None
+        self,
+        name: ReleaseName,
+        document: Digest,
+        root: Digest | None = None,
+        *,
+        within: float = 2.0,
     ) -> Standing:
         """See :meth:`kedge.drivers.ports.Releases.standing`."""
         client = await asyncio.to_thread(self.client, root)
@@ -57,7 +60,7 @@ class TufReleases:
         # Many nodes ask at the same moment: the repository is asked once, the others wait.
         async with self._locks.setdefault(asked, asyncio.Lock()):
             known = self._stood.get(asked)
-            if known is not None and time.monotonic() - known[0] < FRESH:
+            if known is not None and time.monotonic() - known[0] < within:
                 return known[1]
             try:
                 found = await asyncio.to_thread(client.standing, name, document)

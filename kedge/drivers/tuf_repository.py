@@ -287,6 +287,25 @@ class Repository:
         draft.signed.targets[name.tombstone] = TargetFile.from_data(name.tombstone, content)
         self.layout.keep_draft(name.component, draft)
 
+    def reinstate(self, name: ReleaseName, now: datetime) -> None:
+        """Lists a release again that was revoked, with the very files that it had. Raises ``PlanError``."""
+        known = self.component(name.component) if name.component in self.components() else None
+        if known is None or name.tombstone not in known.targets:
+            raise PlanError(f"{name} is not revoked", next_step="kedge release list")
+        before = self._before_revocation(name)
+        draft = self.draft(name.component, now)
+        del draft.signed.targets[name.tombstone]
+        draft.signed.targets.update(before)
+        self.layout.keep_draft(name.component, draft)
+
+    def _before_revocation(self, name: ReleaseName) -> dict[str, TargetFile]:
+        for version in sorted(self.layout.versions(name.component), reverse=True):
+            old = self.layout.published(name.component, version)
+            listed: dict[str, TargetFile] = {} if old is None else old.signed.targets
+            if name.document in listed:
+                return {path: one for path, one in listed.items() if path.startswith(name.folder)}
+        raise PlanError(f"no published metadata of {name.component} lists {name} any more")
+
     def rotate(
         self,
         role: str,

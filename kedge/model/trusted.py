@@ -26,14 +26,14 @@ Attack = Literal[
 
 UNKNOWN, REVOKED = "ReleaseUnknown", "ReleaseRevoked"
 REFUSED, STALE = "RepositoryRefused", "RepositoryStale"
-NOT_TRUSTED = "ReleaseNotTrusted"
-OF_RELEASES = frozenset({UNKNOWN, REVOKED, REFUSED, STALE, NOT_TRUSTED})
+NOT_TRUSTED, UNREACHABLE = "ReleaseNotTrusted", "RepositoryUnreachable"
+OF_RELEASES = frozenset({UNKNOWN, REVOKED, REFUSED, STALE, NOT_TRUSTED, UNREACHABLE})
 """Kinds of ``DriverError`` that say of a release that nothing further may be done with it: never a node's fault.
 
 ``ReleaseUnknown``: the repository does not list it. ``ReleaseRevoked``: it did once. ``RepositoryRefused``: what the
 repository serves is not what its keys signed, ``attack`` in the detail says how. ``RepositoryStale``: its metadata
 expired, or it is held back. ``ReleaseNotTrusted``: it is signed, but not the one that is meant, or its provenance is
-not what the policy asks for.
+not what the policy asks for. ``RepositoryUnreachable``: it did not answer, for so long that nothing is gone by any more.
 """
 
 _AT = re.compile(
