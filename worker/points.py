@@ -1,14 +1,15 @@
 """Instants of an activity a test may stop the worker at (see "Points" in docs/host-protocol.md).
 
 ``activity.<name>.before``: asked for, nothing done. ``activity.<name>.after``: done or failed, not told yet.
-``<point>@<fleet>`` means the activities of one fleet's workflows. A worker that waits at a point goes on with
-everything else. Inert unless the environment names a directory in ``KEDGE_POINTS``.
+``<point>@<fleet>`` means the activities of one fleet's workflows. A worker that waits at a point (``wait``) goes on
+with everything else; one that is held there (``hold``) does nothing at all meanwhile. Inert unless the environment names a directory in ``KEDGE_POINTS``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +44,6 @@ async def _reach(point: str, whose: str) -> None:
     order, reached = points.taken(point, whose)
     while order == "wait" and Path(reached).exists():  # noqa: ASYNC110, ASYNC240 - a file is all that a test has
         await asyncio.sleep(0.005)
+    while order == "hold" and Path(reached).exists():  # noqa: ASYNC240 - nothing else must run meanwhile
+        time.sleep(0.005)  # noqa: ASYNC251 - as above
     points.obey(order)

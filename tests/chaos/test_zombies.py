@@ -58,7 +58,7 @@ async def on_their_posts(
     waves: Json = {"widen": ["100%"], "max_unavailable": len(posts)}
     retry: Json = {"attempts": 1, "backoff": "50ms"}
     # Preflight has sessions, too: the worker is held before the first leg until the posts are taken.
-    theatre.points.arm("activity.run_leg.before", "wait")
+    theatre.points.arm("activity.run_leg.before", "hold")
     run = await troupe.start(troupe.plan_to(NEW, waves=waves, gates={}, retry=retry))
     await theatre.points.reached("activity.run_leg.before")
     for post in posts:

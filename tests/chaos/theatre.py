@@ -77,8 +77,8 @@ class Points:
         self.folder = folder
         folder.mkdir(parents=True)
 
-    def arm(self, name: str, order: Literal["kill", "stop", "wait"]) -> None:
-        """Whoever comes to this point next does as ordered."""
+    def arm(self, name: str, order: Literal["kill", "stop", "wait", "hold"]) -> None:
+        """Whoever comes to this point next does as ordered; ``hold`` is for a worker, which then does nothing else."""
         draft = self.folder / f".{secrets.token_hex(4)}"
         draft.write_text(order)
         draft.rename(self.folder / name)
