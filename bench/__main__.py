@@ -11,22 +11,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import local, simulated
+from bench import artifact, local, simulated
+
+PARTS = ("artifact", "simulated", "local")
 
 
 def main() -> int:
     """Measures and prints; the figures as JSON too where a file is named."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=["simulated", "local"], help="leave the other part out")
+    parser.add_argument("--only", choices=PARTS, help="leave the other parts out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     asked = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine()}
     print(figures["machine"])
-    if asked.only != "local":
+    parts = PARTS if asked.only is None else (asked.only,)
+    if "artifact" in parts:
+        cost = asyncio.run(artifact.measure(say))
+        print("\n".join(artifact.report(cost)))
+        figures["artifact"] = cost.model_dump(mode="json")
+    if "simulated" in parts:
         found = asyncio.run(simulated.measure_all(say))
         print("\n".join(simulated.report(found)))
         figures["simulated"] = [one.model_dump(mode="json") for one in found]
-    if asked.only != "simulated":
+    if "local" in parts:
         compared = asyncio.run(local.compare(say, local.REPETITIONS))
         print("\n".join(local.report(compared)))
         figures["local"] = [one.model_dump(mode="json") for one in compared]
