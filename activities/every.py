@@ -27,6 +27,7 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         runs.run_end,
         runs.run_end_soon,
         legs.run_leg,
+        legs.run_legs,
         nodes.observe_nodes,
         nodes.open_wave,
         nodes.check_nodes,

@@ -14,16 +14,16 @@ and most legs are over before the first."""
 
 
 class Pulse:
-    """What the activity is at; told to the server every second."""
+    """What the activity is at, by node; told to the server with every beat."""
 
     def __init__(self) -> None:
-        self.at: tuple[object, ...] = ()
+        self.at: dict[int, tuple[object, ...]] = {}
 
     async def beat(self) -> None:
         """Beat until cancelled. The first one comes after a while: most activities are over by then."""
         while True:
             await asyncio.sleep(EVERY)
-            activity.heartbeat(*([list(self.at)] if self.at else []))
+            activity.heartbeat(*(list(one) for one in self.at.values()))
 
 
 @asynccontextmanager

@@ -1,21 +1,32 @@
-"""``run_leg``: one leg of one node: one activity, one connection, one call of the host program."""
+"""``run_leg``: one leg of one node: one activity, one connection, one call of the host program. ``run_legs``: the same for
+nodes whose legs are so short that an activity for each would cost more than the leg.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 
 from temporalio import activity
 
-from activities.errors import sentence, to_temporal
+from activities.errors import LOST, sentence, to_temporal
 from activities.ground import Ground
-from activities.heartbeats import pulse
+from activities.heartbeats import Pulse, pulse
 from activities.records import journal_of, sent_by, step_of
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, Plan, PlannedNode
-from kedge.model.run import Failure, LegDone, LegRequest, failure_of_the_run
+from kedge.model.run import (
+    Failure,
+    LegDone,
+    LegRequest,
+    Missed,
+    TeamDone,
+    TeamRequest,
+    failure_of_the_run,
+)
 from kedge.model.trusted import OF_RELEASES
 from kedge.plan.render import operations
 
@@ -40,33 +51,66 @@ class LegActivities:
 
         Raises ``ApplicationError`` whose type is the host's error type and whose one detail is a ``Failure``.
         """
+        async with pulse() as beating:
+            found = await self._leg(request, beating)
+        if isinstance(found, LegDone):
+            return found
+        error, failure = found
+        raise to_temporal(error, failure) from error
+
+    @activity.defn
+    async def run_legs(self, request: TeamRequest) -> TeamDone:
+        """The same leg of several nodes, side by side: begun at once, each with its own end and its own record.
+
+        Raises ``ApplicationError``, to be tried again, when the connection to one of them was lost: the journals of
+        those that were done say so then.
+        """
+        async with pulse() as beating:
+            legs = (self._leg(request.of(node), beating) for node in request.nodes)
+            # All are waited for, whatever becomes of one: no session is left to itself.
+            answers = await asyncio.gather(*legs, return_exceptions=True)
+        done: list[LegDone] = []
+        missed: list[Missed] = []
+        for node, found in zip(request.nodes, answers, strict=True):
+            if isinstance(found, BaseException):
+                raise found
+            if isinstance(found, LegDone):
+                done.append(found)
+            elif found[0].kind in LOST:
+                raise to_temporal(*found) from found[0]
+            else:
+                missed.append(Missed(node=node, failure=found[1]))
+        return TeamDone(done=tuple(done), missed=tuple(missed))
+
+    async def _leg(
+        self, request: LegRequest, beating: Pulse
+    ) -> LegDone | tuple[DriverError, Failure]:
+        """One leg, its record durable; or what went wrong, in both its shapes."""
         begun = time.monotonic()
         name = f"node {request.node}"
+
+        def on_event(event: HostEvent) -> None:
+            step = event.key.rsplit("/", 1)[-1]
+            beating.at[request.node] = (request.node, step, event.said or event.op)
+
         try:
             plan = await self._ground.plan(request.run.plan)
             node = plan.nodes[request.node]
             name = node.name
-            async with pulse() as beating:
-
-                def on_event(event: HostEvent) -> None:
-                    beating.at = (
-                        request.node,
-                        event.key.rsplit("/", 1)[-1],
-                        event.said or event.op,
-                    )
-
-                await self._allow(request)
-                ops = _operations(plan, request)
-                end = await self._session(plan, node, request, ops, on_event)
+            await self._allow(request)
+            ops = _operations(plan, request)
+            end = await self._session(plan, node, request, ops, on_event)
         except DriverError as error:
             await self._refused(request, name, error)
-            raise to_temporal(error, _failure(error, request, name, "")) from error
+            return error, _failure(error, request, name, "")
+        finally:
+            beating.at.pop(request.node, None)
         archives = sent_by(ops, (*plan.after.artifacts, *plan.before.artifacts))
         await self._write_down(request, node, end, archives)
         fault = end.fault(node.name)
         if fault is not None:
             step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
-            raise to_temporal(fault, _failure(fault, request, name, step))
+            return fault, _failure(fault, request, name, step)
         replayed = sum(event.replayed for event in end.done)
         return LegDone(
             node=request.node,

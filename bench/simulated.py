@@ -30,6 +30,9 @@ class Simulated(Frozen):
     seconds: float
     phases: dict[str, float]
     """Seconds of the run in each phase, as the run itself says."""
+    steps: int
+    """Done on hosts; ``replayed`` are those that a journal answered for."""
+    replayed: int
     plan_seconds: float
     plan_bytes: int
     histories: Histories
@@ -112,6 +115,8 @@ async def _migrate(home: Home, nodes: int, at_once: int) -> Simulated:
         at_once=at_once,
         seconds=round(seconds, 3),
         phases=status.seconds,
+        steps=end.steps,
+        replayed=end.replayed,
         plan_seconds=round(planned, 3),
         plan_bytes=len(plan.model_dump_json()),
         histories=await histories_of(home.client, run.id),

@@ -292,7 +292,7 @@ class Runs:
         return description.status != WorkflowExecutionStatus.RUNNING
 
     async def _steps(self, wave: str, seconds: float) -> dict[int, StepNow]:
-        """The step each pending leg said last: heartbeat details ``[node index, step, words]``."""
+        """The step each pending leg said last: a heartbeat detail ``[node index, step, words]`` for each node."""
         with self._faults(wave):
             async with asyncio.timeout(seconds):
                 described = await self._client.get_workflow_handle(wave).describe()
@@ -302,9 +302,7 @@ class Runs:
             if not payloads:
                 continue
             details = await self._client.data_converter.decode(list(payloads))
-            told = _told(details)
-            if told is not None:
-                node, step, said = told
+            for node, step, said in _told(details):
                 steps[node] = StepNow(step=step, said=said, attempt=max(1, pending.attempt))
         return steps
 
@@ -366,15 +364,17 @@ def _of_rpc(error: RPCError, what: str) -> KedgeError:
     return EngineError(f"the engine refused a question about {what}: {error.message}")
 
 
-def _told(details: list[object]) -> tuple[int, str, str] | None:
-    """A heartbeat ``[node index, step, words]``, whether sent as three details or as one list."""
-    parts = details[0] if len(details) == 1 and isinstance(details[0], list) else details
-    if len(parts) < 2 or not isinstance(parts[0], int) or not isinstance(parts[1], str):
-        return None
-    # A step that is done again on purpose has its round behind a '#'.
-    step = parts[1].partition("#")[0]
-    said = parts[2] if len(parts) > 2 and isinstance(parts[2], str) else ""
-    return parts[0], step, "" if said == step else said
+def _told(details: list[object]) -> Iterator[tuple[int, str, str]]:
+    """Heartbeats ``[node index, step, words]``: one list for each node of an activity, or three details for its one."""
+    for parts in details if all(isinstance(one, list) for one in details) else [details]:
+        if not isinstance(parts, list) or len(parts) < 2:
+            continue
+        node, step = parts[0], parts[1]
+        if isinstance(node, int) and isinstance(step, str):
+            # A step that is done again on purpose has its round behind a '#'.
+            step = step.partition("#")[0]
+            said = parts[2] if len(parts) > 2 and isinstance(parts[2], str) else ""
+            yield node, step, "" if said == step else said
 
 
 def _summary(execution: WorkflowExecution) -> RunSummary:

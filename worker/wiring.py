@@ -65,9 +65,13 @@ def ground_of(drivers: Drivers, client: Client) -> Ground:
     )
 
 
+def restrictions() -> SandboxRestrictions:
+    """What workflow code may do."""
+    return SandboxRestrictions.default.with_passthrough_modules(*PURE)
+
+
 def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
     """A worker with every workflow and activity, ready to run."""
-    restrictions = SandboxRestrictions.default.with_passthrough_modules(*PURE)
     seals = isinstance(client.data_converter.payload_codec, SealingCodec)
     runner = BoundRunner if seals else ContextFreeRunner
     return Worker(
@@ -77,7 +81,7 @@ def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
         build_id=f"kedge-{__version__}",
         workflows=EVERY_WORKFLOW,
         activities=every_activity(ground_of(drivers, client)),
-        workflow_runner=runner(restrictions=restrictions),
+        workflow_runner=runner(restrictions=restrictions()),
         interceptors=[LoggingInterceptor(), PointsInterceptor()],
         max_concurrent_activities=settings.max_concurrent_activities,
         max_concurrent_workflow_tasks=settings.max_concurrent_workflow_tasks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,16 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 
 with workflow.unsafe.imports_passed_through():
     from activities.legs import LegActivities
-    from kedge.model.run import THE_RUN, Failure, LegFacts, LegRequest, WaveRequest, WaveResult
+    from kedge.model.run import (
+        THE_RUN,
+        Failure,
+        LegDone,
+        LegFacts,
+        LegRequest,
+        TeamRequest,
+        WaveRequest,
+        WaveResult,
+    )
     from kedge.model.status import WaveProgress
 
 from workflows.calls import HEARTBEAT, LOST_WORKERS, ROUNDS_A_TRY, SERIALS_A_LEG
@@ -29,6 +39,12 @@ FINAL = frozenset(
 CHUNK = 250
 """Most nodes of one child: about 1,000 events when every leg is done at its first attempt. Few children: between two of
 them places stand empty until the last node of the first is done."""
+TEAM = 8
+"""Most nodes that share an activity."""
+TEAMS = 4
+"""How many teams there are at least: a team's places are free again when the last of its nodes is done."""
+QUICK = 1.0
+"""Seconds below which a leg costs less than its activity: such nodes are begun in teams."""
 ATTEMPTS_A_CHILD = 750
 """Attempts at legs one child may come to: each is up to a dozen events, and no history passes 10,000."""
 
@@ -45,6 +61,9 @@ class Wave:
     Nodes wait in ``waiting``, are in flight in ``running``, and end in ``done`` or ``failed``. No further node is begun
     once it is held, stopped (by what lies with no node: a release that was revoked), fenced, or over its budget. A node
     that failed keeps its place among the unavailable: as many nodes fewer are in flight from then on.
+
+    While legs are quick, nodes that are begun at the same moment share an activity. Which nodes are begun when is not
+    changed by that, only how many activities they cost; and a place may wait for others of its team, a second at most.
     """
 
     @workflow.init
@@ -52,6 +71,9 @@ class Wave:
         self._request = request
         self._waiting: deque[int] = deque(request.nodes)
         self._running: list[int] = []
+        self._again: list[tuple[int, Failure | None]] = []
+        """Of a team, who has to be tried again by itself: with its failure, or without where nobody knows."""
+        self._quick = False
         self._done: list[int] = []
         self._failures: list[Failure] = []
         self._steps = 0
@@ -61,11 +83,20 @@ class Wave:
         self._fenced = False
 
     @workflow.run
-    async def run(self, request: WaveRequest) -> WaveResult:
+    async def run(self, request: WaveRequest) -> WaveResult:  # noqa: ARG002 - read at init
         """Runs the legs of its nodes and reports."""
-        lanes = min(request.parallel, len(request.nodes))
-        # Lanes share the deque and the lists; between two awaits only one of them runs.
-        await asyncio.gather(*(self._lane() for _ in range(lanes)))
+        flights: list[asyncio.Task[None]] = []
+        try:
+            while flights := [*flights, *map(asyncio.create_task, self._begin())]:
+                # Between two awaits only one of all flights runs: they share the deque and the lists.
+                landed, flights = await workflow.wait(flights, return_when=asyncio.FIRST_COMPLETED)
+                for one in landed:
+                    one.result()
+        except asyncio.CancelledError:
+            for one in flights:
+                one.cancel()
+            await asyncio.gather(*flights, return_exceptions=True)
+            raise
         await workflow.wait_condition(workflow.all_handlers_finished)
         return WaveResult(
             done=len(self._done),
@@ -102,55 +133,114 @@ class Wave:
             or len(self._failures) > self._request.budget
         )
 
-    async def _lane(self) -> None:
-        while self._open():
-            node = self._waiting.popleft()
-            self._running.append(node)
-            failure = await self._node(node)
-            self._running.remove(node)
-            if failure is None:
-                self._done.append(node)
-            elif failure.type == "Fenced":
-                self._fenced = True
-            elif failure.node == THE_RUN:
-                # It lies with no node: this one waits with all that were not begun, until a person decided.
-                self._waiting.append(node)
-                self._stopped = True
-                if all(one.node != THE_RUN for one in self._failures):
-                    self._failures.append(failure)
-                return
-            else:
-                self._failures.append(failure)
-                return
+    def _begin(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What can be begun now: nodes to be tried again, then as many that wait as there are places."""
+        again, self._again = self._again, []
+        for node, failure in again:
+            yield self._alone(node, failure, spared=1 if failure is None else 0)
+        while nodes := self._next():
+            self._running += nodes
+            yield self._together(nodes) if len(nodes) > 1 else self._alone(nodes[0])
 
-    async def _node(self, node: int) -> Failure | None:
+    def _next(self) -> tuple[int, ...]:
+        """The nodes that are begun together now; none while there is no place, or while a team's places fill up."""
+        free = self._request.parallel - len(self._running) - len(self._failures)
+        size = min(self._size(), len(self._waiting))
+        if not self._open() or free < 1 or (free < size and self._running):
+            return ()
+        return tuple(self._waiting.popleft() for _ in range(min(free, size)))
+
+    def _size(self) -> int:
+        """How many nodes share an activity."""
+        if not self._quick or len(self._request.legs) != 1:
+            return 1
+        return max(1, min(TEAM, self._request.parallel // TEAMS))
+
+    async def _alone(self, node: int, known: Failure | None = None, spared: int = 0) -> None:
+        """All legs of a node; or the rest of the tries of a team's only leg."""
+        failure: Failure | None = None
         for index, leg in enumerate(self._request.legs):
-            failure = await self._leg(node, index, leg)
+            failure = await self._leg(node, index, leg, known, spared)
             if failure is not None:
-                return failure
-        return None
+                break
+        self._over(node, failure)
 
-    async def _leg(self, node: int, index: int, leg: LegFacts) -> Failure | None:
-        """Tries a leg as often as the runbook says, also when held; None when it was done."""
+    async def _together(self, nodes: tuple[int, ...]) -> None:
+        """The first try of the only leg of each of these; who failed is tried again by itself."""
+        request, leg = self._request, self._request.legs[0]
+        try:
+            ended = await workflow.execute_activity_method(
+                LegActivities.run_legs,
+                TeamRequest(
+                    leg=self._asked(nodes[0], 0, request.round * ROUNDS_A_TRY, 0), nodes=nodes
+                ),
+                start_to_close_timeout=timedelta(seconds=leg.timeout),
+                heartbeat_timeout=HEARTBEAT,
+                retry_policy=LOST_WORKERS,
+                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+                summary=f"{request.program} of nodes {', '.join(map(str, nodes))}",
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            # Of none of them is anything known: that was no try of any.
+            self._quick = False
+            self._again += [(node, None) for node in nodes]
+            return
+        self._pace([done.seconds for done in ended.done], failed=bool(ended.missed))
+        for done in ended.done:
+            self._count(done)
+            self._over(done.node, None)
+        for missed in ended.missed:
+            if _ends(missed.failure, leg, 1):
+                self._over(missed.node, missed.failure)
+            else:
+                self._again.append((missed.node, missed.failure))
+
+    def _over(self, node: int, failure: Failure | None) -> None:
+        self._running.remove(node)
+        if failure is None:
+            self._done.append(node)
+        elif failure.type == "Fenced":
+            self._fenced = True
+        elif failure.node == THE_RUN:
+            # It lies with no node: this one waits with all that were not begun, until a person decided.
+            self._waiting.append(node)
+            self._stopped = True
+            if all(one.node != THE_RUN for one in self._failures):
+                self._failures.append(failure)
+        else:
+            self._failures.append(failure)
+
+    def _count(self, done: LegDone) -> None:
+        self._steps += done.done
+        self._replayed += done.replayed
+
+    def _pace(self, seconds: list[float], *, failed: bool) -> None:
+        self._quick = not failed and max(seconds, default=QUICK) < QUICK
+
+    async def _leg(
+        self, node: int, index: int, leg: LegFacts, known: Failure | None, spared: int
+    ) -> Failure | None:
+        """Tries a leg as often as the runbook says, also when held; None when it was done.
+
+        ``known`` is how the first try ended, where there was one. ``spared`` tries had no end that anybody knows: they
+        do not count, but the fence is above them.
+        """
         round_ = self._request.round * ROUNDS_A_TRY
-        attempt = 0
+        tried = 0
+        failure = known or await self._once(node, index, leg, round_, spared)
         while True:
-            failure = await self._once(node, index, leg, round_, attempt)
-            attempt += 1
-            if (
-                failure is None
-                or failure.type == "Fenced"
-                or failure.node == THE_RUN
-                or failure.type in FINAL
-                or attempt >= leg.attempts
-            ):
+            tried += 1
+            if failure is None or _ends(failure, leg, tried):
                 return failure
             if failure.type in RESTARTING:
                 round_ += 1
             await workflow.sleep(
-                timedelta(seconds=min(leg.backoff * 2 ** (attempt - 1), 60)),
+                timedelta(seconds=min(leg.backoff * 2 ** (tried - 1), 60)),
                 summary=f"before another try: {failure.type}",
             )
+            failure = await self._once(node, index, leg, round_, tried + spared)
 
     async def _once(
         self, node: int, index: int, leg: LegFacts, round_: int, attempt: int
@@ -159,16 +249,7 @@ class Wave:
         try:
             done = await workflow.execute_activity_method(
                 LegActivities.run_leg,
-                LegRequest(
-                    run=request.run,
-                    node=node,
-                    program=request.program,
-                    leg=index,
-                    serial=request.serial + index * SERIALS_A_LEG + min(attempt, SERIALS_A_LEG - 1),
-                    round=round_,
-                    wave=request.wave,
-                    anew=request.anew,
-                ),
+                self._asked(node, index, round_, attempt),
                 start_to_close_timeout=timedelta(seconds=leg.timeout),
                 heartbeat_timeout=HEARTBEAT,
                 retry_policy=LOST_WORKERS,
@@ -178,10 +259,30 @@ class Wave:
         except ActivityError as error:
             if is_cancelled_exception(error):
                 raise
+            self._quick = False
             return _failure(error, request, node, index)
-        self._steps += done.done
-        self._replayed += done.replayed
+        self._pace([done.seconds], failed=False)
+        self._count(done)
         return None
+
+    def _asked(self, node: int, index: int, round_: int, attempt: int) -> LegRequest:
+        request = self._request
+        return LegRequest(
+            run=request.run,
+            node=node,
+            program=request.program,
+            leg=index,
+            serial=request.serial + index * SERIALS_A_LEG + min(attempt, SERIALS_A_LEG - 1),
+            round=round_,
+            wave=request.wave,
+            anew=request.anew,
+        )
+
+
+def _ends(failure: Failure, leg: LegFacts, tried: int) -> bool:
+    """Whether a failure stays the end of a leg that was tried so often."""
+    final = failure.type == "Fenced" or failure.type in FINAL or failure.node == THE_RUN
+    return final or tried >= leg.attempts
 
 
 def _failure(error: ActivityError, request: WaveRequest, node: int, leg: int) -> Failure:

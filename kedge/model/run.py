@@ -54,6 +54,17 @@ class LegRequest(Frozen):
     this grew since it was begun."""
 
 
+class TeamRequest(Frozen):
+    """The same leg of several nodes, all begun at once. ``leg`` is that of the first of ``nodes``."""
+
+    leg: LegRequest
+    nodes: Annotated[tuple[int, ...], Field(min_length=1)]
+
+    def of(self, node: int) -> LegRequest:
+        """The leg of one of them."""
+        return self.leg.model_copy(update={"node": node})
+
+
 class LegDone(Frozen):
     """A leg that ended well: ``done`` steps were done, ``replayed`` were found done in the host's journal."""
 
@@ -81,6 +92,20 @@ class Failure(Frozen):
 
 THE_RUN = -1
 """The node of a failure that is the whole run's."""
+
+
+class Missed(Frozen):
+    """A node whose leg did not end well, and why: which may lie with no node."""
+
+    node: int
+    failure: Failure
+
+
+class TeamDone(Frozen):
+    """What became of each node of a team."""
+
+    done: tuple[LegDone, ...] = ()
+    missed: tuple[Missed, ...] = ()
 
 
 def failure_of_the_run(kind: str, said: str, program: ProgramName = "forward") -> Failure:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from worker import engine as engines
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
+from workflows.wave import TEAMS
 
 FOLDER = Path(__file__).parent
 RENEWED_AFTER = 30
@@ -168,6 +170,19 @@ async def baked(scene: Scene) -> None:
     assert (await scene.end_of(run)).phase == "done"
 
 
+async def teams(scene: Scene) -> None:
+    """Quick nodes that share activities; two of them fail and are tried again by themselves."""
+    sick = Fault(do="fail", op="healthy", node="n1[25]", run="upgrade/*", nth=(1,))
+    scene.sim.program(sick)
+    book = scene.runbook(
+        waves={"widen": ["100%"], "max_unavailable": 2 * TEAMS},
+        gates={},
+        retry={"attempts": 2, "backoff": "50ms"},
+    )
+    run = await scene.start(scene.plan(book))
+    assert (await scene.end_of(run)).phase == "done"
+
+
 async def renewed(scene: Scene) -> None:
     """Everything again and again in new histories: a gate, waves, the fleet, the way back."""
     waves: Json = {"canary": {"nodes": 1, "gate": "ship"}, "widen": ["100%"], "domain": "zone"}
@@ -197,8 +212,10 @@ PLAIN: tuple[Scenario, ...] = (
     paused,
     rejected,
     baked,
+    teams,
 )
 RENEWING: tuple[Scenario, ...] = (renewed,)
+MANY: Json = [{"name": f"n{at}"} for at in range(20)]
 ZONES: Json = [{"name": f"n{at}", "labels": {"zone": f"z{at}"}} for at in range(6)]
 
 
@@ -208,6 +225,8 @@ async def play(client: Client, home: Path, scenario: Scenario) -> list[WorkflowH
     fleet: dict[str, Json] = {"name": name, "root": ROOT}
     if scenario in RENEWING:
         fleet["nodes"] = ZONES
+    if scenario is teams:
+        fleet["nodes"] = MANY
     options = PACED if scenario in (ordered, paused) else None
     scene = make_scene(client, home, fleet=fleet, options=options)
     scene.name = name
@@ -285,10 +304,13 @@ async def record(home: Path, scenarios: tuple[Scenario, ...], *, renewing: bool)
 
 
 async def main() -> None:
-    """Record everything."""
+    """Record everything, or the scenarios that are named."""
+    named = set(sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
-        await record(Path(folder) / "plain", PLAIN, renewing=False)
-        await record(Path(folder) / "renewing", RENEWING, renewing=True)
+        for name, every in (("plain", PLAIN), ("renewing", RENEWING)):
+            wanted = tuple(one for one in every if not named or one.__name__ in named)
+            if wanted:
+                await record(Path(folder) / name, wanted, renewing=every is RENEWING)
 
 
 if __name__ == "__main__":
