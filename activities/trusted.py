@@ -51,12 +51,15 @@ class ReleaseTrust:
         """The verdict on the release a plan goes to. Raises ``DriverError`` of a kind in ``OF_RELEASES``, or NotFound."""
         name = ReleaseName(component=plan.after.component, version=plan.after.version)
         found = await self._trusted(name, rules)
-        verdict = judge_release(
+        # Signatures by the dozen take a moment, and sigstore another to load.
+        verdict = await asyncio.to_thread(
+            judge_release,
             found,
             plan.after,
             rules,
             f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             platforms=frozenset(node.platform for node in plan.nodes),
+            bundles=await self.releases.bundles(rules.provenance),
         )
         if verdict.ok:
             self._known(found, rules)

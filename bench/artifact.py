@@ -1,4 +1,4 @@
-"""Verifying a large artifact and its chain: what host program and worker take, beside ``sha256sum`` of the same bytes.
+"""Verifying a large artifact: what the host program and the worker take, beside ``sha256sum`` of the same bytes.
 
 The archive is of 100 MB that do not compress, in three files. All turns run one after the other on warm files, so that the
 disk counts where something is written and nowhere else. ``sha256sum`` is a process, as a script would call it; the host
@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
-from bench.chain import Chain
 from kedge.drivers.artifacts import FileSource, VerifiedArtifacts
 from kedge.drivers.local import LocalTransport
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
@@ -39,10 +38,6 @@ class Cost(Frozen):
 
     bytes: int
     sha256sum: float
-    openssl: float | None
-    """``openssl dgst -sha256``, which uses what the processor has for it, where ``sha256sum`` may not; None: not there."""
-    chain: float
-    """The signed repository from its pinned root to the release, and the provenance by two builders, all anew."""
     archive: float
     """The host program reads the archive and compares length and digest, before it unpacks anything."""
     release: float
@@ -55,11 +50,6 @@ class Cost(Frozen):
     def ratio(self, seconds: float) -> float:
         """How many times ``sha256sum``."""
         return seconds / self.sha256sum
-
-    @property
-    def whole(self) -> float:
-        """The archive and its chain."""
-        return self.archive + self.chain
 
 
 def make_archive(path: Path) -> Artifact:
@@ -84,32 +74,18 @@ class Ground:
         self._transport = transport
         self._calls = 0
         self.archive = make_archive(folder / "artifact.tar")
-        self._chain = Chain(folder, self.archive)
 
     async def sha256sum(self) -> float:
         """The ruler."""
-        return await self._digested("sha256sum")
-
-    async def openssl(self) -> float:
-        """A quicker ruler, on most processors."""
-        return await self._digested("openssl", "dgst", "-sha256", "-r")
-
-    async def _digested(self, *argv: str) -> float:
         begun = time.monotonic()
         child = await asyncio.create_subprocess_exec(
-            *argv, self.archive.source, stdout=subprocess.PIPE
+            "sha256sum", self.archive.source, stdout=subprocess.PIPE
         )
         said, _ = await child.communicate()
         taken = time.monotonic() - begun
         if said.split()[0].decode() != self.archive.digest:
-            raise RuntimeError(f"{argv[0]} says another digest")
+            raise RuntimeError("sha256sum says another digest")
         return taken
-
-    async def check_chain(self) -> float:
-        """By a worker that knows nothing but the pinned root."""
-        begun = time.monotonic()
-        await self._chain.verify()
-        return time.monotonic() - begun
 
     async def check_archive(self) -> float:
         """A ``stage`` under another digest: refused once every byte was read, with nothing unpacked."""
@@ -136,12 +112,9 @@ class Ground:
         return taken
 
     async def prepare(self) -> None:
-        """The release on the node that ``check_release`` asks, the server started, the chain published."""
+        """The release on the node that ``check_release`` asks, and the server started."""
         _, end = await self._session("n-standing", self._stage(self.archive.digest))
         self._done(end)
-        await self._chain.publish()
-        # Once before: TUF's library is loaded by the first who needs it.
-        await self._chain.verify()
 
     async def fetch(self) -> float:
         """By a worker that has not seen the archive yet."""
@@ -198,8 +171,6 @@ async def measure(say: Callable[[str], None]) -> Cost:
         await ground.prepare()
         parts: dict[str, Callable[[], Awaitable[float]]] = {
             "sha256sum": ground.sha256sum,
-            **({"openssl": ground.openssl} if shutil.which("openssl") else {}),
-            "chain": ground.check_chain,
             "archive": ground.check_archive,
             "release": ground.check_release,
             "fetch": ground.fetch,
@@ -211,7 +182,7 @@ async def measure(say: Callable[[str], None]) -> Cost:
             for name, part in parts.items():
                 taken[name].append(await part())
         medians = {name: round(median(seconds), 4) for name, seconds in taken.items()}
-        return Cost.model_validate({"bytes": ground.archive.length, "openssl": None, **medians})
+        return Cost(bytes=ground.archive.length, **medians)
     finally:
         await transport.aclose()
         await asyncio.to_thread(_remove, folder)
@@ -231,14 +202,10 @@ def report(cost: Cost) -> list[str]:
     def line(what: str, seconds: float) -> str:
         return f"  {what:<58} {seconds * 1000:7.1f} ms  {cost.ratio(seconds):5.2f} ×"
 
-    title = f"an artifact of {cost.bytes / 1e6:.0f} MB, beside sha256sum of it"
     return [
-        f"{title} (aim: the archive and its chain at most {AIM} ×):",
+        f"an artifact of {cost.bytes / 1e6:.0f} MB, beside sha256sum of it (aim: checks at most {AIM} ×):",
         line("sha256sum", cost.sha256sum),
-        *([line("openssl dgst -sha256", cost.openssl)] if cost.openssl is not None else []),
-        line("host: length and digest of the archive, and the chain", cost.whole),
-        line("  of it the archive", cost.archive),
-        line("  of it the chain: repository, provenance of two builders", cost.chain),
+        line("host: length and digest of the archive", cost.archive),
         line("host: every file of the release by its manifest", cost.release),
         line("worker: length and digest, before a host is told of it", cost.fetch),
         line("host: all of stage (checked, unpacked, on the disk)", cost.stage),

@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.policy import Policy
+from kedge.model.provenance import ProvenanceRules
 from kedge.model.trusted import ReleaseName, Standing, TrustedRelease
 from kedge.trust.chain import EvidenceEntry, EvidenceHead
+
+if TYPE_CHECKING:
+    from kedge.trust.provenance import BundleVerifier
 
 Token: TypeAlias = tuple[int, int, int]
 """The fence token ``(epoch, leg, attempt)``, compared in that order (docs/host-protocol.md)."""
@@ -197,6 +201,13 @@ class Releases(Protocol):
 
         What was seen may be ``within`` seconds old. Where the repository does not answer, what was verified within the last ten minutes counts, while its metadata
         has not expired.
+        """
+        ...
+
+    async def bundles(self, rules: ProvenanceRules | None) -> BundleVerifier | None:
+        """What verifies sigstore bundles by the trusted root that these rules pin; None where they pin none.
+
+        Of a root that is not kept here, something that refuses every bundle.
         """
         ...
 

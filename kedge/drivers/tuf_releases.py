@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge.drivers.files import read_bounded, store_error, write_atomic
+from kedge.drivers.trusted_roots import TrustedRoots
 from kedge.model.base import Digest
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
+from kedge.model.provenance import ProvenanceRules
 from kedge.model.trusted import REFUSED, ReleaseName, Standing, TrustedRelease
 
 if TYPE_CHECKING:
     from kedge.drivers.tuf_client import Client
+    from kedge.trust.provenance import BundleVerifier
 
 GRACE = 600.0
 """Seconds for which that is believed while the repository does not answer (and never beyond its metadata's expiry)."""
@@ -30,12 +33,13 @@ class TufReleases:
     """:class:`kedge.drivers.ports.Releases` over a TUF repository at ``location`` (a folder or an address).
 
     ``trust`` holds the pinned roots (``root.json`` is this home's own, ``<digest>.json`` those that policies name) and,
-    per root, the memory of what was newest.
+    per root, the memory of what was newest; ``sigstore/`` the trusted roots of builders without keys.
     """
 
     def __init__(self, location: str | None, trust: Path) -> None:
         self._location = location
         self._trust = trust
+        self.roots = TrustedRoots(trust / "sigstore")
         self._clients: dict[Digest, Client] = {}
         self._stood: dict[tuple[Digest, ReleaseName, Digest], tuple[float, Standing]] = {}
         self._locks: dict[object, asyncio.Lock] = {}
@@ -71,6 +75,10 @@ class TufReleases:
                 raise
             self._stood[asked] = (time.monotonic(), found)
             return found
+
+    async def bundles(self, rules: ProvenanceRules | None) -> BundleVerifier | None:
+        """See :meth:`kedge.drivers.ports.Releases.bundles`."""
+        return await asyncio.to_thread(self.roots.verifier, rules)
 
     # -- the same, blocking -----------------------------------------------------------------------
 

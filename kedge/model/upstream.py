@@ -93,6 +93,7 @@ class VendorImport(Frozen):
     signatures: tuple[VendorSignature, ...] = ()
     signed_by: tuple[str, ...] = ()
     best: SignatureKind = "unknown"
+    sums_name: Annotated[str, Field(max_length=255)]
     sums: Digest
     archives: tuple[VendorArchive, ...] = ()
     not_imported: int = 0

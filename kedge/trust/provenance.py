@@ -35,7 +35,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kedge.model.base import Digest, Json
+from kedge.model.base import Digest, Frozen, Json, canonical
 from kedge.model.errors import OrderError
 from kedge.model.order import Instant
 from kedge.model.provenance import (
@@ -45,6 +45,7 @@ from kedge.model.provenance import (
     ProvenanceRule,
     ProvenanceRules,
     ProvenanceVerdict,
+    Uri,
 )
 from kedge.model.trusted import Attestation
 from kedge.trust.dsse import MOST_BYTES, Dsse, EnvelopeError, signers, take_apart
@@ -562,3 +563,42 @@ def _total(subject: Digest, agreed: Sequence[str], needed: int) -> str:
     builders = "builder" if len(agreed) == 1 else "independent builders"
     said = f"{len(agreed)} {builders} arrived at {subject[:12]}…, {needed} needed{who}"
     return said if agreed else f"nobody who is believed arrived at {subject[:12]}…, {needed} needed"
+
+
+class Build(Frozen):
+    """One build as its builder says it, for :func:`statement_of`. Times are RFC 3339; empty: not said."""
+
+    builder: Uri
+    build_type: Uri
+    source: Uri
+    subjects: Annotated[dict[str, Digest], Field(min_length=1, max_length=4096)]
+    """sha256 by file name."""
+    started: Instant | Literal[""] = ""
+    finished: Instant | Literal[""] = ""
+
+
+def statement_of(build: Build) -> bytes:
+    """The payload that a builder signs: an in-toto Statement v1 with SLSA provenance v1, in canonical form."""
+    metadata: dict[str, Json] = {}
+    if build.started:
+        metadata["startedOn"] = build.started
+    if build.finished:
+        metadata["finishedOn"] = build.finished
+    return canonical(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [
+                {"name": name, "digest": {"sha256": digest}}
+                for name, digest in sorted(build.subjects.items())
+            ],
+            "predicateType": PREDICATE_TYPE,
+            "predicate": {
+                "buildDefinition": {
+                    "buildType": build.build_type,
+                    "externalParameters": {"source": {"uri": build.source}},
+                    "resolvedDependencies": [{"uri": build.source}],
+                },
+                "runDetails": {"builder": {"id": build.builder}, "metadata": metadata},
+            },
+        }
+    )

@@ -111,6 +111,7 @@ def judge_import(published: Published, rules: ImportRules, now: Instant) -> Vend
         signatures=found,
         signed_by=good,
         best=best,
+        sums_name=published.sums_name,
         sums=hashlib.sha256(published.sums).hexdigest(),
         archives=published.archives,
         not_imported=left_out,
@@ -258,4 +259,7 @@ def _accepted(published: Published, good: Sequence[str], left_out: int) -> str:
     keys = "key" if len(good) == 1 else "keys"
     count = len(published.archives)
     said = f"{count} archive{'' if count == 1 else 's'} as {len(good)} pinned {keys} signed"
-    return f"{said}; {left_out} more files of the list are not imported" if left_out else said
+    more = (
+        "1 more file of the list is" if left_out == 1 else f"{left_out} more files of the list are"
+    )
+    return f"{said}; {more} not imported" if left_out else said
