@@ -274,10 +274,12 @@ class Ground:
         """Append to the fleet's evidence, once per key, with the time where the record has none."""
         return await self.evidence.append(fleet, key, {"at": now(), **record})
 
-    async def note_verdict(self, fleet: str, verdict: OrderVerdict) -> None:
-        """Every order looked at is evidence, refused ones too."""
+    async def note_verdict(
+        self, fleet: str, verdict: OrderVerdict, case: Mapping[str, Json] | None = None
+    ) -> None:
+        """Every order looked at is evidence, refused ones too, with the ``case``: what it was judged by."""
         await self.note(
             fleet,
             f"order/{verdict.digest}/{verdict.rule}",
-            {"what": "order", **verdict.model_dump(mode="json")},
+            {"what": "order", **verdict.model_dump(mode="json"), **(case or {})},
         )

@@ -12,9 +12,10 @@ from typing import TypeVar
 from temporalio import activity
 
 from activities.errors import AWAY, sentence
-from activities.ground import Ground
+from activities.ground import Ground, now
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
+from activities.records import baked, looked, opened
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Token
 from kedge.model.base import Json
 from kedge.model.errors import DriverError, KedgeError
@@ -70,6 +71,8 @@ class NodeActivities:
         self._ground = ground
         self._read: dict[tuple[str, str, int], tuple[int, frozenset[str]]] = {}
         self._reading = asyncio.Lock()
+        self._baked: set[str] = set()
+        """The key of the last look of a bake that was written down."""
 
     # -- preflight and fencing -----------------------------------------------------------------------------------
 
@@ -86,6 +89,12 @@ class NodeActivities:
                 lambda node: (node, _problem(node, plan.nodes[node].name, "session", UNSEEN)),
             )
             begun = await self._begun(plan, request.run)
+            first = request.nodes[0] if request.nodes else 0
+            await self._ground.note(
+                request.run.fleet,
+                f"{request.run.id}@{request.run.epoch}/looked-{request.serial}.{activity.info().attempt}/{first}",
+                looked(plan, request, looks, activity.info().attempt),
+            )
         return _observed(plan, looks, probed=request.probes).model_copy(
             update={"finalized": FINALIZE_BEGUN in begun, "restored": RESTORE_BEGUN in begun}
         )
@@ -207,6 +216,9 @@ class NodeActivities:
                     *(tuple(node for node in batch if node not in late) for batch in batches),
                     *(tuple(node for node in batch if node in late) for batch in batches),
                 ]
+            run = request.run
+            key = f"{run.id}@{run.epoch}/opened-{request.wave}-{request.serial}.{activity.info().attempt}"
+            await self._ground.note(run.fleet, key, opened(plan, request, batches))
         return Opened(batches=tuple(batch for batch in batches if batch))
 
     async def _holds(
@@ -249,10 +261,26 @@ class NodeActivities:
             # Nothing is known against those that were not looked at; but nothing is known for them either.
             said = f"{len(found)} of {len(nodes)} nodes were not looked at within {LOOKING:g} s"
             failures = [failure_of_the_run(UNSEEN.kind, said)]
+        await self._note_bake(request, len(nodes), failures)
         return Checked(
             failures=bounded(tuple(failures)),
             fenced=any(failure.type == "Fenced" for failure in failures),
         )
+
+    async def _note_bake(self, request: CheckRequest, nodes: int, failures: list[Failure]) -> None:
+        """Looks that went well become evidence once a minute, those that did not each: a bake may take days."""
+        run, at = request.run, now()
+        place = f"{run.id}@{run.epoch}/bake-{request.wave}"
+        key = (
+            f"{place}/{at[:16]}"
+            if not failures
+            else f"{place}/{request.serial}.{activity.info().attempt}"
+        )
+        if key in self._baked:
+            return
+        record = baked(request, nodes, failures, activity.info().attempt)
+        await self._ground.note(run.fleet, key, {"at": at, **record})
+        self._baked = {key}
 
     async def _checked(self, plan: Plan, request: CheckRequest, index: int) -> Failure | None:
         node, wave = plan.nodes[index], plan.waves[request.wave]
@@ -325,6 +353,8 @@ class NodeActivities:
                 if isinstance(found, str):
                     if found in ("installed", "started"):
                         what: dict[str, Json] = {"what": found, "node": name, "run": "ensure"}
+                        if found == "installed":
+                            what["release"] = bringing.install.archive(index).digest
                         key = f"ensure/{name}/{activity.info().workflow_run_id}"
                         await self._ground.note(fleet, key, what)
                     return found

@@ -8,6 +8,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.ground import Ground
+from activities.hearings import Hearing
 from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
@@ -15,8 +16,9 @@ from kedge.model.order import OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import JudgeRequest, Note, Refused, Warrant, WarrantUpdate
-from kedge.plan.lease import admit, refuse, unproven
-from kedge.trust.orders import judge, read, refused
+from kedge.plan.lease import UNSEEN, admit, refuse, unproven, unseen
+from kedge.trust.chain import genesis
+from kedge.trust.orders import read, refused
 
 
 class OrderActivities:
@@ -30,12 +32,31 @@ class OrderActivities:
         """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
         _own(f"fleet/{request.fleet}" if request.run is None else request.run.id)
         async with pulse():
-            verdict = await self._judged(request)
+            hearing = Hearing(request.envelope)
+            verdict = await self._judged(request, hearing)
+            if verdict.accepted:
+                verdict = await self._witnessed(request, verdict)
             if not (request.quiet and unproven(verdict)):
-                await self._ground.note_verdict(request.fleet, verdict)
+                case = {**hearing.case(), "by": activity.info().workflow_id}
+                await self._ground.note_verdict(request.fleet, verdict, case)
         return verdict
 
-    async def _judged(self, request: JudgeRequest) -> OrderVerdict:
+    async def _witnessed(self, request: JudgeRequest, verdict: OrderVerdict) -> OrderVerdict:
+        """The verdict about an accepted order, after a look at the end of the record that its signer says he saw."""
+        policy = await self._ground.pins.policy(request.fleet)
+        seen = read(request.envelope).evidence
+        if seen is None:
+            if unseen(verdict, policy):
+                return refuse(verdict, "evidence", UNSEEN)
+            return verdict
+        entries = await self._ground.evidence.read(request.fleet, max(0, seen.seq - 1), 1)
+        stands = entries[0].hash if entries and seen.seq else genesis(request.fleet)
+        if (seen.seq and not entries) or stands != seen.hash:
+            said = f"who signed this saw the record end in {seen.hash[:12]} at {seen.seq}; here it never did"
+            return refuse(verdict, "evidence", said)
+        return verdict
+
+    async def _judged(self, request: JudgeRequest, hearing: Hearing) -> OrderVerdict:
         try:
             policy = await self._ground.pins.policy(request.fleet)
         except DriverError as error:
@@ -44,15 +65,13 @@ class OrderActivities:
                 "policy",
                 f"no policy is pinned for fleet {request.fleet}: {error.message}",
             )
-        expected = request.expected
+        expected, digest = request.expected, await self._ground.keep_policy(policy)
         if request.lease is None:
-            return judge(
-                request.envelope, expected, policy, signed=request.signed, gate=request.gate
-            )
+            return hearing.judge(expected, policy, digest, signed=request.signed, gate=request.gate)
         # An order to a fleet names its plan itself; whether that may be is looked at once it is known who says so.
         with suppress(OrderError):
             expected = expected.model_copy(update={"plan": read(request.envelope).plan})
-        verdict = judge(request.envelope, expected, policy)
+        verdict = hearing.judge(expected, policy, digest)
         if verdict.accepted:
             verdict = admit(verdict, request.lease)
         if verdict.accepted:

@@ -7,8 +7,11 @@ from typing import Any
 
 from kedge.drivers.ports import HostEvent, SessionEnd
 from kedge.model.base import Json, canonical
-from kedge.model.plan import Artifact
+from kedge.model.plan import Artifact, Plan
+from kedge.model.run import CheckRequest, Failure, ObserveRequest, OpenRequest
 
+MOST_NAMED = 100
+"""Nodes that a record of a whole wave names one by one."""
 MAX_SAW = 1000
 """Bytes of what a probe saw, beyond which only its size is written down."""
 
@@ -97,6 +100,65 @@ def sight_of(end: SessionEnd) -> dict[str, Json]:
     if journal is not None:
         seen["journal"] = journal
     return seen
+
+
+def looked(
+    plan: Plan,
+    request: ObserveRequest,
+    looks: Iterable[tuple[int, SessionEnd | Failure]],
+    attempt: int,
+) -> dict[str, Json]:
+    """The record of a look at many nodes: which release is where, and how each host's journal ends."""
+    nodes: dict[str, Json] = {}
+    failures: list[Json] = []
+    for index, look in looks:
+        name = plan.nodes[index].name
+        if isinstance(look, Failure):
+            failures.append(f"{name}: {look.type}")
+            continue
+        nodes[name] = sight_of(look)
+        if look.failed is not None and look.failed.error is not None:
+            failures.append(f"{name}: {look.failed.error.type}")
+    return {
+        "what": "looked",
+        "run": request.run.id,
+        "why": "preflight" if request.probes else "fence",
+        "plan": request.run.plan,
+        "token": [request.run.epoch, request.serial, attempt],
+        "nodes": nodes,
+        "failures": failures,
+    }
+
+
+def opened(plan: Plan, request: OpenRequest, batches: list[tuple[int, ...]]) -> dict[str, Json]:
+    """The record of a wave that opens: how many nodes it has, and who goes last by what was seen just now."""
+    wave = plan.waves[request.wave]
+    late = [plan.nodes[node].name for batch in batches[len(wave.batches) :] for node in batch]
+    many = sum(len(batch) for batch in batches)
+    return {
+        "what": "opened",
+        "run": request.run.id,
+        "plan": request.run.plan,
+        "said": f"wave {wave.name}: {many} of {len(wave.nodes)} nodes",
+        "wave": wave.index,
+        "last": list[Json](late[:MOST_NAMED]),
+    }
+
+
+def baked(
+    request: CheckRequest, nodes: int, failures: Iterable[Failure], attempt: int
+) -> dict[str, Json]:
+    """The record of a look of a bake: how many nodes there were, and which did not pass."""
+    ill = [f"{failure.name}: {failure.type}" for failure in failures]
+    return {
+        "what": "looked",
+        "run": request.run.id,
+        "why": "bake",
+        "wave": request.wave,
+        "token": [request.run.epoch, request.serial, attempt],
+        "nodes": nodes,
+        "failures": list[Json](ill[:MOST_NAMED]),
+    }
 
 
 def _lines(value: Any) -> Json:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from cli import (
     commands_codec,
+    commands_evidence,
     commands_home,
     commands_order,
     commands_order_files,
@@ -26,7 +27,7 @@ from cli.session import Session, report, tell_misuse
 HELP = ("-h", "--help")
 ORDER = (
     "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
-    "abort", "decide", "rollback", "order", "runbook", "codec", "doctor", "demo",
+    "abort", "decide", "rollback", "order", "evidence", "runbook", "codec", "doctor", "demo",
 )  # fmt: skip
 """How the commands are listed: in the order in which people meet them."""
 
@@ -118,6 +119,7 @@ commands_plan.register(app)
 commands_run.register(app)
 commands_order.register(app)
 app.add_typer(commands_order_files.app, name="order")
+app.add_typer(commands_evidence.app, name="evidence")
 app.add_typer(commands_runbook.app, name="runbook")
 app.add_typer(commands_codec.app, name="codec")
 

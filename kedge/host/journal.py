@@ -29,10 +29,12 @@ class Journal:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.looked = False
         self._text = b""
 
     def refresh(self) -> None:
         """Read what others appended since the last look; leave a torn last line out."""
+        self.looked = True
         try:
             size = os.stat(self.path).st_size
         except FileNotFoundError:

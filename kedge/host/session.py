@@ -238,6 +238,9 @@ def _finish(wire: Wire, session: Optional[Session], fault: Optional[Fault]) -> i
         wire.say({"ev": "failed", "key": key, "op": name, "error": fault.wire()})
     try:
         observed = observe.full(session.node) if session else {}
+        if session is not None and session.journal.looked:
+            # As this session left it: who keeps that can tell later whether a line was changed or taken out.
+            observed["journal"] = list(session.journal.head())
     except OSError:
         observed = {}
     wire.say({"ev": "end", "ok": fault is None, "observed": observed})

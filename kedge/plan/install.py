@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedge.model.base import Json
 from kedge.model.fleet import Fleet
-from kedge.model.plan import PlannedNode
+from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.release import Release
 from kedge.plan.check import install_problems
 from kedge.plan.compile import (
@@ -33,6 +33,11 @@ class Installation:
         self.nodes: tuple[PlannedNode, ...] = planned_nodes(fleet)
         self.release = planned_release(fleet, (release,), {})
         self._ground = Ground(fleet.name, fleet_vars(fleet), self.nodes, {"after": self.release})
+
+    def archive(self, node: int) -> Artifact:
+        """The archive that a node gets."""
+        platform = self.nodes[node].platform
+        return next(one for one in self.release.artifacts if one.platform == platform)
 
     def operations(self, node: int, *, key: str) -> tuple[Operation, ...]:
         """Stage (``source`` is for the caller to fill in), switch, configure, start; keys begin with ``key``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kedge.model.order import OrderVerdict, Rule
+from kedge.model.policy import Policy
 from kedge.model.run import Lease
 
 
@@ -25,6 +26,20 @@ def admit(verdict: OrderVerdict, lease: Lease) -> OrderVerdict:
 def refuse(verdict: OrderVerdict, rule: Rule, said: str) -> OrderVerdict:
     """The same verdict, refused by a rule that is not about the signature; what was proven stays proven."""
     return verdict.model_copy(update={"accepted": False, "rule": rule, "said": said})
+
+
+UNSEEN = (
+    "the policy asks that this names the end of the record that its signer saw, and it names none"
+)
+
+
+def unseen(verdict: OrderVerdict, policy: Policy) -> bool:
+    """Whether an order that names no end of the record has to name one: what people decide by what they were shown."""
+    return (
+        policy.evidence is not None
+        and policy.evidence.named == "required"
+        and verdict.verb in ("approve", "reject", "decide")
+    )
 
 
 _CLAIMS = frozenset(

@@ -20,6 +20,17 @@ FIRST = "0" * 64
 MAX_JOURNAL = 1 << 30
 
 
+class KnownPlan:
+    """A plan, with its nodes by name: ``places`` are their indexes, ``waves`` the wave each belongs to."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        waves = {node: wave.index for wave in plan.waves for node in wave.nodes}
+        self.places = {node.name: at for at, node in enumerate(plan.nodes)}
+        self.waves = {node.name: waves.get(at) for at, node in enumerate(plan.nodes)}
+        self.platforms = {node.name: node.platform for node in plan.nodes}
+
+
 @dataclass
 class Node:
     """What the record says of one host. ``seen`` are the ends of its journal: lines, hash, and the record that says so."""
@@ -48,7 +59,7 @@ class Ledger:
     def _node(self, name: str) -> Node:
         return self.nodes.setdefault(name, Node(name))
 
-    def leg(self, seq: int, record: Mapping[str, Any], plan: Plan | None) -> None:
+    def leg(self, seq: int, record: Mapping[str, Any], plan: KnownPlan | None) -> None:
         """The steps of one attempt of a leg."""
         node = self._node(str(record.get("node")))
         forward = record.get("program") in ("forward", "finalize")
@@ -108,12 +119,12 @@ def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in steps if isinstance(one, dict)] if isinstance(steps, list) else []
 
 
-def _artifacts(plan: Plan | None, name: str, *, after: bool) -> set[str]:
+def _artifacts(plan: KnownPlan | None, name: str, *, after: bool) -> set[str]:
     if plan is None:
         return set()
-    platforms = {node.platform for node in plan.nodes if node.name == name}
-    release = plan.after if after else plan.before
-    return {one.digest for one in release.artifacts if one.platform in platforms or not platforms}
+    platform = plan.platforms.get(name)
+    release = plan.plan.after if after else plan.plan.before
+    return {one.digest for one in release.artifacts if platform in (None, one.platform)}
 
 
 class Compared(NamedTuple):

@@ -15,7 +15,14 @@ from pydantic import ValidationError
 
 from kedge.model.base import Digest, Json, digest_of
 from kedge.model.errors import OrderError
-from kedge.model.evidence import Checkpoint, Document, EvidenceReport, Finding, Happening
+from kedge.model.evidence import (
+    Checkpoint,
+    Document,
+    DocumentKind,
+    EvidenceReport,
+    Finding,
+    Happening,
+)
 from kedge.model.policy import Policy
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, verify
 from kedge.trust.checkpoints import materials, verify_checkpoint
@@ -61,9 +68,9 @@ def trusted_policies(
     return trusted, findings
 
 
-def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, str]:
+def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, DocumentKind]:
     """The documents that records name by digest, and what they are."""
-    found: dict[Digest, str] = {}
+    found: dict[Digest, DocumentKind] = {}
     for entry in entries:
         record = entry.record
         if not isinstance(record, dict):
@@ -81,7 +88,7 @@ def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, str]:
     return found
 
 
-def _name(found: dict[Digest, str], digest: Json, what: str) -> None:
+def _name(found: dict[Digest, DocumentKind], digest: Json, what: DocumentKind) -> None:
     if isinstance(digest, str) and len(digest) == 64 and not set(digest) - set("0123456789abcdef"):
         found.setdefault(digest, what)
 
@@ -237,7 +244,7 @@ class _Trial:
             story.append(happening(entry.seq, entry.key, entry.record))
             if isinstance(entry.record, dict):
                 self._one(entry, entry.record, court, ledger)
-                ended = ended or _ends(entry.record, self._run)
+                ended = ended or ends(entry.record, self._run)
         self.findings += [*court.findings, *ledger.findings]
         self._journals(ledger)
         self._tail(ended)
@@ -277,8 +284,7 @@ class _Trial:
         elif what == "leg":
             plan = court.plan_of(record)
             if record.get("steps"):
-                names = {node.name: at for at, node in enumerate(plan.nodes)} if plan else {}
-                court.acted(entry.seq, record, names.get(str(record.get("node"))))
+                court.acted(entry.seq, record, plan)
             ledger.leg(entry.seq, record, plan)
         elif what == "looked":
             nodes = record.get("nodes")
@@ -321,7 +327,7 @@ class _Trial:
         return any(policy.evidence is not None for policy in self._trusted.values())
 
 
-def _ends(record: Mapping[str, Any], run: str) -> bool:
+def ends(record: Mapping[str, Any], run: str) -> bool:
     """Whether a record is the end of this run."""
     if not run or record.get("run") != run:
         return False

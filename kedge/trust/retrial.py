@@ -20,6 +20,7 @@ from kedge.model.plan import Gate, Plan
 from kedge.model.policy import Policy
 from kedge.model.run import Warrant
 from kedge.plan.digest import plan_digest
+from kedge.trust.effects import KnownPlan
 from kedge.trust.envelope import envelope_digest, read
 from kedge.trust.orders import judge
 from kedge.trust.refusal import RefusalError, quoted
@@ -42,17 +43,16 @@ class Papers:
 
     documents: Mapping[Digest, Document]
     trusted: Mapping[Digest, Policy]
-    _plans: dict[Digest, Plan | None] = field(default_factory=dict)
+    _plans: dict[Digest, KnownPlan | None] = field(default_factory=dict)
     _warrants: dict[Digest, Warrant | None] = field(default_factory=dict)
 
-    def plan(self, digest: Digest) -> Plan | None:
+    def plan(self, digest: Digest) -> KnownPlan | None:
         """The plan of that digest, when it is there and is one."""
         if digest not in self._plans:
-            self._plans[digest] = self._read(digest, Plan)
-            plan = self._plans[digest]
-            if plan is not None and plan_digest(plan) != digest:
-                # Its bytes fit, its meaning has another form: nobody signed that.
-                self._plans[digest] = None
+            plan: Plan | None = self._read(digest, Plan)
+            # Where its bytes fit but its meaning has another form, nobody signed that.
+            good = plan is not None and plan_digest(plan) == digest
+            self._plans[digest] = KnownPlan(plan) if plan is not None and good else None
         return self._plans[digest]
 
     def warrant(self, digest: Digest) -> Warrant | None:
@@ -202,7 +202,7 @@ class Court:
         if before != verdict.digest:
             self._wrong("order", seq, "its nonce was spent by another order before")
         plan = self._papers.plan(verdict.plan)
-        if gate is not None and (plan is None or gate not in plan.gates):
+        if gate is not None and (plan is None or gate not in plan.plan.gates):
             self._wrong("gate", seq, f"the plan has no such gate {quoted(gate.name)}")
         requester = self.requesters.get(verdict.target)
         if requester is not None and expected.requester not in (None, requester):
@@ -246,7 +246,7 @@ class Court:
             self._wrong(
                 "lease", seq, f"{run} acts on an order that was not accepted in this record"
             )
-        if known is not None:
+        if known is not None and known.verdict.verb in ("start", "rollback"):
             self.requesters[run] = known.verdict.person
         if order in self._leases:
             self._wrong("lease", seq, "the order was spent before, under another lease")
@@ -265,22 +265,34 @@ class Court:
             return
         self._allowed.add((run, epoch, program, record.get("wave")))
 
-    def acted(self, seq: int, record: Mapping[str, Any], node: int | None) -> None:
-        """A leg was run: what carries it stands before it."""
+    def acted(self, seq: int, record: Mapping[str, Any], plan: KnownPlan | None) -> None:
+        """A leg was run: what carries it stands before it. A node of an earlier wave goes by that wave's own gates."""
+        run, program, wave = str(record.get("run")), str(record.get("program")), record.get("wave")
         token = record.get("token")
         epoch = token[0] if isinstance(token, list) and token else None
-        run, program, wave = record.get("run"), record.get("program"), record.get("wave")
+        name = str(record.get("node"))
+        node = None if plan is None else plan.places.get(name)
+        if program == "forward" and plan is not None:
+            own = plan.waves.get(name)
+            if own is None or not isinstance(wave, int) or own > wave:
+                self._wrong(
+                    "gate",
+                    seq,
+                    f"{record.get('node')} is not in wave {wave} of the plan, nor before",
+                )
+                return
+            wave = own
         where = f"{run} {program}" + ("" if wave is None else f" in wave {wave}")
         if (run, epoch, program, wave) not in self._allowed:
             self._wrong("gate", seq, f"{where} acted before anything in the record allowed it")
             return
         if program in ("back", "restore") and node is not None:
-            basis = self._warrants[str(run), int(epoch or 0), str(program)]
+            basis = self._warrants[run, int(epoch or 0), program]
             why = self._may({**basis, "wave": wave}, (node,))
             if why is not None:
                 self._wrong("gate", seq, f"{where}: {why}")
 
-    def plan_of(self, record: Mapping[str, Any]) -> Plan | None:
+    def plan_of(self, record: Mapping[str, Any]) -> KnownPlan | None:
         """The plan that the run of a record follows."""
         token = record.get("token")
         epoch = token[0] if isinstance(token, list) and token else None
@@ -309,6 +321,13 @@ class Court:
         missing = self._missing(warrant)
         if missing is not None:
             return missing
+        wave = record.get("wave")
+        if (
+            record["program"] == "forward"
+            and isinstance(wave, int)
+            and 0 <= wave < len(plan.plan.waves)
+        ):
+            nodes = plan.plan.waves[wave].nodes
         lease = self._leases.get(envelope_digest(warrant.start))
         if lease is not None and lease[1] != record.get("epoch"):
             return f"the order of {run} was spent in epoch {lease[1]}, it acted in {record.get('epoch')}"
@@ -319,11 +338,11 @@ class Court:
             self.policies.add(digest)
             verdict = verify_warrant(
                 warrant,
-                plan,
+                plan.plan,
                 str(record.get("plan")),
                 policy,
                 fleet=self._fleet,
-                wave=record.get("wave"),
+                wave=wave,
                 run_id=run,
                 program=record["program"],
                 nodes=nodes,

@@ -1,0 +1,379 @@
+"""The record of a real run: its file verifies by the pinned policy alone; whatever is changed in it is found at its place."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from kedge.drivers.checkpoints import CheckpointKey, ensure_key
+from kedge.model.base import Json, digest_of
+from kedge.model.evidence import EvidenceReport
+from kedge.model.policy import EvidenceRules, Policy
+from kedge.trust import evidence_file
+from kedge.trust.chain import append, linked
+from kedge.trust.evidence import Asked, verify_parts
+from tests.spine.conftest import Stage
+from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
+from tests.spine.scene import Scene
+from worker import desk_evidence
+
+pytestmark = pytest.mark.temporal
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The exported file of a run, by lines, the policy that is pinned, and the worker's key."""
+
+    lines: list[bytes]
+    policy: Policy
+    key: CheckpointKey
+    run: str
+
+    def verified(self, lines: list[bytes] | None = None, **asked: Any) -> EvidenceReport:
+        pinned = {digest_of(self.policy): self.policy}
+        parts = evidence_file.read(self.lines if lines is None else lines)
+        return verify_parts(parts, Asked(pinned=pinned, **asked))
+
+    @property
+    def count(self) -> int:
+        return len(entries_of(self.lines))
+
+    @property
+    def places(self) -> list[int]:
+        """Where checkpoints stand."""
+        return sorted(
+            {one["checkpoint"]["seq"] for one in split(self.lines) if "checkpoint" in one}
+        )
+
+
+_KEPT: list[Kept] = []
+
+
+async def witnessed(stage: Stage, **given: Any) -> Scene:
+    """A scene whose policy names its worker's checkpoint key."""
+    scene = await stage(**given)
+    key = ensure_key(scene.settings.checkpoint_key)
+    rules = EvidenceRules(signers=(key.public.line,))
+    scene.policy = scene.policy.model_copy(update={"evidence": rules})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    return scene
+
+
+async def exported(scene: Scene, run: str, **given: Any) -> list[bytes]:
+    target = scene.home / "run.evidence"
+    await desk_evidence.export(scene.drivers.evidence, scene.drivers.blobs, run, target, **given)
+    return target.read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture
+async def kept(stage: Stage) -> Kept:
+    """One run for all tests of this module: a refused approval, a gate of two, three nodes."""
+    if not _KEPT:
+        scene = await witnessed(stage)
+        async with scene.playing():
+            run = await scene.start(scene.plan())
+            await scene.waits_for(run, "ship")
+            assert (await scene.order("approve", run, "olga")).rule == "role"
+            await scene.approve(run)
+            assert (await scene.end_of(run)).phase == "done"
+        key = ensure_key(scene.settings.checkpoint_key)
+        _KEPT.append(Kept(await exported(scene, run), scene.policy, key, run))
+    return _KEPT[0]
+
+
+async def test_a_run_is_verified_from_its_file_alone(kept: Kept) -> None:
+    report = kept.verified()
+    assert (report.ok, report.ended, report.findings, report.unproven) == (True, True, (), ())
+    assert (report.run, report.records, report.signed) == (kept.run, kept.count, kept.count)
+    assert (report.orders, report.refused, report.nodes, report.steps) == (4, 1, 3, 18)
+    assert report.witnesses == (kept.key.public.fingerprint,)
+    story = [one.said for one in report.story]
+    assert [said for said in story if said.startswith("olga signed: approve")] != []
+    moved = [one for one in report.story if one.what == "leg"]
+    assert sorted(one.who for one in moved) == ["n0", "n1", "n2"]
+    assert all("before: " in " ".join(one.details) for one in moved)
+
+
+async def test_the_same_record_makes_the_same_file(stage: Stage) -> None:
+    scene = await witnessed(stage)
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(waves={"widen": ["100%"]}, gates={})))
+        assert (await scene.end_of(run)).phase == "done"
+        first = await exported(scene, run)
+        assert await exported(scene, run) == first
+
+
+async def test_every_edit_of_a_record_is_found_at_its_place(kept: Kept) -> None:
+    for place in range(kept.count):
+        for name, value in EDITS.items():
+
+            def edit(
+                entries: list[Entry], place: int = place, name: str = name, value: Any = value
+            ) -> None:
+                entries[place][name] = value(entries[place][name])
+
+            report = kept.verified(changed(kept.lines, edit))
+            assert not report.ok, (place, name)
+            found = report.findings[0]
+            # A record whose hash was changed is noticed by what follows it, too.
+            assert found.seq == place + 1, (place, name, found)
+            assert found.line == kept.lines.index(_line(kept, place)) + 1 - _behind(kept, place)
+
+
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "record": lambda record: {**record, "said": "nothing happened"},
+    "key": lambda key: key + "x",
+    "seq": lambda seq: seq + 1000,
+    "previous": lambda _: "0" * 64,
+    "hash": lambda _: "f" * 64,
+}
+
+
+def _line(kept: Kept, place: int) -> bytes:
+    return [line for line in kept.lines if line.startswith(b'{"entry"')][place]
+
+
+def _behind(kept: Kept, place: int) -> int:
+    """The checkpoints before a record: ``changed`` puts them all behind the records."""
+    at = kept.lines.index(_line(kept, place))
+    return sum(line.startswith(b'{"checkpoint"') for line in kept.lines[:at])
+
+
+async def test_an_edit_whose_hash_was_taken_anew_is_found_where_the_next_one_follows(
+    kept: Kept,
+) -> None:
+    for place in range(kept.count):
+
+        def edit(entries: list[Entry], place: int = place) -> None:
+            entry = entries[place]
+            entry["record"] = {**entry["record"], "said": "nothing happened"}
+            entry["hash"] = append(entry["previous"], linked(entry["key"], entry["record"])).hash
+
+        report = kept.verified(changed(kept.lines, edit))
+        found = report.findings[0]
+        sealed = place + 1 in kept.places
+        assert (found.kind, found.seq) == (
+            ("rewritten", place + 1) if sealed else ("deleted", place + 2)
+        ), (place, found)
+
+
+async def test_every_deletion_is_found_at_its_place(kept: Kept) -> None:
+    for place in range(kept.count):
+        last = place == kept.count - 1
+
+        def delete(entries: list[Entry], place: int = place) -> None:
+            del entries[place]
+
+        report = kept.verified(changed(kept.lines, delete))
+        found = report.findings[0]
+        assert (found.kind, found.seq) == ("truncated" if last else "deleted", place + 1)
+
+
+async def test_every_swap_is_found_at_its_place(kept: Kept) -> None:
+    for place in range(kept.count - 1):
+
+        def swap(entries: list[Entry], place: int = place) -> None:
+            entries[place], entries[place + 1] = entries[place + 1], entries[place]
+
+        report = kept.verified(changed(kept.lines, swap))
+        assert (report.findings[0].kind, report.findings[0].seq) == ("reordered", place + 1)
+
+
+async def test_every_insertion_is_found_at_its_place(kept: Kept) -> None:
+    for place in range(kept.count + 1):
+
+        def insert(entries: list[Entry], place: int = place) -> None:
+            before = entries[place - 1]["hash"] if place else entries[0]["previous"]
+            record: dict[str, Json] = {"what": "ended", "run": kept.run, "said": "by somebody"}
+            new = append(before, linked("made-up", record)).hash
+            entry = {
+                "seq": place + 1,
+                "key": "made-up",
+                "record": record,
+                "previous": before,
+                "hash": new,
+            }
+            for later in entries[place:]:
+                later["seq"] += 1
+            entries.insert(place, entry)
+
+        report = kept.verified(changed(kept.lines, insert))
+        found = report.findings[0]
+        if place < kept.count:
+            assert (found.kind, found.seq) in {("inserted", place + 1), ("rewritten", place + 1)}
+        else:
+            assert not report.ok
+            assert ("unsigned", place + 1) in {(one.kind, one.seq) for one in report.findings}
+
+
+async def test_a_record_that_stands_twice_is_found(kept: Kept) -> None:
+    for place in range(kept.count - 1):
+
+        def twice(entries: list[Entry], place: int = place) -> None:
+            entries.insert(place, copy.deepcopy(entries[place]))
+
+        report = kept.verified(changed(kept.lines, twice))
+        assert (report.findings[0].kind, report.findings[0].seq) == ("inserted", place + 2)
+
+
+async def test_every_truncation_is_found_at_its_place(kept: Kept) -> None:
+    entries = [at for at, line in enumerate(kept.lines) if line.startswith(b'{"entry"')]
+    for count, at in enumerate(entries):
+        report = kept.verified(kept.lines[:at])
+        assert ("truncated", count + 1) in {(one.kind, one.seq) for one in report.findings}
+        report = kept.verified(joined(split(kept.lines[:at])))
+        assert ("truncated", count + 1) in {(one.kind, one.seq) for one in report.findings}
+
+
+async def test_a_truncation_with_everything_put_right_lacks_a_checkpoint_or_the_end(
+    kept: Kept,
+) -> None:
+    for count in range(1, kept.count):
+
+        def cut(entries: list[Entry], count: int = count) -> None:
+            del entries[count:]
+
+        report = kept.verified(relinked(kept.lines, cut, drop=True))
+        assert not report.ended
+        assert any(kept.run in said for said in report.unproven) or not report.ok
+        if count not in kept.places:
+            signed = max((place for place in kept.places if place <= count), default=0)
+            assert ("unsigned", signed + 1) in {(one.kind, one.seq) for one in report.findings}
+        # Who wrote down the end has it found in any case.
+        end = {kept.count: entries_of(kept.lines)[-1]["hash"]}
+        report = kept.verified(relinked(kept.lines, cut, drop=True), known=end)
+        assert ("truncated", count + 1) in {(one.kind, one.seq) for one in report.findings}
+
+
+async def test_a_record_written_anew_is_found_at_the_next_checkpoint(kept: Kept) -> None:
+    for place in range(kept.count):
+
+        def edit(entries: list[Entry], place: int = place) -> None:
+            entries[place]["record"]["said"] = "nothing happened"
+
+        report = kept.verified(relinked(kept.lines, edit))
+        found = report.findings[0]
+        sealed = min(seq for seq in kept.places if seq > place)
+        assert (found.kind, found.seq) == ("rewritten", sealed)
+
+
+async def test_two_ends_signed_for_one_place_are_a_fork(kept: Kept) -> None:
+    first = kept.places[0]
+    objects = split(kept.lines)
+    at = next(at for at, one in enumerate(objects) if one.get("checkpoint", {}).get("seq") == first)
+    forked = relinked(
+        kept.lines, lambda entries: entries[0]["record"].update(said="else"), kept.key
+    )
+    other = next(one for one in split(forked) if one.get("checkpoint", {}).get("seq") == first)
+    objects.insert(at + 1, other)
+    report = kept.verified(joined(objects))
+    assert (report.findings[0].kind, report.findings[0].seq) == ("forked", first)
+
+
+def _without(what: str, **named: Any) -> Callable[[list[Entry]], object]:
+    def change(entries: list[Entry]) -> None:
+        place = next(
+            at
+            for at, one in enumerate(entries)
+            if one["record"].get("what") == what
+            and all(one["record"].get(name) == value for name, value in named.items())
+        )
+        del entries[place]
+
+    return change
+
+
+def _said(
+    what: str, edit: Callable[[dict[str, Any]], object], **named: Any
+) -> Callable[[list[Entry]], object]:
+    def change(entries: list[Entry]) -> None:
+        record = next(
+            one["record"]
+            for one in entries
+            if one["record"].get("what") == what
+            and all(one["record"].get(name) == value for name, value in named.items())
+        )
+        edit(record)
+
+    return change
+
+
+def _again(what: str) -> Callable[[list[Entry]], object]:
+    def change(entries: list[Entry]) -> None:
+        one = next(one for one in entries if one["record"].get("what") == what)
+        entries.append({**copy.deepcopy(one), "key": one["key"] + "/again"})
+
+    return change
+
+
+def _step(op: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda record: next(step for step in record["steps"] if step["op"] == op)
+
+
+FORGED: list[tuple[str, str, Callable[[list[Entry]], object]]] = [
+    ("an approval taken out", "gate", _without("order", person="bob", verb="approve")),
+    ("the start order taken out", "lease", _without("order", verb="start")),
+    ("another person said to have approved", "order", _said("order", lambda r: r.update(person="eve"), person="bob")),
+    ("another key said to have signed", "order", _said("order", lambda r: r.update(key="SHA256:x"), person="bob")),
+    ("a refused order turned into an accepted one", "order", _said("order", lambda r: r.update(accepted=True, rule="accepted"), person="olga", verb="approve")),
+    ("an accepted order turned into a refused one", "order", _said("order", lambda r: r.update(accepted=False, rule="role"), person="bob")),
+    ("the time of an order moved", "order", _said("order", lambda r: r["case"]["expected"].update(now="2020-01-01T00:00:00Z"), person="bob")),
+    ("a signature of somebody else", "order", _said("order", lambda r: r["case"]["envelope"].update(signature="-----"), person="bob")),
+    ("judged by another policy", "policy", _said("order", lambda r: r["case"].update(policies=["0" * 64]), person="bob")),
+    ("judged by no policy", "policy", _said("order", lambda r: r["case"].update(policies=[]), person="bob")),
+    ("the lease of another epoch", "warrant", _said("lease", lambda r: r.update(epoch=7))),
+    ("what allowed a wave taken out", "gate", _without("allowed", wave=1)),
+    ("another plan", "warrant", _said("allowed", lambda r: r.update(plan="0" * 64), wave=1)),
+    ("other bytes switched to", "release", _said("leg", lambda r: _step("switch")(r)["after"].update(release="0" * 64), node="n1")),
+    ("other bytes sent", "release", _said("leg", lambda r: _step("stage")(r)["sent"].update(digest="0" * 64), node="n1")),
+    ("a node moved twice", "effect", _again("leg")),
+    ("a node moved in a wave before its own", "gate", _said("leg", lambda r: r.update(wave=0), node="n1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "kind", "change"), FORGED, ids=[what for what, *_ in FORGED])
+async def test_who_holds_the_workers_key_forges_no_order_and_no_gate(
+    kept: Kept, what: str, kind: str, change: Callable[[list[Entry]], object]
+) -> None:
+    assert kept.verified(relinked(kept.lines, lambda _: None, kept.key)).ok
+    report = kept.verified(relinked(kept.lines, change, kept.key))
+    assert not report.ok, what
+    assert kind in {one.kind for one in report.findings}, report.findings
+
+
+async def test_a_checkpoint_by_another_key_proves_nothing(kept: Kept, stage: Stage) -> None:
+    other = ensure_key((await stage()).settings.checkpoint_key)
+    report = kept.verified(relinked(kept.lines, lambda _: None, other))
+    assert not report.ok
+    assert {one.kind for one in report.findings} == {"unsigned"}
+    assert any(other.public.fingerprint in said for said in report.unproven)
+
+
+async def test_no_single_byte_can_be_changed(kept: Kept) -> None:
+    whole = b"".join(kept.lines)
+    dice = random.Random(4)
+    for _ in range(150):
+        at = dice.randrange(len(whole))
+        flipped = whole[:at] + bytes([whole[at] ^ (1 << dice.randrange(8))]) + whole[at + 1 :]
+        report = kept.verified(flipped.splitlines(keepends=True))
+        assert not report.ok, at
+        assert report.findings[0].said
+
+
+async def test_another_policy_judges_otherwise(kept: Kept) -> None:
+    people = tuple(one for one in kept.policy.people if one.name != "bob")
+    other = kept.policy.model_copy(update={"people": people})
+    report = verify_parts(evidence_file.read(kept.lines), Asked(pinned={digest_of(other): other}))
+    assert not report.ok
+    assert "policy" in {one.kind for one in report.findings}
+
+
+async def test_the_policy_is_taken_from_the_file_when_its_digest_is_pinned(kept: Kept) -> None:
+    parts = evidence_file.read(kept.lines)
+    assert verify_parts(parts, Asked(roots=frozenset({digest_of(kept.policy)}))).ok
+    assert not verify_parts(parts, Asked(roots=frozenset({"0" * 64}))).ok
