@@ -18,6 +18,7 @@ from cli import (
     commands_order,
     commands_order_files,
     commands_plan,
+    commands_release,
     commands_run,
     commands_runbook,
 )
@@ -27,7 +28,8 @@ from cli.session import Session, report, tell_misuse
 HELP = ("-h", "--help")
 ORDER = (
     "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
-    "abort", "decide", "rollback", "order", "evidence", "runbook", "codec", "doctor", "demo",
+    "abort", "decide", "rollback", "order", "release", "evidence", "runbook", "codec", "doctor",
+    "demo",
 )  # fmt: skip
 """How the commands are listed: in the order in which people meet them."""
 
@@ -120,6 +122,7 @@ commands_run.register(app)
 commands_order.register(app)
 app.add_typer(commands_order_files.app, name="order")
 app.add_typer(commands_evidence.app, name="evidence")
+app.add_typer(commands_release.app, name="release")
 app.add_typer(commands_runbook.app, name="runbook")
 app.add_typer(commands_codec.app, name="codec")
 

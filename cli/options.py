@@ -23,7 +23,10 @@ FleetFile = Annotated[
 ReleaseFile = Annotated[
     Path,
     typer.Option(
-        "--release", metavar="FILE", help="The Release document to go to.", show_default=False
+        "--release",
+        metavar="RELEASE",
+        help="The release to go to: a Release document, or a signed one by its name, etcd@3.5.1.",
+        show_default=False,
     ),
 ]
 RunbookFile = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, get_args
 
 import typer
@@ -162,8 +163,13 @@ async def sign_and_send(
         if not wanted:
             session.note("nothing was signed and nothing was sent")
             raise typer.Exit(Exit.INTERRUPTED)
-    envelope = await sign(draft, signer, _ask_passphrase if sys.stdin.isatty() else None)
+    envelope = await sign(draft, signer, passphrase_asker())
     return await desk.submit(draft.order.target, envelope)
+
+
+def passphrase_asker() -> Callable[[], str] | None:
+    """Asks for a key's passphrase on a terminal; None where there is nobody to ask."""
+    return _ask_passphrase if sys.stdin.isatty() else None
 
 
 def _ask_passphrase() -> str:
@@ -204,6 +210,8 @@ def next_step(verdict: OrderVerdict) -> str:
         return "somebody else has to sign: the policy says who may, with which key"
     if rule in {"policy", "plan"}:
         return "pin the policy with `kedge up --fleet F --policy P`, make the plan again, then sign that"
+    if rule == "release":
+        return "`kedge release list` shows the signed releases; name one as `--release etcd@3.5.1`"
     if rule == "lease":
         return "`kedge list` shows the run that has the fleet; wait for it, or `kedge rollback` it"
     if rule in {"not-open", "subject", "shown", "choice", "verb"} and verdict.target:

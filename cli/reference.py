@@ -56,6 +56,11 @@ SHAPES = """
 | `reject`, `pause`, `resume`, `abort`, `decide`, `order send` | `{"run", "verdict"}` |
 | `order request` | `{"file", "order", "showing", "sign", "send"}` |
 | `order show` | `{"order"}`, with a signature also `"key"` |
+| `release init`, `add`, `sign`, `publish`, `revoke`, `rotate` | `{"folder", "drafts": [{"role", "version", "draft", "expires", "threshold", "missing", "signed", "unsigned"}], "published", "root", "signed"}` |
+| `release verify` | `{"location", "root", "releases", "files", "bytes", "expires"}` |
+| `release list` | `{"releases": [{"name", "revoked", "added", "author"}]}`; with `--drafts` `{"roles"}`, as the drafts above |
+| `release show` | the release: `name, root, document, target, digest, artifacts, authors, attestations, vendor, added, versions, expires` |
+| `release trust` | `{"root"}` |
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
 | `codec init`, `show`, `rotate`, `retire`, `grace` | `{"where", "required", "keys": [{"id", "use", "made"}], "plaintext_until"}`; `use` is `seals` or `reads`, `where` is empty where payloads are in the open |

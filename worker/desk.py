@@ -8,17 +8,17 @@ leaves it is of the ``KedgeError`` tree.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from kedge.drivers.artifacts import VerifiedArtifacts
-from kedge.drivers.ports import Blobs, Evidence, Fleets, PolicyPins
-from kedge.drivers.registry import DriverSettings, open_drivers
+from kedge.drivers.registry import Drivers, DriverSettings, open_drivers
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import (
     DocumentError,
@@ -33,12 +33,14 @@ from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus
+from kedge.model.trusted import ReleaseName
 from worker import desk_orders
 from worker.desk_orders import Asked, Draft
 from worker.settings import Settings
 from worker.settings import SettingsError as SettingsMistake
 
 if TYPE_CHECKING:
+    from worker.desk_releases import ReleaseDesk
     from worker.desk_runs import Runs, RunSummary
     from worker.desk_up import Place, Say, Stopped
     from worker.desk_views import RunView
@@ -74,22 +76,15 @@ class MadePlan(Frozen):
 class Desk:
     """One home, seen from a face. Functions may be called in any order; a connection is made when needed."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        blobs: Blobs,
-        pins: PolicyPins,
-        fleets: Fleets,
-        artifacts: VerifiedArtifacts,
-        evidence: Evidence,
-    ) -> None:
-        """Built by :meth:`open`; tests may hand in other stores."""
+    def __init__(self, settings: Settings, drivers: Drivers) -> None:
+        """Built by :meth:`open`; tests may hand in other stores. Of all drivers a face uses the stores alone."""
         self.settings = settings
-        self.evidence = evidence
-        self.artifacts = artifacts
-        self.blobs = blobs
-        self.pins = pins
-        self.fleets = fleets
+        self.evidence = drivers.evidence
+        self.artifacts = drivers.artifacts
+        self.releases = drivers.releases
+        self.blobs = drivers.blobs
+        self.pins = drivers.pins
+        self.fleets = drivers.fleets
         self._runs: Runs | None = None
 
     @classmethod
@@ -99,22 +94,16 @@ class Desk:
             settings = Settings.load(home)
         except SettingsMistake as error:
             raise SettingsError(str(error)) from error
-        # Nothing is started here: of all drivers a face uses the stores alone.
+        # Nothing is started here.
         drivers = open_drivers(
             DriverSettings(
                 home=settings.home,
                 policies=settings.policy_dir,
+                repository=settings.release_repository,
                 evidence_url=settings.evidence_url,
             )
         )
-        return cls(
-            settings,
-            drivers.blobs,
-            drivers.pins,
-            drivers.fleets,
-            drivers.artifacts,
-            drivers.evidence,
-        )
+        return cls(settings, drivers)
 
     # -- the connection ---------------------------------------------------------------------------
 
@@ -138,6 +127,24 @@ class Desk:
         from worker.background import BackgroundWorker
 
         return not self.settings.embedded or BackgroundWorker(self.settings).state() is not None
+
+    def release_desk(self) -> ReleaseDesk:
+        """The release repository, for its keepers and its readers."""
+        from worker.desk_releases import ReleaseDesk
+
+        return ReleaseDesk(self.releases, self.settings.release_repository)
+
+    def release_desk_at(self, location: str) -> ReleaseDesk:
+        """The same for a repository elsewhere: a folder or an address. Raises ``SettingsError``."""
+        from kedge.drivers.tuf_releases import TufReleases
+        from worker.desk_releases import ReleaseDesk
+
+        try:
+            settings = Settings.load(self.settings.home, release_repository=location)
+        except SettingsMistake as error:
+            raise SettingsError(str(error)) from error
+        place = settings.release_repository
+        return ReleaseDesk(TufReleases(place, settings.home / "trust" / "releases"), place)
 
     def hang_up(self) -> None:
         """Forgets the connection; the next question makes a new one."""
@@ -193,7 +200,12 @@ class Desk:
         from worker import documents
 
         found = documents.read_documents(
-            files.fleet, files.release, files.runbook, files.policy, before_path=files.before
+            files.fleet,
+            files.release,
+            files.runbook,
+            files.policy,
+            before_path=files.before,
+            repository=self._signed,
         )
         plan = documents.compiled(found)
         platforms = {node.platform for node in plan.nodes}
@@ -241,7 +253,6 @@ class Desk:
         if problems:
             raise DocumentError(problems)
         fleet = documents.read_fleet(fleet_file)
-        baseline = documents.read_baseline(fleet)
         name = fleet.value.name
         if policy_file is not None:
             policy = documents.read_policy(policy_file)
@@ -254,10 +265,20 @@ class Desk:
                 f"no policy is pinned for fleet {name}, so nobody could start or approve anything",
                 next_step="add --policy FILE",
             )
+        signed = partial(self._signed, root=await self._release_root(name))
+        baseline = await asyncio.to_thread(documents.read_baseline, fleet, signed)
         for archive in _archives(baseline.value, {node.platform for node in fleet.value.nodes}):
             await self.artifacts.keep(archive)
         await self.fleets.remember(name, fleet.value, baseline.value)
         return name
+
+    def _signed(self, name: ReleaseName, root: Digest | None = None) -> str:
+        return self.releases.read(name, root).document
+
+    async def _release_root(self, fleet: str) -> Digest | None:
+        """The root that the fleet's policy names, if it does."""
+        policy = await self.policy(fleet)
+        return policy.releases.root if policy is not None and policy.releases is not None else None
 
     async def policy(self, fleet: str) -> Policy | None:
         """The policy pinned for a fleet on this machine, if one is."""

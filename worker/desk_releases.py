@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from kedge.drivers.artifacts import VerifiedArtifacts
 from kedge.drivers.tuf_releases import TufReleases
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from kedge.drivers.metadata_signers import MetadataKey
     from kedge.drivers.tuf_repository import NewRelease, Repository, RoleKeys, RoleState
+
+
+KeyHand: TypeAlias = "MetadataKey"
+"""A key at hand, by the name that faces know."""
 
 
 class RoleSpec(Frozen):

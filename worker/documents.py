@@ -10,18 +10,34 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeAlias
 
+from kedge.model.base import Digest
 from kedge.model.errors import DocumentError
 from kedge.model.fleet import Fleet
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
+from kedge.model.trusted import ReleaseName, release_name
 from kedge.plan.check import cycles, install_problems
 from kedge.plan.compile import ConflictsError, compile_plan
 from kedge.plan.parse import D, Parsed, parse, parse_any
 from kedge.plan.yamltree import MAX_BYTES
+
+Signed: TypeAlias = Callable[[ReleaseName], str]
+"""Gives the text of a signed Release document. Raises ``DriverError`` as :class:`kedge.drivers.ports.Releases`."""
+
+
+class Repository(Protocol):
+    """The same, from the root of this digest; None: from the one pinned in this home."""
+
+    def __call__(self, name: ReleaseName, root: Digest | None = None) -> str:
+        """The text of the document."""
+        ...
+
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
@@ -66,8 +82,14 @@ def read_fleet(path: Path) -> Parsed[Fleet]:
     return parse(read_bytes(path), str(path), Fleet)
 
 
-def read_release(path: Path) -> Parsed[Release]:
-    """A Release document, its artifacts' paths made absolute. Raises ``DocumentError`` with every problem."""
+def read_release(path: Path, signed: Signed | None = None) -> Parsed[Release]:
+    """A Release document, its artifacts' paths made absolute. Raises ``DocumentError`` with every problem.
+
+    Where ``path`` is the name of a signed release (``etcd@3.5.1``), it is the one that ``signed`` gives.
+    """
+    name = release_name(str(path))
+    if name is not None and signed is not None:
+        return parse(signed(name).encode(), f"tuf:{name}", Release)
     parsed = parse(read_bytes(path), str(path), Release)
     return Parsed(parsed.name, _anchored(parsed.value, path), parsed.root)
 
@@ -96,17 +118,21 @@ def _absolute(artifact: ReleaseArtifact, here: Path) -> ReleaseArtifact:
 
 
 def baseline_path(fleet: Parsed[Fleet]) -> Path:
-    """Where a fleet's ``release:`` lies. Raises ``DocumentError`` when it is no relative path."""
+    """Where a fleet's ``release:`` lies, or its name in the repository. Raises ``DocumentError`` for any other address."""
     reference = fleet.value.release
+    if release_name(reference) is not None:
+        return Path(reference)
     if PurePosixPath(reference).is_absolute() or _SCHEME.match(reference):
-        said = "must be a path relative to this document"
+        said = "must be a path relative to this document, or a signed release: etcd@3.5.1"
         raise DocumentError((fleet.problem(("release",), said),))
     return Path(os.path.normpath(Path(fleet.name).parent / reference))
 
 
-def read_baseline(fleet: Parsed[Fleet]) -> Parsed[Release]:
+def read_baseline(fleet: Parsed[Fleet], signed: Signed | None = None) -> Parsed[Release]:
     """The release a fleet runs now, by its document. Raises ``DocumentError`` with every problem."""
     path = baseline_path(fleet)
+    if signed is not None and release_name(str(path)) is not None:
+        return read_release(path, signed)
     if not path.exists():
         raise DocumentError((fleet.problem(("release",), f"there is no file {path}"),))
     return read_release(path)
@@ -119,22 +145,29 @@ def read_documents(
     policy_path: Path,
     *,
     before_path: Path | None = None,
+    repository: Repository | None = None,
 ) -> Documents:
     """Everything a plan is made from. Raises ``DocumentError`` with every problem of every file at once.
 
-    ``before_path`` is the release that runs now, where that is not what the fleet's document says.
+    ``before_path`` is the release that runs now, where that is not what the fleet's document says. Releases that are
+    named, not files, are got from ``repository``, from the root that the policy names; what it raises goes through.
     """
     problems: list[str] = []
     fleet = _tried(read_fleet, fleet_path, problems)
-    after = _tried(read_release, release_path, problems)
     runbook = _tried(read_runbook, runbook_path, problems)
     policy = _tried(read_policy, policy_path, problems)
+    rules = policy.value.releases if policy is not None else None
+    signed: Signed | None = None
+    if repository is not None:
+        signed = partial(repository, root=rules.root if rules is not None else None)
+    get = partial(read_release, signed=signed)
+    after = _tried(get, release_path, problems)
     before: Parsed[Release] | None = None
     if before_path is not None:
-        before = _tried(read_release, before_path, problems)
+        before = _tried(get, before_path, problems)
     elif fleet is not None:
         try:
-            before = read_baseline(fleet)
+            before = read_baseline(fleet, signed)
         except DocumentError as error:
             problems += error.problems
     if fleet is None or before is None or after is None or runbook is None or policy is None:
@@ -216,7 +249,11 @@ def lint(paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def _fleet_problems(fleet: Parsed[Fleet]) -> Sequence[str]:
-    """What is wrong with a fleet under the release it names. What the runbook's vars give is not known here."""
+    """What is wrong with a fleet under the release it names. What the runbook's vars give is not known here, nor is a
+    signed release, which only its repository has.
+    """
+    if release_name(fleet.value.release) is not None:
+        return ()
     try:
         baseline = read_baseline(fleet)
     except DocumentError as error:

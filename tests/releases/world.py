@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -33,14 +34,14 @@ timestamp; carol may come later, eve has nothing to say."""
 
 
 def archive(version: str, name: str = "daemon") -> bytes:
-    """A small tar archive."""
+    """A small tar archive, the same at each call."""
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+    with tarfile.open(fileobj=content, mode="w") as tar:
         body = f"#!/bin/sh\necho {name} {version}\n".encode()
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(body), 0o755
         tar.addfile(info, io.BytesIO(body))
-    return content.getvalue()
+    return gzip.compress(content.getvalue(), mtime=0)
 
 
 @dataclass

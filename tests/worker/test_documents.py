@@ -114,7 +114,7 @@ def test_an_absolute_release_is_refused(folder: Path) -> None:
         replaced(FLEET, "release: etcd-3.5.0.yaml", "release: /etc/passwd")
     )
     assert lint([folder / "etcd.yaml"]) == (
-        f"{folder}/etcd.yaml:4:10: release: must be a path relative to this document",
+        f"{folder}/etcd.yaml:4:10: release: must be a path relative to this document, or a signed release: etcd@3.5.1",
     )
 
 

@@ -1,0 +1,158 @@
+"""Tools that kedge did not write: a stock TUF client reads the repository, over HTTP; so does ours, from a static server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tuf.ngclient import Updater
+
+from kedge.drivers import tuf_fetch
+from kedge.model.errors import DriverError
+from kedge.model.plan import Artifact
+from kedge.model.trusted import ReleaseName
+from tests.releases.serving import served
+from tests.releases.world import World, archive, world_with_a_release
+
+NAME = ReleaseName(component="daemon", version="1.0.0")
+
+
+def content_of(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+async def test_a_stock_tuf_client_reads_the_repository(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    bootstrap = (world.folder / "metadata" / "1.root.json").read_bytes()
+    with served(world.folder) as address:
+        stock = Updater(
+            str(tmp_path / "stock"),
+            f"{address}/metadata/",
+            target_dir=str(tmp_path / "stock"),
+            target_base_url=f"{address}/targets/",
+            bootstrap=bootstrap,
+        )
+        stock.refresh()
+        for target in (NAME.document, "daemon/1.0.0/linux-amd64.tar.gz"):
+            info = stock.get_targetinfo(target)
+            assert info is not None
+            got = stock.download_target(info)
+        assert content_of(got) == archive("1.0.0")
+
+
+async def test_a_stock_client_follows_rotations_and_sees_revocations(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    bootstrap = (world.folder / "metadata" / "1.root.json").read_bytes()
+    from worker.desk_releases import KeyChange
+
+    change = KeyChange(role="timestamp", add=(world.key_file("carol"),), remove=(
+        f"{world.key_file('robot')}.pub",))  # fmt: skip
+    await world.rotate(change, "root", "rita", "robot", "carol")
+    await world.desk.revoke(
+        world.folder, NAME, world.signers("ada", "bob", "robot", "carol"), reason="x", by="ada",
+        publish=True,
+    )  # fmt: skip
+    with served(world.folder) as address:
+        stock = Updater(str(tmp_path / "stock"), f"{address}/metadata/", bootstrap=bootstrap)
+        assert stock.get_targetinfo(NAME.document) is None
+        assert stock.get_targetinfo(NAME.tombstone) is not None
+
+
+async def test_a_worker_reads_it_over_http_with_its_archives(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    with served(world.folder) as address:
+        reader = world.reader(address)
+        found = await reader.trusted(NAME)
+        (one,) = found.artifacts
+        into = tmp_path / "archive"
+        reader.client().fetch(one.source.removeprefix("tuf:"), into)
+        assert into.read_bytes() == archive("1.0.0")
+        stood = await reader.standing(NAME, found.digest)
+        assert stood.versions == found.versions
+
+
+async def test_the_root_that_a_policy_names_is_got_over_http_and_no_other(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    other = World(tmp_path / "other")
+    await other.init()
+    wanted = world.reader().pinned()
+    fresh = world.reader(name="fresh")
+    (tmp_path / "fresh" / "root.json").unlink()
+    with served(world.folder) as address:
+        from kedge.drivers.tuf_releases import TufReleases
+
+        reader = TufReleases(address, tmp_path / "fresh2")
+        assert (await reader.trusted(NAME, wanted)).name == NAME
+    with served(other.folder) as address:
+        reader = TufReleases(address, tmp_path / "fresh3")
+        with pytest.raises(DriverError, match="is pinned") as refused:
+            await reader.trusted(NAME, wanted)
+        assert refused.value.kind == "RepositoryRefused"
+    assert fresh.pinned() is None
+
+
+async def test_an_archive_by_its_address_comes_out_verified(tmp_path: Path) -> None:
+    from kedge.drivers.artifacts import VerifiedArtifacts
+    from kedge.drivers.tuf_releases import TufSource
+
+    world = await world_with_a_release(tmp_path)
+    reader = world.reader()
+    (one,) = (await reader.trusted(NAME)).artifacts
+    artifacts = VerifiedArtifacts(
+        tmp_path / "mine", {"tuf": TufSource(reader, tmp_path / "fetched")}
+    )
+    assert (await artifacts.keep(one)).read_bytes() == archive("1.0.0")
+    stranger = Artifact(platform="x/y", digest="0" * 64, length=3, source="tuf:daemon/1.0.0/x.bin")
+    with pytest.raises(DriverError) as refused:
+        await artifacts.fetch(stranger)
+    assert refused.value.kind == "NotFound"
+
+
+@pytest.mark.parametrize("how", ["nobody there", "silence", "a byte now and then"])
+async def test_a_server_that_keeps_one_waiting_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    world = await world_with_a_release(tmp_path)
+    monkeypatch.setattr(tuf_fetch, "SILENCE", 1)
+    monkeypatch.setattr(tuf_fetch, "METADATA_SECONDS", 1.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(4096)
+            if how == "silence":
+                over.wait(30)
+                return
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            while not over.is_set():
+                try:
+                    connection.sendall(b"{")
+                except OSError:
+                    return
+                time.sleep(0.2)
+
+    if how == "nobody there":
+        listener.close()
+    else:
+        threading.Thread(target=drip, daemon=True).start()
+    try:
+        with pytest.raises(DriverError) as refused:
+            await world.reader(f"http://127.0.0.1:{port}").trusted(NAME)
+        assert refused.value.kind == "Unreachable"
+        assert refused.value.retryable
+    finally:
+        over.set()
+        listener.close()
