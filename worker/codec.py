@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ REFUSED = b"binary/kedge-refused"
 KEYS_VARIABLE = "KEDGE_CODEC_KEYS"
 """Keys for machines that have no file for them: base64, separated by blanks, the first one active."""
 _COMPLAIN_EVERY = 60.0
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def _now() -> datetime:
@@ -216,6 +218,29 @@ def required_mark(settings: Settings) -> Path:
     return settings.home / "codec.required"
 
 
+def marked_keys(settings: Settings) -> tuple[str, ...]:
+    """The names of the keys this home is known to have sealed with; empty where it never had a ring."""
+    try:
+        words = required_mark(settings).read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return ()
+    return tuple(word for word in words if _ID.fullmatch(word))
+
+
+def checked(ring: Ring, settings: Settings) -> Ring:
+    """The ring, if it is this home's. Raises ``CodecError`` (``RingRefused``) for another one, before anything is
+    written with it that nobody here could read.
+    """
+    missing = [key for key in marked_keys(settings) if key not in ring.keys]
+    if missing:
+        raise CodecError(
+            "RingRefused",
+            f"this is not the ring of {settings.home}: it has no key {', '.join(missing[:4])}, with which payloads here are sealed",
+            next_step="bring the home's own ring back; keys that nobody needs any more go with `kedge codec retire`",
+        )
+    return ring
+
+
 def rings_of(settings: Settings) -> Rings | None:
     """The ring these settings mean; None where payloads are in the open.
 
@@ -223,10 +248,11 @@ def rings_of(settings: Settings) -> Rings | None:
     """
     words = os.environ.get(KEYS_VARIABLE, "")
     if words.strip():
-        return LivingRing(FixedRing(ring_of_words(words)))
+        return LivingRing(FixedRing(checked(ring_of_words(words), settings)))
     file = ring_file(settings)
     wanted = settings.codec_required or settings.codec_ring is not None
     if wanted or file.there() or required_mark(settings).exists():
+        checked(file.ring(), settings)
         return LivingRing(file)
     return None
 

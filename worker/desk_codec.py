@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -22,7 +22,7 @@ from kedge.trust import codec
 from kedge.trust.codec import KEY_BYTES, Ring
 from worker import processes
 from worker.background import BackgroundWorker
-from worker.codec import KEYS_VARIABLE, required_mark, ring_file
+from worker.codec import KEYS_VARIABLE, checked, required_mark, ring_file
 from worker.settings import Settings
 
 Use = Literal["seals", "reads"]
@@ -58,11 +58,11 @@ def show(settings: Settings, now: datetime | None = None) -> RingShown:
     )
     words = os.environ.get(KEYS_VARIABLE, "")
     if words.strip():
-        return _shown(codec.ring_of_words(words), KEYS_VARIABLE, now)
+        return _shown(checked(codec.ring_of_words(words), settings), KEYS_VARIABLE, now)
     file = ring_file(settings)
     if not file.there() and not mark:
         return RingShown(where="", required=False)
-    return _shown(file.ring(), str(file.path), now)
+    return _shown(checked(file.ring(), settings), str(file.path), now)
 
 
 def _shown(ring: Ring, where: str, now: datetime | None) -> RingShown:
@@ -106,8 +106,9 @@ def init(settings: Settings, grace: str = "") -> RingShown:
             )
         ring = codec.new_ring(secrets.token_bytes(KEY_BYTES), _stamp(_now()), _until(grace))
         # The mark first: who dies between the two has a home that says what is missing, not one that writes in the open.
-        _mark(settings)
+        _mark(settings, ())
         file.write(ring)
+        _mark(settings, ring.keys)
         return _shown(ring, str(file.path), None)
 
 
@@ -118,13 +119,14 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
     """
     file = _own_file(settings)
     with _changing(settings):
-        ring = file.ring()
+        ring = checked(file.ring(), settings)
         if activate:
             ring = codec.activated(ring, activate)
         else:
             fresh = secrets.token_bytes(KEY_BYTES)
             ring = codec.with_key(ring, fresh, _stamp(_now()), activate=not prepare)
         file.write(ring)
+        _mark(settings, ring.keys)
         return _shown(ring, str(file.path), None)
 
 
@@ -133,6 +135,7 @@ def retire(settings: Settings, key: str) -> RingShown:
     file = _own_file(settings)
     with _changing(settings):
         ring = codec.retired(file.ring(), key)
+        _mark(settings, ring.keys)
         file.write(ring)
         return _shown(ring, str(file.path), None)
 
@@ -169,9 +172,11 @@ def _changing(settings: Settings) -> Iterator[None]:
         raise CodecError("RingRefused", str(error)) from error
 
 
-def _mark(settings: Settings) -> None:
+def _mark(settings: Settings, keys: Iterable[str]) -> None:
+    """Notes that this home has a ring, and the names of its keys: a wrong one is known by them."""
     mark = required_mark(settings)
-    write_atomic(mark, b"This home seals what it gives to Temporal: see docs/secrets.md.\n")
+    text = "This home seals what it gives to Temporal (docs/secrets.md). Keys:\n"
+    write_atomic(mark, "\n".join([text.strip(), *sorted(keys), ""]).encode())
     sync_directory(mark.parent)
 
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict, ParseDict
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client, WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.converter import DataConverter
+from temporalio.worker import Replayer
+from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
+from kedge.drivers.codec_ring import FixedRing
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
+from kedge.model.errors import CodecError
+from kedge.trust import codec
 from tests.secrets.conftest import Place, Staged, found
-from worker.codec import NoCodec
+from worker import desk_codec
+from worker.codec import NoCodec, ring_file, sealing_converter
+from worker.sandbox import BoundRunner
+from worker.wiring import PURE
+from workflows.every import EVERY_WORKFLOW
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(240)]
 
@@ -72,9 +91,198 @@ async def test_the_same_run_in_the_open_is_found_by_that_search(
         place.engine.start()
 
 
-def open_converter() -> Any:
-    import dataclasses
+def with_converter(client: Client, converter: DataConverter) -> Client:
+    """The same connection, used with another data converter."""
+    config: Any = {**client.config(), "data_converter": converter}
+    return Client(**config)
 
-    from temporalio.contrib.pydantic import pydantic_data_converter
 
+def open_converter() -> DataConverter:
     return dataclasses.replace(pydantic_data_converter, payload_codec=NoCodec())
+
+
+# -- keys that change, are wrong, or are missing ------------------------------------------------------------------
+
+
+async def keys_in(client: Client, workflow: str) -> set[str]:
+    """The names of the keys in a workflow's history; ``open`` for a payload that is not sealed."""
+    history = await client.get_workflow_handle(workflow).fetch_history()
+    return {
+        base64.b64decode(payload["metadata"].get("encryption-key-id", "b3Blbg==")).decode()
+        for payload in payloads(json.loads(history.to_json()))
+    }
+
+
+def payloads(value: Any) -> list[dict[str, Any]]:
+    """Every payload of a history in JSON, search attributes left out."""
+    if isinstance(value, list):
+        return [one for part in value for one in payloads(part)]
+    if not isinstance(value, dict):
+        return []
+    if isinstance(value.get("metadata"), dict) and "encoding" in value["metadata"]:
+        return [value]
+    return [
+        one for key, part in value.items() if key != "searchAttributes" for one in payloads(part)
+    ]
+
+
+async def test_a_rotation_in_the_middle_of_a_run_goes_unnoticed(
+    place: Place, staged: Staged
+) -> None:
+    first = desk_codec.show(place.settings).keys[0].id
+    scene = await staged(await place.client())
+    await scene.open_fleet()
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+        # The process that works here and the client that orders go on with what they have open.
+        second = desk_codec.rotate(place.settings).keys[0].id
+        assert (await scene.order("approve", run, "ada")).accepted
+    assert await keys_in(scene.client, run) == {first, second}
+    # A new process, which replays what the first key sealed.
+    scene.client = await place.client()
+    desk_codec.rotate(place.settings)
+    async with scene.working():
+        assert (await scene.order("approve", run, "bob")).accepted
+        assert (await scene.end_of(run)).phase == "done"
+        await scene.freed()
+    third = desk_codec.show(place.settings).keys[0].id
+    assert await keys_in(scene.client, run) == {first, second, third}
+
+
+async def test_who_has_another_ring_or_none_is_told_so_and_writes_nothing(
+    place: Place, staged: Staged, tmp_path: Path
+) -> None:
+    scene = await staged(await place.client())
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+        before = (await scene.client.get_workflow_handle(run).describe()).history_length
+        other = ring_file(place.settings).path.with_name("other.json")
+        other.write_bytes(codec.ring_document(codec.new_ring(b"o" * 32, "")))
+        other.chmod(0o600)
+        # In the home itself another ring is known to be none of its own, before anything is sent.
+        with pytest.raises(CodecError, match="not the ring of"):
+            await place.client(codec_ring=other)
+        # Elsewhere nobody knows: the first answer tells.
+        away = {
+            "home": tmp_path / "elsewhere",
+            "temporal_address": scene.client.service_client.config.target_host,
+        }
+        for given, kind in (({"codec_ring": other}, "UnknownKey"), ({}, "NoRing")):
+            scene_elsewhere = await place.client(**away, **given)
+            handle = scene_elsewhere.get_workflow_handle(run)
+            with pytest.raises(CodecError) as caught:
+                await handle.query("status")
+            assert caught.value.kind == kind
+            assert caught.value.next_step
+        assert (await scene.client.get_workflow_handle(run).describe()).history_length == before
+        with pytest.raises(CodecError, match="is not there"):
+            await place.client(**away, codec_required=True)
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+        await scene.freed()
+
+
+async def test_a_worker_with_another_ring_moves_nothing_until_one_with_the_right_ring_comes(
+    place: Place, staged: Staged, tmp_path: Path
+) -> None:
+    scene = await staged(await place.client())
+    right = scene.client
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+    wrong = await place.client(home=tmp_path / "elsewhere", temporal_address=right.service_client.config.target_host, )  # fmt: skip
+    ring = codec.new_ring(b"w" * 32, "")
+    wrong = with_converter(wrong, sealing_converter(FixedRing(ring)))
+    await right.get_workflow_handle(run).signal("order", {"not": "an order"})
+    scene.client = wrong
+    async with scene.working():
+        failed = await task_failure(right, run)
+    # Its words are sealed with the key that nobody here has; its type says enough, and the worker's log all of it.
+    assert 'type: "CodecError"' in failed
+    scene.client = right
+    async with scene.working():
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+        await scene.freed()
+    assert await keys_in(right, run) <= {key.id for key in desk_codec.show(place.settings).keys} | {
+        ring.active
+    }
+
+
+async def task_failure(client: Client, run: str) -> str:
+    """What the first failed workflow task of a run says, once there is one."""
+    for _ in range(600):
+        events = (await client.get_workflow_handle(run).fetch_history()).events
+        for event in events:
+            if event.HasField("workflow_task_failed_event_attributes"):
+                return str(event.workflow_task_failed_event_attributes.failure)
+        await asyncio.sleep(0.05)
+    raise AssertionError("no workflow task failed")
+
+
+# -- what comes in the open ---------------------------------------------------------------------------------------
+
+
+async def test_an_order_in_the_open_is_refused_and_stops_nobody(
+    place: Place, staged: Staged
+) -> None:
+    scene = await staged(await place.client())
+    outside = with_converter(scene.client, open_converter())
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        status = await scene.waits_for(run, "ship")
+        assert status.waiting is not None
+        envelope = scene.envelope(
+            "approve", run, status.plan, "ada", subject="ship", shown=status.waiting.shown
+        )
+        await outside.get_workflow_handle(run).signal("order", envelope)
+        with pytest.raises(CodecError, match="no ring of keys"):
+            await outside.get_workflow_handle(run).execute_update("submit_order", envelope)
+        after = await scene.until(run, lambda now: now.orders > status.orders)
+        assert after.waiting is not None
+        refused = await scene.records()
+        assert any("unreadable" in json.dumps(one) for one in refused), json.dumps(refused)
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+        await scene.freed()
+
+
+# -- recorded histories -------------------------------------------------------------------------------------------
+
+RECORDED = sorted((Path(__file__).parent.parent / "histories").glob("*/*.json"))
+
+
+async def test_recorded_histories_replay_through_the_codec_as_they_do_without_it() -> None:
+    ring = codec.new_ring(b"r" * 32, "")
+    converter = sealing_converter(FixedRing(ring))
+    again = Replayer(
+        workflows=EVERY_WORKFLOW,
+        data_converter=converter,
+        workflow_runner=BoundRunner(
+            restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE)
+        ),
+    )
+    chosen = [path for path in RECORDED if path.parent.name in ("upgrade", "parked", "by_itself")]
+    assert len(chosen) > 8
+    for path in chosen:
+        recorded = json.loads(path.read_text())
+        count = 0
+        for payload in payloads(recorded):
+            count += 1
+            sealed = json_of(await converter.payload_codec.encode([of_json(payload)]))  # type: ignore[union-attr]
+            payload.clear()
+            payload.update(sealed)
+        assert count
+        begun = recorded["events"][0]["workflowExecutionStartedEventAttributes"]
+        await again.replay_workflow(WorkflowHistory.from_json(begun["workflowId"], recorded))
+
+
+def of_json(payload: dict[str, Any]) -> Payload:
+    return ParseDict(payload, Payload())
+
+
+def json_of(sealed: list[Payload]) -> dict[str, Any]:
+    made: dict[str, Any] = MessageToDict(sealed[0])
+    return made
