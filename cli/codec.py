@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import typer
 from rich.text import Text
 
 from cli.exits import Exit
 from cli.session import Session
-from kedge.model.errors import CodecError
+from kedge.model.errors import CodecError, OrderError
 from worker import desk_codec
 from worker.desk_codec import RingShown
 
@@ -62,6 +63,54 @@ def grace(session: Session, time: str) -> None:
     shown = desk_codec.grace(session.desk().settings, time)
     session.say(*_lines(shown))
     session.document(shown)
+
+
+def serve(
+    session: Session,
+    where: tuple[str, int],
+    named: tuple[tuple[str, ...], tuple[str, ...]],
+    life: str,
+    tls: tuple[Path | None, Path | None],
+) -> None:
+    """The codec server, in the foreground."""
+    from worker.desk_codec_server import Serving  # noqa: PLC0415 - heavy, and for who serves
+    from worker.desk_codec_server import serve as serve_codec  # noqa: PLC0415 - as above
+    from worker.logs import configure  # noqa: PLC0415 - as above
+
+    desk = session.desk()
+    configure(desk.settings.log_format, desk.settings.log_level)
+    how = Serving(
+        host=where[0], port=where[1], names=named[0], origins=named[1],
+        life=desk_codec.length_of(life), certificate=tls[0], key=tls[1],
+    )  # fmt: skip
+    session.run(serve_codec(desk, how, session.note))
+
+
+def login(
+    session: Session, key: Path | None, agent: str | None, server: str, *, code: bool
+) -> None:
+    """A token, or a one-time code, and what to do with it."""
+    from cli.ordering import passphrase_asker  # noqa: PLC0415 - heavy, and for who signs in
+    from worker.desk_codec_server import address  # noqa: PLC0415 - as above
+    from worker.desk_codec_server import login as login_codec  # noqa: PLC0415 - as above
+    from worker.desk_orders import Signer  # noqa: PLC0415 - as above
+
+    if (key is None) == (agent is None):
+        raise OrderError("one key signs", next_step="name it with --key FILE, or with --agent KEY")
+    url = address(session.desk().settings, server)
+    asked = passphrase_asker()
+    found = session.run(login_codec(url, Signer(key=key, agent=agent), asked, code=code))
+    session.note(f"signed in to {found.server} as {found.person}, until {found.expires}")
+    if code:
+        session.note(f"open {found.server}/ and give it this code, once, within two minutes:")
+    else:
+        session.note(
+            "for Temporal's command line: TEMPORAL_CODEC_ENDPOINT and TEMPORAL_CODEC_AUTH='Bearer TOKEN'"
+        )
+    if session.json:
+        session.document(found)
+    else:
+        sys.stdout.write(f"{found.secret}\n")
 
 
 def _lines(shown: RingShown) -> list[Text]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -98,3 +99,61 @@ def grace(
     from cli.codec import grace as give_grace
 
     give_grace(begin(ctx, json=json), time)
+
+
+@app.command()
+def serve(  # noqa: PLR0913 - a command's options are its parameters
+    ctx: typer.Context,
+    *,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where to listen; other machines need --tls-cert."),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="A free one is taken without it.")
+    ] = 0,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A name by which it is called. May be repeated."),
+    ] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A Temporal UI that may call it, such as https://temporal.internal. May be repeated. "
+            "[default: the embedded engine's]",
+        ),
+    ] = None,
+    life: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a sign-in is good, at most 12h.")
+    ] = "1h",
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Its certificate.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key.")
+    ] = None,
+) -> None:
+    """Open payloads for Temporal's UI and command line, until it is ended. Who may read says the policy."""
+    from cli.codec import serve as serve_codec
+
+    named = tuple(name or ()), tuple(origin or ())
+    serve_codec(begin(ctx), (host, port), named, life, (tls_cert, tls_key))
+
+
+@app.command()
+def login(
+    ctx: typer.Context,
+    *,
+    key: options.KeyOption = None,
+    agent: options.AgentOption = None,
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="The codec server. [default: this home's]")
+    ] = "",
+    code: Annotated[
+        bool, typer.Option("--code", help="A one-time code for a browser instead of a token.")
+    ] = False,
+    json: options.JsonOption = False,
+) -> None:
+    """Sign in to a codec server with an SSH key. The token is the last line of standard output."""
+    from cli.codec import login as login_codec
+
+    login_codec(begin(ctx, json=json), key, agent, server, code=code)

@@ -63,6 +63,7 @@ SHAPES = """
 | `release trust` | `{"root"}` |
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
+| `codec login` | `{"server", "person", "expires", "kind", "secret"}`; `kind` is `token` or `code` |
 | `codec init`, `show`, `rotate`, `retire`, `grace` | `{"where", "required", "keys": [{"id", "use", "made"}], "plaintext_until"}`; `use` is `seals` or `reads`, `where` is empty where payloads are in the open |
 | `doctor` | `{"checks": [{"name", "verdict", "said", "next_step"}]}`; `verdict` is `ok`, `wrong` or `unknown`; exit code 5 when the engine or a worker is missing, 2 for anything else that is wrong |
 

@@ -180,11 +180,16 @@ def _mark(settings: Settings, keys: Iterable[str]) -> None:
     sync_directory(mark.parent)
 
 
-def _until(time: str) -> str:
+def length_of(time: str) -> float:
+    """Seconds of a time as people write it. Raises ``CodecError``."""
     try:
-        length = seconds(time) if time else 0.0
+        return seconds(time) if time else 0.0
     except ValueError as error:
         raise CodecError("RingRefused", f"{time[:40]!r} is no time: {error}", next_step="such as 12h or 7d") from error  # fmt: skip
+
+
+def _until(time: str) -> str:
+    length = length_of(time)
     return _stamp(_now() + timedelta(seconds=length)) if length else ""
 
 

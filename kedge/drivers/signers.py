@@ -17,6 +17,7 @@ import asyncssh
 from asyncssh.agent import SSHAgentClient, SSHAgentKeyPair
 
 from kedge.model.errors import DriverError, OrderError
+from kedge.model.order import NAMESPACE
 from kedge.trust.keys import PublicKey, fingerprint, parse_public_key
 from kedge.trust.sshsig import check, compose, parse, signed_bytes
 
@@ -27,7 +28,11 @@ _SIGN_ANEW = "or sign with: ssh-keygen -Y sign -n kedge-order -f KEY order.json"
 
 
 def sign_with_key(
-    path: Path, order_bytes: bytes, passphrase: Callable[[], str] | None = None
+    path: Path,
+    order_bytes: bytes,
+    passphrase: Callable[[], str] | None = None,
+    *,
+    namespace: str = NAMESPACE,
 ) -> str:
     """The armored signature over exactly these bytes, by the OpenSSH private key in a file.
 
@@ -43,19 +48,22 @@ def sign_with_key(
             f"load it into an ssh-agent (ssh-add {path.name}), {_SIGN_ANEW}",
         )
     algorithm = "rsa-sha2-512" if public.kind == "ssh-rsa" else public.kind
-    signature = compose(public.blob, key.sign(signed_bytes(order_bytes), algorithm.encode()))
-    return _checked(signature, public, order_bytes)
+    raw = key.sign(signed_bytes(order_bytes, namespace=namespace), algorithm.encode())
+    signature = compose(public.blob, raw, namespace=namespace)
+    return _checked(signature, public, order_bytes, namespace)
 
 
-async def sign_with_agent(key: str, order_bytes: bytes, *, agent: str | None = None) -> str:
+async def sign_with_agent(
+    key: str, order_bytes: bytes, *, agent: str | None = None, namespace: str = NAMESPACE
+) -> str:
     """The armored signature by a key that an ssh-agent holds.
 
     ``key`` is its fingerprint (``SHA256:...``) or its public key line; ``agent`` the socket, else ``SSH_AUTH_SOCK``.
     Raises ``DriverError``: ``Unreachable`` (no agent), ``NotFound`` (it does not hold the key), ``KeyRefused`` (a
     kind that may not sign, not confirmed, not touched).
     """
-    public, raw = await _by_agent(key, signed_bytes(order_bytes), agent)
-    return _checked(compose(public.blob, raw), public, order_bytes)
+    public, raw = await _by_agent(key, signed_bytes(order_bytes, namespace=namespace), agent)
+    return _checked(compose(public.blob, raw, namespace=namespace), public, order_bytes, namespace)
 
 
 async def _connected(agent: str | None) -> SSHAgentClient:
@@ -184,10 +192,10 @@ def _may_sign(line: str, name: str) -> PublicKey:
         raise _refused(f"{name} may not sign orders: {error.message}", error.next_step) from error
 
 
-def _checked(armored: str, public: PublicKey, order_bytes: bytes) -> str:
+def _checked(armored: str, public: PublicKey, order_bytes: bytes, namespace: str) -> str:
     """The signature, after it was verified as a worker will verify it."""
     try:
-        check(parse(armored), public, order_bytes)
+        check(parse(armored), public, order_bytes, namespace=namespace)
     except OrderError as error:
         raise _refused(f"the signature is of no use: {error.message}", error.next_step) from error
     return armored

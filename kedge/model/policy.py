@@ -165,6 +165,12 @@ class EvidenceRules(Frozen):
     named: Literal["required", "optional"] = "optional"
 
 
+class CodecRules(Frozen):
+    """Who may read sealed payloads through the codec server: people with one of these roles."""
+
+    readers: tuple[Name, ...] = Field(min_length=1)
+
+
 class Policy(Frozen):
     """Who may do what in one environment.
 
@@ -188,6 +194,8 @@ class Policy(Frozen):
     releases: ReleaseRules | None = None
     """None: releases are taken from files, by their digests alone."""
     evidence: EvidenceRules | None = None
+    codec: CodecRules | None = None
+    """None: nobody reads sealed payloads through the codec server."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -249,6 +257,8 @@ class Policy(Frozen):
             for verb, roles in self.may.items()
             for place, role in enumerate(roles)
         ]
+        readers = self.codec.readers if self.codec is not None else ()
+        used += [(("codec", "readers", place), role) for place, role in enumerate(readers)]
         for kind in ("every", "point_of_no_return", "data_loss"):
             minimum: Minimum = getattr(self.gates, kind)
             used += [

@@ -21,7 +21,7 @@ COMMANDS = [
     *([name] for name in ("order", "runbook", "doctor", "demo")),
     *(["order", name] for name in ("request", "send", "show")),
     *(["runbook", name] for name in ("lint", "schema")),
-    *(["codec", name] for name in ("init", "show", "rotate", "retire", "grace")),
+    *(["codec", name] for name in ("init", "show", "rotate", "retire", "grace", "serve", "login")),
 ]
 LIMIT_SECONDS = 0.3
 
