@@ -21,6 +21,7 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         plans.plan_facts,
         plans.choose_way_back,
         orders.judge_order,
+        orders.judge_glass,
         orders.keep_verdict,
         orders.write_warrant,
         orders.record,

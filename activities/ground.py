@@ -170,6 +170,7 @@ class Ground:
             run_id=run.id,
             program=program,
             nodes=nodes,
+            authors=await self._authors(plan, policy, program),
         )
         if not verdict.ok:
             raise DriverError("NotAuthorised", verdict.said, retryable=False)
@@ -178,6 +179,17 @@ class Ground:
         self._allowed[asked] = None
         while len(self._allowed) > KEPT_WARRANTS:
             self._allowed.popitem(last=False)
+
+    async def _authors(self, plan: Plan, policy: Policy, program: ProgramName) -> tuple[str, ...]:
+        """Who made the release. A repository that does not answer closes no way back: there, what was judged when the
+        orders were accepted stands.
+        """
+        try:
+            return await self.trust.authors(plan, policy)
+        except DriverError:
+            if program in {"back", "restore"}:
+                return ()
+            raise
 
     async def _note_allowed(
         self,

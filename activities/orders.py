@@ -12,13 +12,17 @@ from activities.hearings import Hearing
 from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
-from kedge.model.order import OrderVerdict
+from kedge.model.order import Expected, OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
-from kedge.model.run import JudgeRequest, Note, Refused, Warrant, WarrantUpdate
-from kedge.plan.lease import UNSEEN, admit, refuse, unproven, unseen
+from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
+from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, unproven, unseen
+from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
-from kedge.trust.orders import read, refused
+from kedge.trust.orders import judge, read, refused
+
+AUTHORS_MATTER = frozenset({"start", "approve"})
+"""The words that a policy may forbid to who made the release."""
 
 
 class OrderActivities:
@@ -65,21 +69,33 @@ class OrderActivities:
                 "policy",
                 f"no policy is pinned for fleet {request.fleet}: {error.message}",
             )
-        expected, digest = request.expected, await self._ground.keep_policy(policy)
         if request.lease is None:
-            return hearing.judge(expected, policy, digest, signed=request.signed, gate=request.gate)
-        # An order to a fleet names its plan itself; whether that may be is looked at once it is known who says so.
+            plan = await self._ground.plan(request.expected.plan)
+            return await self._wholly(request, request.expected, plan, policy, hearing)
+        return await self._judged_for_fleet(request, request.lease, policy, hearing)
+
+    async def _judged_for_fleet(
+        self, request: JudgeRequest, lease: Lease, policy: Policy, hearing: Hearing
+    ) -> OrderVerdict:
+        """An order to a fleet names its plan itself, which is read once it is known that a person of the policy says so:
+        first the general rules, then those for plans of its class.
+        """
+        expected = request.expected
         with suppress(OrderError):
             expected = expected.model_copy(update={"plan": read(request.envelope).plan})
-        verdict = hearing.judge(expected, policy, digest)
-        if verdict.accepted:
-            verdict = admit(verdict, request.lease)
-        if verdict.accepted:
-            verdict = await self._planned(verdict, request, policy)
-        return verdict
+        general = policy.model_copy(update={"risk": {}})
+        digest = await self._ground.keep_policy(policy)
+        verdict = hearing.judge(expected, general, digest, signed=request.signed)
+        verdict = owing(admit(verdict, lease), lease, policy)
+        if not verdict.accepted:
+            return verdict
+        if verdict.verb == "review":
+            verdict = hearing.judge(expected, policy, digest, signed=request.signed)
+            return closing(verdict, request.signed, policy)
+        return await self._planned(verdict, request, policy, hearing)
 
     async def _planned(
-        self, verdict: OrderVerdict, request: JudgeRequest, policy: Policy
+        self, verdict: OrderVerdict, request: JudgeRequest, policy: Policy, hearing: Hearing
     ) -> OrderVerdict:
         """The verdict about an accepted order to a fleet, after a look at the plan that it names."""
         try:
@@ -97,8 +113,71 @@ class OrderActivities:
             said = "the plan was made with another policy than the one pinned for this fleet: make it again"
             return refuse(verdict, "policy", said)
         if verdict.verb == "start":
-            return await self._released(verdict, request.fleet, plan, policy)
-        return verdict
+            verdict = await self._released(verdict, request.fleet, plan, policy)
+        if not verdict.accepted:
+            return verdict
+        expected = request.expected.model_copy(update={"plan": verdict.plan})
+        return await self._wholly(request, expected, plan, policy, hearing)
+
+    async def _wholly(
+        self,
+        request: JudgeRequest,
+        expected: Expected,
+        plan: Plan,
+        policy: Policy,
+        hearing: Hearing,
+    ) -> OrderVerdict:
+        """The verdict with what only the plan says: what it puts at stake, and who made its release.
+
+        Both are read here, never taken from who asks.
+        """
+        authors: tuple[str, ...] = ()
+        verb = None
+        with suppress(OrderError):
+            verb = read(request.envelope).verb
+        if verb in AUTHORS_MATTER:
+            try:
+                authors = await self._ground.trust.authors(plan, policy)
+            except DriverError as error:
+                said = f"who made the release of this plan cannot be said: {error.message}"
+                return refused(request.envelope, "release", said)
+        update = {"risk": risk_of(plan), "authors": authors}
+        return hearing.judge(
+            expected.model_copy(update=update),
+            policy,
+            await self._ground.keep_policy(policy),
+            signed=request.signed,
+            gate=request.gate,
+        )
+
+    @activity.defn
+    async def judge_glass(self, request: GlassRequest) -> OrderVerdict:
+        """The verdict about an order that broke the glass in a run, at its own moment: its run accepted it, and tells."""
+        _own(f"fleet/{request.fleet}")
+        async with pulse():
+            return await self._glass(request)
+
+    async def _glass(self, request: GlassRequest) -> OrderVerdict:
+        envelope, run = request.notice.envelope, request.notice.run
+        try:
+            order = read(envelope)
+            policy = await self._ground.pins.policy(request.fleet)
+        except (OrderError, DriverError) as error:
+            return refused(envelope, "unreadable", error.message)
+        if not run.startswith((f"upgrade/{request.fleet}/", f"rollback/{request.fleet}/")):
+            return refused(envelope, "target", f"{run} is no run of the fleet {request.fleet}")
+        if not order.break_glass:
+            return refused(envelope, "break-glass", "this order breaks no glass")
+        expected = Expected(
+            verbs=(order.verb,),
+            target=run,
+            plan=order.plan,
+            subjects={order.subject: order.shown},
+            choices={order.subject: (order.choice,)} if order.choice is not None else {},
+            now=order.issued,
+        )
+        # What its plan's class asks for was looked at by the run, and must not lose the fleet its review.
+        return judge(envelope, expected, policy.model_copy(update={"risk": {}}))
 
     async def _released(
         self, verdict: OrderVerdict, fleet: str, plan: Plan, policy: Policy

@@ -1,7 +1,9 @@
-"""``approve``, ``reject``, ``pause``, ``resume``, ``abort``, ``decide``, ``rollback``: words that move a run."""
+"""``approve``, ``reject``, ``pause``, ``resume``, ``abort``, ``decide``, ``rollback``, ``review``: words that move a run."""
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help answers at once
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -49,13 +51,14 @@ def pause(
     ctx: typer.Context,
     run: options.RunArgument,
     *,
+    break_glass: options.GlassOption = False,
     signing: Signing,
     json: options.JsonOption = False,
 ) -> None:
     """Begin no further node; those in flight come to their end."""
     from cli.ordering import give
 
-    give(begin(ctx, json=json), "pause", run, signing)
+    give(begin(ctx, json=json), "pause", run, signing, break_glass=break_glass)
 
 
 @signed
@@ -77,29 +80,39 @@ def abort(
     ctx: typer.Context,
     run: options.RunArgument,
     *,
+    break_glass: options.GlassOption = False,
     signing: Signing,
     json: options.JsonOption = False,
 ) -> None:
     """End a run as it stands: nodes stay as they are, nothing further is done."""
     from cli.ordering import give
 
-    give(begin(ctx, json=json), "abort", run, signing)
+    give(begin(ctx, json=json), "abort", run, signing, break_glass=break_glass)
 
 
 @signed
-def decide(
+def decide(  # noqa: PLR0913 - a command's options are its parameters
     ctx: typer.Context,
     run: options.RunArgument,
     *,
     choice: options.ChoiceOption = "",
     item: options.ItemOption = "",
+    break_glass: options.GlassOption = False,
     signing: Signing,
     json: options.JsonOption = False,
 ) -> None:
     """Answer a parked run: try again, go on without the node, take the fleet back, or end it."""
     from cli.ordering import give
 
-    give(begin(ctx, json=json), "decide", run, signing, subject=item, choice=choice)
+    give(
+        begin(ctx, json=json),
+        "decide",
+        run,
+        signing,
+        subject=item,
+        choice=choice,
+        break_glass=break_glass,
+    )
 
 
 @signed
@@ -107,6 +120,7 @@ def rollback(
     ctx: typer.Context,
     fleet: options.FleetArgument,
     *,
+    break_glass: options.GlassOption = False,
     signing: Signing,
     json: options.JsonOption = False,
 ) -> None:
@@ -116,10 +130,32 @@ def rollback(
     """
     from cli.ordering import give
 
-    give(begin(ctx, json=json), "rollback", fleet, signing)
+    give(begin(ctx, json=json), "rollback", fleet, signing, break_glass=break_glass)
+
+
+@signed
+def review(
+    ctx: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="The run for which the glass was broken, or its fleet's name."
+        ),
+    ],
+    *,
+    signing: Signing,
+    json: options.JsonOption = False,
+) -> None:
+    """Sign that you looked at what somebody broke the glass for. Without a key: show what is owed.
+
+    Until it is signed by as many others as the policy asks for, no migration of the fleet is started.
+    """
+    from cli.reviewing import review_run
+
+    review_run(begin(ctx, json=json), run, signing)
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (approve, reject, pause, resume, abort, decide, rollback):
+    for command in (approve, reject, pause, resume, abort, decide, rollback, review):
         app.command()(command)

@@ -30,7 +30,7 @@ def request(  # noqa: PLR0913 - a command's options are its parameters
         str,
         typer.Argument(
             metavar="VERB",
-            help="start, approve, reject, pause, resume, abort, decide or rollback.",
+            help="start, approve, reject, pause, resume, abort, decide, rollback or review.",
         ),
     ],
     run: Annotated[
@@ -54,6 +54,8 @@ def request(  # noqa: PLR0913 - a command's options are its parameters
     before: options.FromFile = None,
     person: options.PersonOption = "",
     comment: options.CommentOption = "",
+    ticket: options.TicketOption = "",
+    break_glass: options.GlassOption = False,
     valid: options.ValidOption = "",
     json: options.JsonOption = False,
 ) -> None:
@@ -62,7 +64,9 @@ def request(  # noqa: PLR0913 - a command's options are its parameters
     from cli.order_files import Wanted, write_request
 
     documents = Documents(fleet, release, runbook, policy, before)
-    wanted = Wanted(verb, run, gate or item, choice, plan, person, comment, valid)
+    wanted = Wanted(
+        verb, run, gate or item, choice, plan, person, comment, ticket, break_glass, valid
+    )
     write_request(begin(ctx, json=json), wanted, documents, output)
 
 

@@ -68,6 +68,23 @@ PersonOption = Annotated[
 CommentOption = Annotated[
     str, typer.Option("--comment", metavar="TEXT", help="Why; it is signed and kept as evidence.")
 ]
+TicketOption = Annotated[
+    str,
+    typer.Option(
+        "--ticket",
+        metavar="TICKET",
+        envvar="KEDGE_TICKET",
+        help="The change ticket, where the policy asks for one; it is signed and kept as evidence.",
+    ),
+]
+GlassOption = Annotated[
+    bool,
+    typer.Option(
+        "--break-glass",
+        help="An emergency: beyond your roles, with the reason in --comment. The policy says who may; "
+        "somebody else has to review it afterwards.",
+    ),
+]
 ValidOption = Annotated[
     str,
     typer.Option(

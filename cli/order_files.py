@@ -12,6 +12,7 @@ from cli import words
 from cli.documents import Documents
 from cli.ordering import (
     choice_of,
+    drafted,
     life_of,
     show_draft,
     tell,
@@ -35,6 +36,8 @@ class Wanted:
     plan: str
     person: str
     comment: str
+    ticket: str
+    break_glass: bool
     valid: str
 
 
@@ -75,13 +78,15 @@ async def _request(session: Session, wanted: Wanted, documents: Documents) -> Dr
         choice=choice_of(wanted.choice),
         person=wanted.person,
         comment=wanted.comment,
+        ticket=wanted.ticket,
+        break_glass=wanted.break_glass,
         life=life_of(wanted.valid),
     )
     if verb == "start":
         return await _request_start(session, desk, asked, wanted.plan, documents)
-    if verb == "rollback":
-        return await desk.draft_rollback(asked, carried=True)
-    return await desk.draft_for_run(asked, carried=True)
+    if verb == "review":
+        asked = asked.model_copy(update={"subject": wanted.subject or wanted.target})
+    return await drafted(desk, asked, carried=True)
 
 
 async def _request_start(
@@ -147,6 +152,8 @@ def _lines(order: Order) -> list[Text]:
         "shown": order.shown if order.shown != order.plan else "",
         "person": order.person or "the owner of the key that signs",
         "comment": order.comment,
+        "ticket": order.ticket,
+        "glass": "breaks it" if order.break_glass else "",
         "issued": order.issued,
         "expires": order.expires,
         "nonce": order.nonce,

@@ -6,7 +6,7 @@ import getpass
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import typer
 from rich.text import Text
@@ -17,7 +17,7 @@ from cli.session import Session
 from cli.signing import Signing
 from cli.tree import showing_lines, tally_words
 from kedge.model.errors import DriverError, EngineError, OrderError
-from kedge.model.order import Order, OrderVerdict, Tally
+from kedge.model.order import Order, OrderVerdict, Rule, Tally
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy
 from kedge.model.run import Submitted
@@ -36,45 +36,58 @@ ASKS: dict[Verb, str] = {
     "abort": "end the run as it stands",
     "decide": "decide this",
     "rollback": "take the fleet back",
+    "review": "sign that you looked at this",
 }
 
 
+class Words(TypedDict, total=False):
+    """What only some verbs have."""
+
+    subject: str
+    choice: str
+    break_glass: bool
+
+
 def give(
-    session: Session,
-    verb: Verb,
-    target: str,
-    signing: Signing,
-    *,
-    subject: str = "",
-    choice: str = "",
+    session: Session, verb: Verb, target: str, signing: Signing, **more: Unpack[Words]
 ) -> None:
-    """One order about a run (or, for a rollback, a fleet), from drafting to the verdict."""
-    session.run(_give(session, verb, target, signing, subject=subject, choice=choice))
+    """One order about a run (or about a fleet), from drafting to the verdict."""
+    if verb in FLEET_VERBS:
+        target = fleet_target(target)
+    asked = Asked(
+        verb=verb,
+        target=target,
+        subject=more.get("subject", ""),
+        choice=choice_of(more.get("choice", "")),
+        comment=signing.comment,
+        ticket=signing.ticket,
+        break_glass=more.get("break_glass", False),
+        life=life_of(signing.valid),
+    )
+    session.run(_give(session, asked, signing))
 
 
-async def _give(
-    session: Session, verb: Verb, target: str, signing: Signing, *, subject: str, choice: str
-) -> None:
+async def _give(session: Session, asked: Asked, signing: Signing) -> None:
     from worker.desk_signing import person_of  # noqa: PLC0415 - heavy, and only for who signs
 
     desk = session.desk()
     signer = signer_of(signing)
-    if verb == "rollback":
-        target = fleet_target(target)
-    policy = await _policy_for(desk, verb, target)
-    asked = Asked(
-        verb=verb,
-        target=target,
-        subject=subject,
-        choice=choice_of(choice),
-        person=signing.person or person_of(policy, signer),
-        comment=signing.comment,
-        life=life_of(signing.valid),
-    )
-    draft = await (desk.draft_rollback(asked) if verb in FLEET_VERBS else desk.draft_for_run(asked))
+    policy = await _policy_for(desk, asked.verb, asked.target)
+    person = signing.person or person_of(policy, signer)
+    asked = asked.model_copy(update={"person": person})
+    draft = await drafted(desk, asked)
     show_draft(session, draft)
     submitted = await sign_and_send(session, desk, draft, signer, yes=signing.yes)
     await tell(session, desk, draft.order, submitted)
+
+
+async def drafted(desk: Desk, asked: Asked, *, carried: bool = False) -> Draft:
+    """The order for what was asked of a run, or of a fleet that has runs."""
+    if asked.verb == "rollback":
+        return await desk.draft_rollback(asked, carried=carried)
+    if asked.verb == "review":
+        return await desk.draft_review(asked, carried=carried)
+    return await desk.draft_for_run(asked, carried=carried)
 
 
 async def _policy_for(desk: Desk, verb: Verb, target: str) -> Policy | None:
@@ -141,12 +154,20 @@ def show_draft(session: Session, draft: Draft) -> None:
     if order.choice:
         head.append(f": {order.choice}", style="bold")
     say(head)
+    if order.break_glass:
+        say(
+            Text(
+                "   breaks the glass: somebody else has to review this afterwards", style="bold red"
+            )
+        )
     if draft.showing is not None:
         say(*showing_lines(draft.showing))
     say(*(Text(f"   {line}") for line in draft.about if line))
     say(Text(f"   plan {order.plan}", style="dim"))
     if order.shown != order.plan:
         say(Text(f"   what you see here has the digest {order.shown}", style="dim"))
+    if order.ticket:
+        say(Text(f"   ticket {order.ticket}", style="dim"))
     by = order.person or "the owner of the key"
     life = words.duration(words.between(order.issued, order.expires))
     say(Text(f"   signed as {by}, valid for {life}", style="dim"))
@@ -196,29 +217,50 @@ def refuse_if_refused(session: Session, verdict: OrderVerdict) -> None:
 
 def next_step(verdict: OrderVerdict) -> str:
     """What somebody whose order was refused can do."""
-    rule = verdict.rule
-    if rule in {"expired", "not-yet-valid", "too-long-lived", "nonce-spent"}:
-        return "make a new order; `kedge doctor` looks at this machine's clock"
-    if rule in {
-        "unknown-person",
-        "unknown-key",
-        "role",
-        "requester",
-        "duplicate-person",
-        "duplicate-key",
-    }:
-        return "somebody else has to sign: the policy says who may, with which key"
-    if rule in {"policy", "plan"}:
-        return "pin the policy with `kedge up --fleet F --policy P`, make the plan again, then sign that"
-    if rule == "release":
-        return "`kedge release list` shows the signed releases; name one as `--release etcd@3.5.1`"
-    if rule == "lease":
-        return "`kedge list` shows the run that has the fleet; wait for it, or `kedge rollback` it"
-    if rule in {"not-open", "subject", "shown", "choice", "verb"} and verdict.target:
+    found = next((step for rules, step in _STEPS if verdict.rule in rules), None)
+    if found is not None:
+        return found
+    if verdict.rule in {"not-open", "subject", "shown", "choice", "verb"} and verdict.target:
         return (
             f"`{words.command('kedge', 'status', verdict.target)}` says what is open now; sign that"
         )
     return "make the order anew with `kedge order request`, and sign its bytes as they are"
+
+
+_SOMEBODY_ELSE: frozenset[Rule] = frozenset(
+    {
+        "unknown-person", "revoked", "unknown-key", "role", "requester", "author", "duplicate-person",
+        "duplicate-key",
+    }
+)  # fmt: skip
+_STEPS: tuple[tuple[frozenset[Rule], str], ...] = (
+    (
+        frozenset({"expired", "not-yet-valid", "too-long-lived", "nonce-spent"}),
+        "make a new order; `kedge doctor` looks at this machine's clock",
+    ),
+    (_SOMEBODY_ELSE, "somebody else has to sign: the policy says who may, with which key"),
+    (frozenset({"ticket"}), "name the change ticket with --ticket"),
+    (
+        frozenset({"break-glass"}),
+        "`kedge policy who-can VERB` says who may say what, `kedge review FLEET` what is owed",
+    ),
+    (
+        frozenset({"hardware"}),
+        "sign with a hardware key: load it into an ssh-agent and name it with --agent",
+    ),
+    (
+        frozenset({"policy", "plan"}),
+        "pin the policy with `kedge up --fleet F --policy P`, make the plan again, then sign that",
+    ),
+    (
+        frozenset({"release"}),
+        "`kedge release list` shows the signed releases; name one as `--release etcd@3.5.1`",
+    ),
+    (
+        frozenset({"lease"}),
+        "`kedge list` shows the run that has the fleet; wait for it, or `kedge rollback` it",
+    ),
+)
 
 
 async def tell(session: Session, desk: Desk, order: Order, submitted: Submitted) -> None:

@@ -56,6 +56,7 @@ async def _start(
         target=f"fleet/{fleet}",
         person=signing.person or person_of(made.policy, signer),
         comment=signing.comment,
+        ticket=signing.ticket,
         life=life_of(signing.valid),
     )
     draft = await desk.draft_start(asked, made.digest, policy=made.policy)

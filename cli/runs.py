@@ -11,6 +11,7 @@ from rich.text import Text
 from cli import words
 from cli.answers import answers, way_back
 from cli.exits import Exit
+from cli.reviewing import owed_lines
 from cli.session import Session
 from cli.tree import PHASES, render
 from kedge.model.errors import DriverError
@@ -89,7 +90,7 @@ def ending(view: RunView) -> Exit:
 def _show_fleet(session: Session, fleet: str) -> None:
     desk = session.desk()
     status, last = session.run(_fleet(desk, fleet))
-    session.say(*_fleet_lines(status, last))
+    session.say(*_fleet_lines(status, last), *owed_lines(status.reviews, session.program))
     document: dict[str, Any] = status.model_dump(mode="json")
     session.document(document)
 

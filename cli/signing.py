@@ -20,6 +20,7 @@ class Signing:
     agent: str | None = None
     person: str = ""
     comment: str = ""
+    ticket: str = ""
     valid: str = ""
     yes: bool = False
 
@@ -29,6 +30,7 @@ _OPTIONS = {
     "agent": options.AgentOption,
     "person": options.PersonOption,
     "comment": options.CommentOption,
+    "ticket": options.TicketOption,
     "valid": options.ValidOption,
     "yes": options.YesOption,
 }

@@ -321,6 +321,20 @@ class Desk:
             about += desk_orders.in_words(status)
         return desk_orders.draft(asked, plan=plan, shown=plan, subject="", about=about, life=life)
 
+    async def draft_review(self, asked: Asked, *, carried: bool = False) -> Draft:
+        """A signature under what somebody broke the glass for, in the run that is asked about."""
+        name = _fleet_of(asked.target)
+        review = desk_orders.about_review(await self.fleet_status(name), asked.subject)
+        life = desk_orders.life_of(asked, await self.policy(name), carried=carried)
+        return desk_orders.draft(
+            asked,
+            plan=review.plan,
+            shown=review.shown,
+            subject=review.run,
+            about=desk_orders.review_words(review),
+            life=life,
+        )
+
     async def draft_for_run(self, asked: Asked, *, carried: bool = False) -> Draft:
         """An order to a run, over what that run shows now. Raises as :func:`worker.desk_orders.about_run`."""
         status = await self.status_of(asked.target)

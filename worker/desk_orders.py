@@ -15,10 +15,11 @@ from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import Envelope, Order
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy, key_material
+from kedge.model.review import Review
 from kedge.model.status import FleetStatus, RunStatus, Showing, Waiting
 from kedge.trust import envelope as envelopes
 
-FLEET_VERBS: frozenset[Verb] = frozenset({"start", "rollback"})
+FLEET_VERBS: frozenset[Verb] = frozenset({"start", "rollback", "review"})
 GATE_VERBS: frozenset[Verb] = frozenset({"approve", "reject"})
 QUICK_LIFE = 15 * 60.0
 """How long an order is valid, in seconds, when it is signed and sent at once."""
@@ -35,6 +36,8 @@ class Asked(Frozen):
     choice: Choice | None = None
     person: str = ""
     comment: str = ""
+    ticket: str = ""
+    break_glass: bool = False
     life: float | None = None
     """Seconds the order is valid; None: as long as the policy lets it, at most an hour."""
 
@@ -99,6 +102,8 @@ def draft(  # noqa: PLR0913 - an order's parts, each from somewhere else
         choice=asked.choice,
         shown=shown,
         comment=asked.comment,
+        ticket=asked.ticket,
+        break_glass=asked.break_glass,
     )
     text = envelopes.bytes_to_sign(order).decode()
     return Draft(order=order, text=text, showing=showing, about=about)
@@ -192,6 +197,34 @@ def plan_to_undo(fleet: FleetStatus) -> Digest:
             next_step="`kedge list` shows the runs there are",
         )
     return fleet.plan
+
+
+def about_review(fleet: FleetStatus, run: str) -> Review:
+    """The open review of a run; with an empty name the one that is open.
+
+    Raises ``DriverError`` kind ``NotFound`` when there is none of that name, or not just one.
+    """
+    found = [review for review in fleet.reviews if run in {"", review.run}]
+    if len(found) == 1:
+        return found[0]
+    owed = ", ".join(review.run for review in fleet.reviews)
+    raise DriverError(
+        "NotFound",
+        f"fleet {fleet.fleet} owes no review{f' for {run}' if run else ''}"
+        if not found
+        else f"fleet {fleet.fleet} owes more than one review",
+        retryable=False,
+        next_step=f"`kedge review RUN` with one of: {owed}" if owed else None,
+    )
+
+
+def review_words(review: Review) -> tuple[str, ...]:
+    """What a reviewer is shown: who broke the glass, for what, why."""
+    return tuple(
+        f"{order.person} broke the glass to {order.verb}{f' ({order.choice})' if order.choice else ''} at {order.at}"
+        f"{f', ticket {order.ticket}' if order.ticket else ''}: {order.reason}"
+        for order in review.orders
+    )
 
 
 def owner_of(policy: Policy | None, public_key: str | None) -> str:

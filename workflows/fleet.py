@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.exceptions import (
     ActivityError,
@@ -20,6 +21,8 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.order import Envelope, Expected, OrderVerdict
     from kedge.model.run import (
         FleetState,
+        GlassNotice,
+        GlassRequest,
         HolderSeen,
         JudgeRequest,
         Lease,
@@ -33,7 +36,8 @@ with workflow.unsafe.imports_passed_through():
         WarrantUpdate,
     )
     from kedge.model.status import FleetStatus
-    from kedge.plan.lease import refuse, unproven
+    from kedge.plan.lease import owed, refuse, signed_for, unproven
+    from kedge.trust.envelope import envelope_digest, read
     from kedge.trust.refusal import RefusalError
 
 from workflows.calls import attributes, decide, plan_facts, why
@@ -52,6 +56,14 @@ KEPT = 100
 """Runs, verdicts and nonces a fleet remembers. A nonce is only needed until its order expires."""
 
 NO_PLAN = "0" * 64
+
+
+def glass_target(envelope: Envelope, run: str) -> str:
+    """The run an order that broke the glass was for: the one that ended, or the way back that it went by itself."""
+    try:
+        return read(envelope).target
+    except RefusalError:
+        return run
 
 
 @workflow.defn(name="Fleet")
@@ -122,6 +134,22 @@ class Fleet:
         if sent and sent[0] == self._state.holder:
             self._told += 1
 
+    @workflow.signal(
+        name="glass_broken",
+        description="From a run, before it follows an order that breaks the glass.",
+    )
+    async def glass_broken(self, *sent: Any) -> None:
+        """Believed only with the signed order; what is dropped in a flood the run says again at its end."""
+        if self._full(RESERVE):
+            return
+        self._received += 1
+        try:
+            notice = GlassNotice.model_validate(sent[0] if sent else None)
+        except ValidationError:
+            return
+        async with self._ordering:
+            await self._owe(notice)
+
     @workflow.query(description="Who has the lease, and which release is on the fleet.")
     def status(self) -> FleetStatus:
         """Who has the lease, and which release is on the fleet."""
@@ -136,6 +164,7 @@ class Fleet:
             release_document=state.release_document,
             runs=state.runs,
             verdicts=state.verdicts,
+            reviews=state.reviews,
         )
 
     # -- decisions -----------------------------------------------------------------------------------------------
@@ -160,7 +189,12 @@ class Fleet:
                     envelope=envelope,
                     expected=self._expected(),
                     fleet=self._state.fleet,
-                    lease=Lease(holder=self._state.holder, plan=self._state.plan),
+                    signed=tuple(one for review in self._state.reviews for one in review.signed),
+                    lease=Lease(
+                        holder=self._state.holder,
+                        plan=self._state.plan,
+                        reviews={review.run: review.plan for review in self._state.reviews},
+                    ),
                     quiet=self._state.refused >= KEPT_REFUSALS,
                 ),
                 "verify an order to the fleet",
@@ -168,6 +202,8 @@ class Fleet:
             if not verdict.accepted:
                 self._remember(verdict)
                 return Submitted(verdict=verdict)
+            if verdict.verb == "review":
+                return Submitted(verdict=await self._reviewed(verdict))
             try:
                 facts = await plan_facts(verdict.plan)
             except ActivityError as error:
@@ -179,7 +215,39 @@ class Fleet:
                 return Submitted(verdict=verdict)
             run = await self._begin(envelope, verdict, facts)
             self._remember(verdict)
+            self._open_review(run, verdict)
             return Submitted(verdict=verdict, run=run)
+
+    async def _reviewed(self, verdict: OrderVerdict) -> OrderVerdict:
+        """Take up an accepted review, if it is of what is owed now: the end of a run may have added to it meanwhile."""
+        seen = {review.run: review.shown for review in self._state.reviews}
+        if seen.get(verdict.subject) != verdict.shown:
+            said = "the glass was broken once more while this review was looked at: look again"
+            verdict = refuse(verdict, "shown", said)
+            await self._keep(verdict)
+            return verdict
+        self._change(reviews=signed_for(self._state.reviews, verdict))
+        self._remember(verdict)
+        return verdict
+
+    async def _owe(self, notice: GlassNotice) -> None:
+        """Open a review for an order that broke the glass in a run, once, if the order holds."""
+        if envelope_digest(notice.envelope) in self._state.glass:
+            return
+        verdict = await decide(
+            OrderActivities.judge_glass,
+            GlassRequest(fleet=self._state.fleet, notice=notice),
+            f"the glass was broken in {notice.run}",
+        )
+        self._open_review(notice.run, verdict)
+
+    def _open_review(self, run: str, verdict: OrderVerdict) -> None:
+        if not (verdict.accepted and verdict.break_glass) or verdict.digest in self._state.glass:
+            return
+        self._change(
+            reviews=owed(self._state.reviews, run, verdict, instant()),
+            glass=(*self._state.glass, verdict.digest)[-KEPT * 10 :],
+        )
 
     async def _keep(self, verdict: OrderVerdict) -> None:
         """A verdict that no activity reached becomes evidence and is remembered."""
@@ -202,9 +270,11 @@ class Fleet:
     def _expected(self) -> Expected:
         """An order to a fleet brings its own plan; the activity looks whether it is stored and of this fleet."""
         return Expected(
-            verbs=("start", "rollback"),
+            verbs=("start", "rollback", "review"),
             target=f"fleet/{self._state.fleet}",
             plan=self._state.plan or NO_PLAN,
+            subjects={review.run: review.shown for review in self._state.reviews},
+            reviews={review.run: review.people for review in self._state.reviews},
             spent=self._state.spent,
             now=instant(),
         )
@@ -313,3 +383,5 @@ class Fleet:
             release=end.release if end is not None else None,
             release_document=end.release_document if end is not None else None,
         )
+        for envelope in end.glass if end is not None else ():
+            await self._owe(GlassNotice(run=glass_target(envelope, holder), envelope=envelope))

@@ -14,7 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.orders import OrderActivities
@@ -22,6 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.order import Envelope, Expected, OrderVerdict, Tally
     from kedge.model.plan import Choice, Gate, Verb
     from kedge.model.run import (
+        GlassNotice,
         JudgeRequest,
         Phase,
         PlanFacts,
@@ -48,6 +54,8 @@ RESERVE = 100
 KEPT_REFUSALS = 200
 """Refusals of a run, or of a fleet since its last run began, that become evidence; further ones are only counted, unless
 the order was proven to be of a person of the policy."""
+MOST_GLASS = 20
+"""Orders that broke the glass which a run says again at its end; its first opened the review."""
 CROWD = 50
 """Orders looked at in one history before a wait is interrupted to begin a new one."""
 
@@ -65,6 +73,8 @@ class OrderMemory(Frozen):
     since: str = ""
     decided: Envelope | None = None
     """The last accepted order to decide: what a way back that people chose acts on."""
+    glass: tuple[Envelope, ...] = ()
+    """The orders that broke the glass here."""
     started: str
     seconds: dict[str, float] = {}
     warrant: Digest
@@ -231,10 +241,39 @@ class Ordered:
                 verdict = refuse(verdict, "not-open", said)
                 await self._keep(verdict)
                 return verdict
+            if verdict.accepted and verdict.break_glass:
+                verdict = await self._owe(envelope, verdict)
             self._remember(verdict)
             if verdict.accepted:
                 await self._accept(envelope, verdict)
             return verdict
+
+    async def _owe(self, envelope: Envelope, verdict: OrderVerdict) -> OrderVerdict:
+        """The fleet is told that a review is owed before an order that breaks the glass is followed, or it is not."""
+        opened = self._open
+        notice = GlassNotice(run=self._run.id, envelope=envelope)
+        fleet = workflow.get_external_workflow_handle(f"fleet/{self._run.fleet}")
+        try:
+            await fleet.signal("glass_broken", notice)
+        except FailureError as error:
+            if is_cancelled_exception(error):
+                raise
+            said = f"the fleet could not be told that a review is owed: {why(error)}"
+            verdict = refuse(verdict, "break-glass", said)
+        else:
+            self._memory = self._memory.model_copy(
+                update={"glass": (*self._memory.glass, envelope)[:MOST_GLASS]}
+            )
+        if verdict.accepted and verdict.verb == "decide" and self._open != opened:
+            said = f"{verdict.subject} closed while the fleet was told"
+            verdict = refuse(verdict, "not-open", said)
+        if not verdict.accepted:
+            await decide(
+                OrderActivities.keep_verdict,
+                Refused(fleet=self._run.fleet, verdict=verdict),
+                f"refused: {verdict.rule}",
+            )
+        return verdict
 
     async def _accept(self, envelope: Envelope, verdict: OrderVerdict) -> None:
         if verdict.verb == "approve":

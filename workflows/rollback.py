@@ -449,6 +449,7 @@ class Rollback(Ordered):
             nodes_done=self._state.done,
             steps=self._state.steps,
             replayed=self._state.replayed,
+            glass=self._memory.glass,
         )
 
 

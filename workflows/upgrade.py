@@ -45,7 +45,7 @@ from workflows.calls import (
 )
 from workflows.canary_widening import CanaryWidening
 from workflows.fanout import observe_all
-from workflows.ordered import Open, Ordered, OrderMemory, instant
+from workflows.ordered import MOST_GLASS, Open, Ordered, OrderMemory, instant
 from workflows.rollback import Rollback
 from workflows.wave import Wave
 
@@ -402,6 +402,9 @@ class Upgrade(Ordered):
             self._going_back = None
             self._child_id = None
         self._left = (end.release, end.release_document)
+        self._memory = self._memory.model_copy(
+            update={"glass": (*self._memory.glass, *end.glass)[:MOST_GLASS]}
+        )
         return progress.WentBack(
             ok=end.phase == "rolled-back",
             by=end.phase if end.phase in ("aborted", "preempted") else None,
@@ -470,6 +473,7 @@ class Upgrade(Ordered):
             steps=state.steps,
             replayed=state.replayed,
             successor=self._successor,
+            glass=self._memory.glass,
         )
 
 

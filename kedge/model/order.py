@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kedge.model.base import Digest, Frozen, Name
-from kedge.model.plan import Choice, Verb
+from kedge.model.plan import Choice, Risk, Verb
 
 NAMESPACE = "kedge-order"
 """The SSHSIG namespace; a signature made for anything else is refused."""
@@ -41,8 +41,8 @@ class EvidenceSeen(Frozen):
 class Order(Frozen):
     """What is signed, as canonical JSON (RFC 8785).
 
-    ``target`` is a run id, or ``fleet/<name>`` for start and rollback. ``plan`` is the plan's digest. ``subject`` is the
-    gate (approve, reject) or the parked item (decide), else empty. ``shown`` is the digest of what the person was
+    ``target`` is a run id, or ``fleet/<name>`` for start, rollback and review. ``plan`` is the plan's digest. ``subject``
+    is the gate (approve, reject), the parked item (decide) or the run that was broken into (review), else empty. ``shown`` is the digest of what the person was
     shown (:class:`kedge.model.status.Showing`); where a verb has no subject it is the plan's digest again, unless the
     run says otherwise. ``evidence`` is the end of the fleet's evidence that the person saw: who signs it bears witness
     that everything up to there had happened so. ``nonce`` makes it spendable once.
@@ -60,6 +60,10 @@ class Order(Frozen):
     person: Name | Literal[""] = ""
     """Who signs. Empty: the owner of the signing key; a name that is given must be that owner's."""
     comment: Annotated[Text, Field(max_length=2000)] = ""
+    ticket: Annotated[Line, Field(max_length=100)] = ""
+    """The change ticket it is said under, where the policy asks for one."""
+    break_glass: bool = False
+    """Said alone in an emergency, beyond one's roles: the policy says who may, and that it is reviewed afterwards."""
     issued: Instant
     expires: Instant
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -77,6 +81,7 @@ Rule = Literal[
     "unreadable",
     "not-canonical",
     "unknown-person",
+    "revoked",
     "unknown-key",
     "duplicate-key",
     "namespace",
@@ -84,6 +89,7 @@ Rule = Literal[
     "signature",
     "touch",
     "pin",
+    "hardware",
     "verb",
     "target",
     "plan",
@@ -95,8 +101,11 @@ Rule = Literal[
     "expired",
     "too-long-lived",
     "nonce-spent",
+    "break-glass",
     "role",
+    "ticket",
     "requester",
+    "author",
     "duplicate-person",
     "lease",
     "policy",
@@ -118,9 +127,15 @@ class Expected(Frozen):
     subjects: dict[str, Digest] = {}
     """Open subjects (gates or parked items) and the digest of what each shows. Under ``""`` stands what is shown
     for verbs without a subject; when it is not there, they must name the plan's digest."""
+    reviews: dict[str, tuple[str, ...]] = {}
+    """Of a fleet: the runs into which the glass was broken and that nobody reviewed yet, and by whom it was."""
     choices: dict[str, tuple[Choice, ...]] = {}
     """Per parked item the choices it offers. What is not in here is a gate."""
     requester: str | None = None
+    authors: tuple[str, ...] = ()
+    """Who made the release that the plan brings: names of people, or fingerprints of keys."""
+    risk: Risk | None = None
+    """The class of the plan; None: not known, and then what any class asks for is asked for."""
     spent: tuple[str, ...] = ()
     now: Instant
 
@@ -151,6 +166,10 @@ class OrderVerdict(Frozen):
     """What a hardware key said about its person; false for other keys."""
     nonce: str = ""
     comment: str = ""
+    ticket: str = ""
+    break_glass: bool = False
+    closes: bool = False
+    """Of a review: with it the policy has the signatures it asks for."""
     plan: str = ""
     shown: str = ""
     issued: str = ""

@@ -19,7 +19,11 @@ since then are lost); cannot be undone."""
 
 ProgramName = Literal["forward", "back", "restore", "finalize"]
 WayBackKind = Literal["none", "switch-back", "restore", "forbidden"]
-Verb = Literal["start", "approve", "reject", "pause", "resume", "abort", "decide", "rollback"]
+Verb = Literal[
+    "start", "approve", "reject", "pause", "resume", "abort", "decide", "rollback", "review"
+]
+Risk = Literal["routine", "elevated", "irreversible"]
+"""What a plan puts at stake (``kedge.plan.risk``)."""
 Choice = Literal["retry", "skip", "rollback", "abort"]
 
 

@@ -3,113 +3,37 @@
 Rules the model itself keeps (so that no verification has to):
 
 * a key line is one OpenSSH public key without options; what cannot be parsed, certificates, DSA and
-  RSA below 2048 bits are refused;
+  RSA below 3072 bits are refused;
 * the same key *material* stands in the policy once, under whatever key type or comment;
-* a verb that ``may`` does not name, nobody may say.
+* a key that was revoked stands under nobody, under whatever key type, comment or name;
+* a verb that ``may`` does not name, nobody may say;
+* what a class of risk says comes on top of the general rules: it asks for more, never for less.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import struct
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from kedge.model.base import Digest, Frozen, Name
-from kedge.model.notation import Duration, Problem, refuse
-from kedge.model.plan import Verb
+from kedge.model.governance import (
+    BreakGlass,
+    GateMinimums,
+    Hardware,
+    Minimum,
+    Revoked,
+    RiskRule,
+    Separation,
+    TicketRule,
+)
+from kedge.model.keyline import PublicKey, key_material
+from kedge.model.notation import Duration, Path, Problem, refuse
+from kedge.model.plan import Risk, Verb
 from kedge.model.provenance import ProvenanceRules
 
-_ED25519 = {"ssh-ed25519", "sk-ssh-ed25519@openssh.com"}
-_ECDSA = {
-    "ecdsa-sha2-nistp256": ("nistp256", 65),
-    "ecdsa-sha2-nistp384": ("nistp384", 97),
-    "ecdsa-sha2-nistp521": ("nistp521", 133),
-    "sk-ecdsa-sha2-nistp256@openssh.com": ("nistp256", 65),
-}
-_KINDS = ("ssh-ed25519", "sk-ssh-ed25519@openssh.com", *_ECDSA, "ssh-rsa")
-
-
-def _fields(blob: bytes) -> list[bytes]:
-    """The length-prefixed strings of an SSH wire blob; ``ValueError`` unless they fill it exactly."""
-    found: list[bytes] = []
-    offset = 0
-    while offset < len(blob):
-        if offset + 4 > len(blob):
-            raise ValueError("its base64 part is cut off")
-        (length,) = struct.unpack_from(">I", blob, offset)
-        offset += 4
-        if offset + length > len(blob):
-            raise ValueError("its base64 part is cut off")
-        found.append(blob[offset : offset + length])
-        offset += length
-    return found
-
-
-def _check_curve(kind: str, fields: list[bytes]) -> bytes:
-    curve, size = _ECDSA[kind]
-    hardware = kind.startswith("sk-")
-    if len(fields) != (4 if hardware else 3) or fields[1] != curve.encode():
-        raise ValueError(f"its base64 part is not an {kind} key")
-    if len(fields[2]) != size or fields[2][0] != 4:
-        raise ValueError(f"its public point is not one of {curve}")
-    return fields[2]
-
-
-def key_material(line: str) -> bytes:
-    """The public key itself (point or modulus) of an OpenSSH public key line, without type and comment.
-
-    Two lines with the same material are the same key. ``ValueError`` says what is wrong with the line.
-    """
-    parts = line.split(None, 2)
-    if len(parts) < 2 or "\n" in line.strip() or "\r" in line:
-        raise ValueError("must be one line: key type, base64, comment")
-    kind = parts[0]
-    if kind.endswith("-cert-v01@openssh.com") or "-cert-v0" in kind:
-        raise ValueError("is a certificate; write the public key itself")
-    if kind not in _KINDS:
-        raise ValueError(
-            f"begins with {kind[:40]!r}; a key line begins with one of {', '.join(_KINDS)}"
-        )
-    try:
-        blob = base64.b64decode(parts[1], validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("its second word is not base64") from None
-    fields = _fields(blob)
-    if not fields or fields[0] != kind.encode():
-        raise ValueError(f"says {kind} but its base64 part says otherwise")
-    if kind in _ED25519:
-        if len(fields) != (3 if kind.startswith("sk-") else 2) or len(fields[1]) != 32:
-            raise ValueError(f"its base64 part is not an {kind} key")
-        return fields[1]
-    if kind in _ECDSA:
-        return _check_curve(kind, fields)
-    if len(fields) != 3:
-        raise ValueError("its base64 part is not an ssh-rsa key")
-    modulus = fields[2].lstrip(b"\0")
-    if len(modulus) * 8 < 2048:
-        raise ValueError("is an RSA key of less than 2048 bits")
-    return modulus
-
-
-def _key_line(line: str) -> str:
-    try:
-        key_material(line)
-    except ValueError as error:
-        raise PydanticCustomError(
-            "kedge_key", "{said}", {"said": f"not usable: {error}"}
-        ) from error
-    return line
-
-
-PublicKey = Annotated[
-    str,
-    Field(max_length=4096, description="an OpenSSH public key line: type, base64, comment"),
-    AfterValidator(_key_line),
-]
+__all__ = ["GateMinimums", "Minimum", "Person", "Policy", "key_material"]
 
 
 class Person(Frozen):
@@ -118,28 +42,6 @@ class Person(Frozen):
     name: Name
     roles: tuple[Name, ...] = Field(min_length=1)
     keys: tuple[PublicKey, ...] = Field(min_length=1)
-
-
-class Minimum(Frozen):
-    """What gates of one kind need at least, whatever a runbook says.
-
-    ``threshold`` distinct people, and one person of each role in ``each_of``.
-    """
-
-    threshold: Annotated[int, Field(ge=1, le=20)] = 1
-    each_of: tuple[Name, ...] = ()
-
-
-class GateMinimums(Frozen):
-    """Minimums by what the gate guards: every gate, the point of no return, a way back with data loss.
-
-    ``start`` is ``required`` when no plan may begin without a gate before its first step.
-    """
-
-    every: Minimum = Minimum()
-    point_of_no_return: Minimum = Minimum()
-    data_loss: Minimum = Minimum()
-    start: Literal["required", "optional"] = "optional"
 
 
 class ReleaseRules(Frozen):
@@ -184,6 +86,7 @@ class Policy(Frozen):
     people: tuple[Person, ...] = Field(min_length=1)
     may: dict[Verb, tuple[Name, ...]] = Field(min_length=1)
     requester_may_approve: bool = False
+    separation: Separation = Separation()
     max_lifetime: Annotated[Duration, Field(gt=0)] = 3600.0
     """Longest time between an order's ``issued`` and ``expires``."""
     approval_max_lifetime: Annotated[Duration, Field(gt=0)] | None = None
@@ -196,6 +99,12 @@ class Policy(Frozen):
     evidence: EvidenceRules | None = None
     codec: CodecRules | None = None
     """None: nobody reads sealed payloads through the codec server."""
+    risk: dict[Risk, RiskRule] = {}
+    """What plans of a class ask for on top of all this."""
+    revoked: Revoked = Revoked()
+    hardware: Hardware = Hardware()
+    ticket: TicketRule | None = None
+    break_glass: BreakGlass | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -203,35 +112,43 @@ class Policy(Frozen):
         return self
 
     def _problems(self) -> list[Problem]:
+        return [
+            *self._people_problems(),
+            *self._key_problems(),
+            *self._role_problems(),
+            *self._review_problems(),
+        ]
+
+    def _people_problems(self) -> list[Problem]:
         problems: list[Problem] = []
         names: dict[str, int] = {}
-        material: dict[bytes, tuple[str, int, int]] = {}
         for index, person in enumerate(self.people):
             if person.name in names:
-                first = names[person.name]
-                problems.append(
-                    (
-                        ("people", index, "name"),
-                        f"{person.name} is already person {first + 1}; one entry each",
-                    )
-                )
+                said = f"{person.name} is already person {names[person.name] + 1}; one entry each"
+                problems.append((("people", index, "name"), said))
             names.setdefault(person.name, index)
-            for place, line in enumerate(person.keys):
-                key = key_material(line)
-                if key in material:
-                    owner = material[key][0]
-                    problems.append(
-                        (
-                            ("people", index, "keys", place),
-                            f"is the same key as one of {owner}; a key is of one person, once",
-                        )
-                    )
-                material.setdefault(key, (person.name, index, place))
-        problems += self._witness_problems(material)
-        problems += self._role_problems()
         return problems
 
-    def _witness_problems(self, people: dict[bytes, tuple[str, int, int]]) -> list[Problem]:
+    def _key_problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        owners: dict[bytes, str] = {}
+        for index, person in enumerate(self.people):
+            for place, line in enumerate(person.keys):
+                path = ("people", index, "keys", place)
+                key = key_material(line)
+                if key in owners:
+                    said = f"is the same key as one of {owners[key]}; a key is of one person, once"
+                    problems.append((path, said))
+                owners.setdefault(key, person.name)
+                if self.revoked.has_line(line):
+                    said = (
+                        f"was revoked (it stands under revoked.keys); {person.name} needs a new key"
+                    )
+                    problems.append((path, said))
+        problems += self._witness_problems(owners)
+        return problems
+
+    def _witness_problems(self, people: dict[bytes, str]) -> list[Problem]:
         """A checkpoint key is nobody's and stands there once: a worker must not be able to sign as a person."""
         problems: list[Problem] = []
         seen: set[bytes] = set()
@@ -242,7 +159,7 @@ class Policy(Frozen):
                 problems.append(
                     (
                         path,
-                        f"is the same key as one of {people[key][0]}; workers have keys of their own",
+                        f"is the same key as one of {people[key]}; workers have keys of their own",
                     )
                 )
             elif key in seen:
@@ -252,27 +169,41 @@ class Policy(Frozen):
 
     def _role_problems(self) -> list[Problem]:
         held = {role for person in self.people for role in person.roles}
-        used: list[tuple[tuple[str | int, ...], str]] = [
-            (("may", verb, place), role)
-            for verb, roles in self.may.items()
-            for place, role in enumerate(roles)
-        ]
-        readers = self.codec.readers if self.codec is not None else ()
-        used += [(("codec", "readers", place), role) for place, role in enumerate(readers)]
-        for kind in ("every", "point_of_no_return", "data_loss"):
-            minimum: Minimum = getattr(self.gates, kind)
-            used += [
-                (("gates", kind, "each_of", place), role)
-                for place, role in enumerate(minimum.each_of)
-            ]
         return [
             (
                 path,
                 f"nobody has the role {role}; the roles people have are {', '.join(sorted(held))}",
             )
-            for path, role in used
+            for path, role in self._roles_used()
             if role not in held
         ]
+
+    def _review_problems(self) -> list[Problem]:
+        said = "who reviews what broke the glass stands under break_glass.review.roles"
+        problems: list[Problem] = [(("may", "review"), said)] if "review" in self.may else []
+        rule = self.break_glass
+        if rule is None:
+            return problems
+        able = {person.name for person in self.people if self.allows(person, "review")}
+        for person in self.people:
+            left = able - {person.name}
+            if set(rule.roles) & set(person.roles) and len(left) < rule.review.threshold:
+                who = ", ".join(sorted(left)) or "nobody"
+                said = f"{rule.review.threshold} must sign, and once {person.name} broke the glass only {who} may"
+                problems.append((("break_glass", "review", "threshold"), said))
+        return problems
+
+    def _roles_used(self) -> Iterator[tuple[Path, str]]:
+        yield from _of_verbs(("may",), self.may)
+        yield from _of_gates(("gates",), self.gates)
+        if self.codec is not None:
+            yield from _of_roles(("codec", "readers"), self.codec.readers)
+        for risk, rule in self.risk.items():
+            yield from _of_verbs(("risk", risk, "may"), rule.may)
+            yield from _of_gates(("risk", risk, "gates"), rule.gates)
+        if self.break_glass is not None:
+            yield from _of_roles(("break_glass", "roles"), self.break_glass.roles)
+            yield from _of_roles(("break_glass", "review", "roles"), self.break_glass.review.roles)
 
     @property
     def max_lifetime_seconds(self) -> float:
@@ -284,16 +215,54 @@ class Policy(Frozen):
         """How far in the future, in seconds, an order may have been issued."""
         return self.clock_skew
 
-    def lifetime(self, verb: Verb) -> float:
-        """Longest life in seconds of an order with this verb."""
+    def of_class(self, risk: Risk | None) -> tuple[RiskRule, ...]:
+        """What holds on top for plans of this class; of a class that is not known, what holds for any of them."""
+        if risk is None:
+            return tuple(self.risk.values())
+        return (self.risk[risk],) if risk in self.risk else ()
+
+    def minimums(self, risk: Risk | None) -> GateMinimums:
+        """What gates of plans of this class need at least."""
+        asked = self.gates
+        for rule in self.of_class(risk):
+            asked = asked.and_more(rule.gates)
+        return asked
+
+    def lifetime(self, verb: Verb, risk: Risk | None = None) -> float:
+        """Longest life in seconds of an order with this verb about a plan of this class."""
+        longest = self.max_lifetime
         if verb in {"approve", "reject"} and self.approval_max_lifetime is not None:
-            return self.approval_max_lifetime
-        return self.max_lifetime
+            longest = self.approval_max_lifetime
+        bounds = [rule.max_lifetime for rule in self.of_class(risk)]
+        return min([longest, *(bound for bound in bounds if bound is not None)])
 
     def person(self, name: str) -> Person | None:
         """The person of that name, if there is one."""
         return next((person for person in self.people if person.name == name), None)
 
-    def allows(self, person: Person, verb: Verb) -> bool:
-        """Whether one of the person's roles may say this verb."""
-        return bool(set(self.may.get(verb, ())) & set(person.roles))
+    def allows(self, person: Person, verb: Verb, risk: Risk | None = None) -> bool:
+        """Whether the person's roles may say this verb about a plan of this class. Revoked people say nothing."""
+        if person.name in self.revoked.people:
+            return False
+        if verb == "review":
+            rule = self.break_glass
+            return rule is not None and bool(set(rule.review.roles) & set(person.roles))
+        asked = [self.may.get(verb, ())]
+        asked += [rule.may[verb] for rule in self.of_class(risk) if verb in rule.may]
+        return all(set(roles) & set(person.roles) for roles in asked)
+
+
+def _of_verbs(path: Path, may: Mapping[Verb, tuple[str, ...]]) -> Iterator[tuple[Path, str]]:
+    for verb, roles in may.items():
+        yield from _of_roles((*path, verb), roles)
+
+
+def _of_roles(path: Path, roles: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    for place, role in enumerate(roles):
+        yield (*path, place), role
+
+
+def _of_gates(path: Path, gates: GateMinimums) -> Iterator[tuple[Path, str]]:
+    for kind in ("every", "point_of_no_return", "data_loss"):
+        minimum: Minimum = getattr(gates, kind)
+        yield from _of_roles((*path, kind, "each_of"), minimum.each_of)

@@ -9,6 +9,7 @@ from pydantic import Field
 from kedge.model.base import Digest, Frozen, Json, Name
 from kedge.model.order import Envelope, Expected, OrderVerdict
 from kedge.model.plan import Gate, PointOfNoReturn, ProgramName, WayBack
+from kedge.model.review import Review
 
 Phase = Literal[
     "preflight", "gate", "widening", "parked", "paused", "finalizing", "fencing", "going-back", "done", "aborted",
@@ -263,10 +264,13 @@ class Submitted(Frozen):
 
 
 class Lease(Frozen):
-    """A fleet as its own orders find it: which run has it, and the plan of that run or the last."""
+    """A fleet as its own orders find it: which run has it, the plan of that run or the last, and by run the plans of
+    those that owe a review.
+    """
 
     holder: str | None = None
     plan: Digest | None = None
+    reviews: dict[str, Digest] = {}
 
 
 class Refused(Frozen):
@@ -349,6 +353,22 @@ class RunEnd(Frozen):
     steps: int = 0
     replayed: int = 0
     successor: str | None = None
+    glass: tuple[Envelope, ...] = ()
+    """The orders that broke the glass in it: the fleet owes a review for them."""
+
+
+class GlassNotice(Frozen):
+    """From a run to its Fleet, before it follows an order that breaks the glass; the Fleet verifies the order."""
+
+    run: str
+    envelope: Envelope
+
+
+class GlassRequest(Frozen):
+    """To the activity that verifies what a run told its fleet."""
+
+    fleet: Name
+    notice: GlassNotice
 
 
 class Preempted(Frozen):
@@ -377,6 +397,9 @@ class FleetState(Frozen):
     verdicts: tuple[OrderVerdict, ...] = ()
     refused: int = 0
     """Refusals since the last run began."""
+    reviews: tuple[Review, ...] = ()
+    glass: tuple[Digest, ...] = ()
+    """Orders that broke the glass and are known here, reviewed ones too: none is reviewed twice."""
 
 
 class Opened(Frozen):

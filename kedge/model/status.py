@@ -7,6 +7,7 @@ from typing import Literal
 from kedge.model.base import Digest, Frozen, Name
 from kedge.model.order import OrderVerdict, Tally
 from kedge.model.plan import Choice, ProgramName
+from kedge.model.review import Review
 from kedge.model.run import Failure, Phase
 
 
@@ -111,3 +112,5 @@ class FleetStatus(Frozen):
     release_document: Digest | None = None
     runs: tuple[str, ...] = ()
     verdicts: tuple[OrderVerdict, ...] = ()
+    reviews: tuple[Review, ...] = ()
+    """Open: somebody broke the glass, and nobody else looked at it yet."""

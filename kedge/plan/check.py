@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kedge.model.fleet import Fleet, Join
 from kedge.model.notation import Path
+from kedge.model.plan import Risk
 from kedge.model.policy import Minimum, Policy
 from kedge.model.probe import Probe, captured, captures
 from kedge.model.release import Release
@@ -189,8 +190,8 @@ def capture_problems(runbook: Runbook) -> list[Where]:
     return problems
 
 
-def gate_problems(runbook: Runbook, policy: Policy) -> list[Where]:
-    """Gates that are not there, used by nobody, weaker than the policy asks, or that nobody could ever pass."""
+def gate_problems(runbook: Runbook) -> list[Where]:
+    """Gates that are not there, or used by nobody."""
     problems: list[Where] = []
     used: dict[str, Path] = {}
     for path, gate in runbook.gate_uses():
@@ -209,37 +210,45 @@ def gate_problems(runbook: Runbook, policy: Policy) -> list[Where]:
         for gate in runbook.gates
         if gate not in used
     ]
-    if policy.gates.start == "required" and runbook.start is None:
-        said = f"is missing; the policy {policy.name} wants a gate before the first step: start: {{gate: …}}"
-        problems.append(("runbook", ("start",), said))
-    for gate in runbook.gates:
-        problems += _passable(gate, runbook, policy)
     return problems
 
 
-def minimum_for(gate: str, runbook: Runbook, policy: Policy) -> Minimum:
-    """What the policy asks of a gate at least, by everything it guards."""
-    asked = [policy.gates.every]
+def minimum_problems(runbook: Runbook, policy: Policy, risk: Risk) -> list[Where]:
+    """Gates that are weaker than the policy asks for a plan of this class, or that nobody could ever pass."""
+    problems: list[Where] = []
+    if policy.minimums(risk).start == "required" and runbook.start is None:
+        said = f"is missing; the policy {policy.name} wants a gate before the first step: start: {{gate: …}}"
+        problems.append(("runbook", ("start",), said))
+    for gate in runbook.gates:
+        problems += _passable(gate, runbook, policy, risk)
+    return problems
+
+
+def minimum_for(gate: str, runbook: Runbook, policy: Policy, risk: Risk) -> Minimum:
+    """What the policy asks of a gate at least, by everything it guards in a plan of this class."""
+    least = policy.minimums(risk)
+    asked = least.every
     if runbook.commit is not None and runbook.commit.gate == gate:
-        asked.append(policy.gates.point_of_no_return)
+        asked = asked.and_more(least.point_of_no_return)
     after = runbook.rollback.after_commit
     if isinstance(after, AfterCommit) and after.gate == gate:
-        asked.append(policy.gates.data_loss)
-    each = tuple(dict.fromkeys(role for minimum in asked for role in minimum.each_of))
-    return Minimum(threshold=max(minimum.threshold for minimum in asked), each_of=each)
+        asked = asked.and_more(least.data_loss)
+    return asked
 
 
-def _passable(gate: str, runbook: Runbook, policy: Policy) -> list[Where]:
+def _passable(gate: str, runbook: Runbook, policy: Policy, risk: Risk) -> list[Where]:
     rule = runbook.gates[gate].approvals
     path: Path = ("gates", gate, "approvals")
-    minimum = minimum_for(gate, runbook, policy)
+    minimum = minimum_for(gate, runbook, policy, risk)
+    general = minimum_for(gate, runbook, policy.model_copy(update={"risk": {}}), risk)
+    of_class = "" if minimum == general else f" of a plan that is {risk}"
     problems: list[Where] = []
     if rule.threshold < minimum.threshold:
-        said = f"{rule.threshold} is less than the {minimum.threshold} that the policy {policy.name} asks here"
+        said = f"{rule.threshold} is less than the {minimum.threshold} that the policy {policy.name} asks here{of_class}"
         problems.append(("runbook", (*path, "threshold"), said))
     missing = [role for role in minimum.each_of if role not in rule.each_of]
     if missing:
-        said = f"the policy {policy.name} wants {', '.join(missing)} among those who sign here"
+        said = f"the policy {policy.name} wants {', '.join(missing)} among those who sign here{of_class}"
         problems.append(("runbook", (*path, "each_of"), said))
     held = {role for person in policy.people for role in person.roles}
     for key in ("roles", "each_of"):
@@ -250,9 +259,9 @@ def _passable(gate: str, runbook: Runbook, policy: Policy) -> list[Where]:
     able = {
         p.name
         for p in policy.people
-        if policy.allows(p, "approve") and set(p.roles) & {*rule.roles, *rule.each_of}
+        if policy.allows(p, "approve", risk) and set(p.roles) & {*rule.roles, *rule.each_of}
     }
-    starters = {p.name for p in policy.people if policy.allows(p, "start")}
+    starters = {p.name for p in policy.people if policy.allows(p, "start", risk)}
     without = 0 if policy.requester_may_approve or starters - able else 1
     if len(able) - without < rule.threshold:
         who = ", ".join(sorted(able)) or "nobody"

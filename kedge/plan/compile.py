@@ -25,6 +25,7 @@ from kedge.model.runbook import AfterCommit, BakeRule, Runbook
 from kedge.plan import boundary, check, company, programs, secrecy, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
+from kedge.plan.risk import risk_of
 from kedge.plan.settings import effective
 from kedge.plan.template import UnknownPlaceholderError, render
 from kedge.plan.yamltree import shown
@@ -54,7 +55,7 @@ def compile_plan(
         *check.variable_problems(fleet, runbook),
         *secrecy.problems(fleet, (before, after), check.renames(runbook)),
         *check.capture_problems(runbook),
-        *check.gate_problems(runbook, policy),
+        *check.gate_problems(runbook),
         *boundary.restore_problems(runbook),
         *company.version_problems(
             before, after, back=runbook.rollback.before_commit == "switch-back"
@@ -73,8 +74,14 @@ def compile_plan(
     waves, more = _guarded(waves, runbook, at)
     problems += more
     if problems:
+        # The class of a plan is known once there is one: what holds for any class is told with the rest.
+        general = policy.model_copy(update={"risk": {}})
+        raise ConflictsError([*problems, *check.minimum_problems(runbook, general, "routine")])
+    plan = _plan(fleet, before, after, runbook, policy, (maker, waves, at))
+    problems += check.minimum_problems(runbook, policy, risk_of(plan))
+    if problems:
         raise ConflictsError(problems)
-    return _plan(fleet, before, after, runbook, policy, (maker, waves, at))
+    return plan
 
 
 def root_problems(fleet: Fleet) -> list[Where]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kedge.model.order import OrderVerdict, Rule
 from kedge.model.policy import Policy
+from kedge.model.review import GlassBroken, Review
 from kedge.model.run import Lease
 
 
@@ -20,7 +21,86 @@ def admit(verdict: OrderVerdict, lease: Lease) -> OrderVerdict:
     if verdict.verb == "rollback" and verdict.plan != lease.plan:
         said = f"the order is about plan {verdict.plan}, this fleet's is {lease.plan}"
         return refuse(verdict, "plan", said)
+    if verdict.verb == "review" and verdict.plan != lease.reviews.get(verdict.subject):
+        said = f"{verdict.subject} was about plan {lease.reviews.get(verdict.subject)}"
+        return refuse(verdict, "plan", said)
     return verdict
+
+
+def owing(verdict: OrderVerdict, lease: Lease, policy: Policy) -> OrderVerdict:
+    """The verdict about a start while a review is owed. A policy that says nothing of it leaves nobody out of it."""
+    rule = policy.break_glass
+    free = rule is not None and not rule.review.blocks_start
+    if not verdict.accepted or verdict.verb != "start" or not lease.reviews or free:
+        return verdict
+    runs = ", ".join(sorted(lease.reviews))
+    said = f"the glass was broken for {runs}, and nobody reviewed it yet; kedge review {min(lease.reviews)}"
+    return refuse(verdict, "break-glass", said)
+
+
+def glass_of(verdict: OrderVerdict) -> GlassBroken | None:
+    """What an accepted order says that breaks the glass; None for any other."""
+    if not (verdict.accepted and verdict.break_glass) or verdict.verb is None:
+        return None
+    return GlassBroken(
+        digest=verdict.digest,
+        verb=verdict.verb,
+        choice=verdict.choice,
+        person=verdict.person,
+        reason=verdict.comment[:500],
+        ticket=verdict.ticket,
+        at=verdict.issued,
+    )
+
+
+MOST_REVIEWS = 50
+MOST_ORDERS = 20
+"""Kept in full: of a run that is broken into again and again the first are, and one signature is for them all."""
+
+
+def owed(
+    reviews: tuple[Review, ...], run: str, verdict: OrderVerdict, now: str
+) -> tuple[Review, ...]:
+    """The open reviews with one more order that broke the glass. What was signed before did not see it."""
+    glass = glass_of(verdict)
+    if glass is None:
+        return reviews
+    there = next((one for one in reviews if one.run == run), None)
+    if there is None:
+        opened = Review(run=run, plan=verdict.plan, since=now, orders=(glass,))
+        return (*reviews, opened)[:MOST_REVIEWS]
+    orders = (*there.orders, glass)[:MOST_ORDERS]
+    more = there.model_copy(update={"orders": orders, "signed": ()})
+    return tuple(more if one.run == run else one for one in reviews)
+
+
+def signed_for(reviews: tuple[Review, ...], verdict: OrderVerdict) -> tuple[Review, ...]:
+    """The open reviews after an accepted one: those that have all their signatures are gone."""
+    if not verdict.accepted or verdict.verb != "review":
+        return reviews
+    return tuple(
+        one.model_copy(update={"signed": (*one.signed, verdict)})
+        if one.run == verdict.subject
+        else one
+        for one in reviews
+        if one.run != verdict.subject or not verdict.closes
+    )
+
+
+def closing(
+    verdict: OrderVerdict, signed: tuple[OrderVerdict, ...], policy: Policy
+) -> OrderVerdict:
+    """An accepted review, which says whether the policy has the signatures it asks for with it.
+
+    Who may not review any more, because the policy became another since, does not count.
+    """
+    rule = policy.break_glass
+    if not verdict.accepted or verdict.verb != "review" or rule is None:
+        return verdict
+    still = {person.name for person in policy.people if policy.allows(person, "review")}
+    people = {one.person for one in signed if one.accepted and one.subject == verdict.subject}
+    count = len((people & still) | {verdict.person})
+    return verdict.model_copy(update={"closes": count >= rule.review.threshold})
 
 
 def refuse(verdict: OrderVerdict, rule: Rule, said: str) -> OrderVerdict:
@@ -44,7 +124,7 @@ def unseen(verdict: OrderVerdict, policy: Policy) -> bool:
 
 _CLAIMS = frozenset(
     {
-        "unreadable", "not-canonical", "unknown-person", "unknown-key", "duplicate-key",
+        "unreadable", "not-canonical", "unknown-person", "revoked", "unknown-key", "duplicate-key",
         "algorithm", "namespace", "signature", "touch", "pin",
     }
 )  # fmt: skip

@@ -33,6 +33,8 @@ def make(  # noqa: PLR0913 - these are the fields of an order, and nothing else
     shown: Digest | None = None,
     evidence: EvidenceSeen | None = None,
     comment: str = "",
+    ticket: str = "",
+    break_glass: bool = False,
 ) -> Order:
     """An order; ``shown`` defaults to the plan's digest. Time and nonce (32 hex digits) are arguments.
 
@@ -49,6 +51,8 @@ def make(  # noqa: PLR0913 - these are the fields of an order, and nothing else
             evidence=evidence,
             person=person,
             comment=comment,
+            ticket=ticket,
+            break_glass=break_glass,
             issued=issued,
             expires=expires,
             nonce=nonce,

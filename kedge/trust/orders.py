@@ -3,16 +3,21 @@
 :func:`judge` looks in this order and stops at the first rule that is broken, which names the verdict:
 
 1. ``unreadable``, ``not-canonical``: the envelope holds the one form of an order (:mod:`kedge.trust.envelope`);
-2. ``unknown-person``: the policy knows the person the order names (one that names nobody is its key's owner's);
-3. ``signature`` (its form), ``unknown-key``, ``duplicate-key``, ``algorithm``: the key that signed is that
-   person's and no one else's, and of a kind that may sign;
+2. ``unknown-person``, ``revoked``: the policy knows the person the order names and has not revoked that name (one
+   that names nobody is its key's owner's);
+3. ``signature`` (its form), ``revoked``, ``unknown-key``, ``duplicate-key``, ``algorithm``: the key that signed was
+   not revoked, is that person's and no one else's, and of a kind that may sign;
 4. ``namespace``, ``algorithm``, ``signature``, ``touch``, ``pin``: the signature holds (:mod:`kedge.trust.sshsig`);
+   ``hardware``: it is a hardware key's where the policy wants that for this verb;
 5. ``verb``, ``target``, ``plan``, ``not-open``, ``subject``, ``choice``, ``shown``: it is about this run, now;
 6. ``not-yet-valid``, ``expired``, ``too-long-lived``: it is of this time;
 7. ``nonce-spent``: it was not seen before;
-8. ``role``: this person may say this verb, and for approve and reject has one of the gate's roles;
-9. ``requester``: who asked for the run does not approve it, unless the policy *and* the gate let him count;
-10. ``duplicate-person``, ``duplicate-key``: neither person nor key has approved at this gate.
+8. ``break-glass``, ``role``: this person may say this verb about a plan of this class, or may break the glass for it
+   and gives a reason; for approve and reject the person has one of the gate's roles;
+9. ``ticket``: it names a change ticket where the policy wants one;
+10. ``requester``, ``author``: who asked for the run does not approve it, unless the policy *and* the gate let him
+    count; who made the release does what the policy leaves to him; who broke the glass does not review that;
+11. ``duplicate-person``, ``duplicate-key``: neither person nor key has approved at this gate, or reviewed this.
 
 From step 5 on the verdict's person, key and content are proven, before that they are claims.
 """
@@ -23,8 +28,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+from kedge.model.governance import matches
+from kedge.model.keyline import fingerprints
 from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Rule
-from kedge.model.plan import Gate
+from kedge.model.plan import Gate, Risk, Verb
 from kedge.model.policy import Person, Policy
 from kedge.trust.envelope import (
     bytes_to_sign,
@@ -45,6 +52,7 @@ __all__ = ["bytes_to_sign", "judge", "make", "open_envelope", "read", "refused",
 _GATE_VERBS = ("approve", "reject")
 _ECHOED = {
     "verb", "target", "subject", "choice", "nonce", "comment", "plan", "shown", "issued",
+    "ticket", "break_glass",
 }  # fmt: skip
 
 
@@ -69,15 +77,18 @@ def judge(
         if order.person:
             known.person = _person(order.person, policy)
         signature = known.signature = parse(envelope.signature)
+        _not_revoked(signature, policy)
         owner = order.person or keyring(policy.people).owner(signature.key_blob)
         person = known.person = _person(owner, policy)
         key = known.key = keyring(policy.people).key_of(signature.key_blob, person.name)
-        check(signature, key, envelope.order.encode())
+        _signed(order, signature, key, envelope, policy)
         _about(order, expected, gate)
         _in_time(order, expected, policy)
         _unspent(order, expected)
-        _may(order, person, policy, gate)
+        _may(order, person, expected, policy, gate)
+        _ticket(order, policy)
         _requester(order, person, expected, policy, gate)
+        _author(order, person, expected, policy)
         _distinct(order, person, key, signed)
     except RefusalError as refusal:
         return known.verdict(refusal.rule, refusal.said)
@@ -132,7 +143,42 @@ def _person(name: str, policy: Policy) -> Person:
             f"the policy {policy.name} knows no {quoted(name)}",
             next_step="use the name under which your key stands in the policy",
         )
+    if name in policy.revoked.people:
+        raise RefusalError(
+            "revoked",
+            f"{name} was revoked in the policy {policy.name}: nothing that name signs counts",
+            next_step="have someone else sign",
+        )
     return person
+
+
+def _not_revoked(signature: Signature, policy: Policy) -> None:
+    if policy.revoked.has_blob(signature.key_blob):
+        raise RefusalError(
+            "revoked",
+            f"the key {fingerprint(signature.key_blob)} was revoked in the policy {policy.name}",
+            next_step="sign with a key that stands under your name, or have a new one added to the policy",
+        )
+
+
+def _signed(
+    order: Order, signature: Signature, key: PublicKey, envelope: Envelope, policy: Policy
+) -> None:
+    """Step 4: the mathematics, and what the policy asks of hardware keys."""
+    rule = policy.hardware
+    check(
+        signature,
+        key,
+        envelope.order.encode(),
+        require_touch=rule.touch,
+        require_pin=rule.pin,
+    )
+    if order.verb in rule.only_for and key.application is None:
+        raise RefusalError(
+            "hardware",
+            f"the policy {policy.name} wants a hardware key for {order.verb}, and {key.fingerprint} is none",
+            next_step="sign with a hardware key: ssh-keygen -t ed25519-sk makes one",
+        )
 
 
 def _about(order: Order, expected: Expected, gate: Gate | None) -> None:
@@ -164,7 +210,10 @@ def _about(order: Order, expected: Expected, gate: Gate | None) -> None:
 
 
 def _subject(order: Order, expected: Expected, gate: Gate | None) -> None:
-    """Gate verbs name an open gate, decide an open parked item and a choice it offers, others nothing."""
+    """Gate verbs name an open gate, decide an open parked item and a choice it offers, review a run, others nothing."""
+    if order.verb == "review":
+        _reviewed(order, expected)
+        return
     if order.verb not in {*_GATE_VERBS, "decide"}:
         if order.subject != "":
             raise RefusalError(
@@ -197,6 +246,19 @@ def _subject(order: Order, expected: Expected, gate: Gate | None) -> None:
         raise RefusalError("subject", f"the plan has no gate {quoted(order.subject)}")
 
 
+def _reviewed(order: Order, expected: Expected) -> None:
+    """A review names a run that waits for one."""
+    if order.choice is not None:
+        raise RefusalError("choice", "review has no choice; only decide has")
+    if not expected.reviews:
+        raise RefusalError("not-open", "no review is owed", next_step="kedge status FLEET says so")
+    if order.subject not in expected.reviews:
+        raise RefusalError(
+            "subject",
+            f"{quoted(order.subject)} waits for no review; those that do: {', '.join(sorted(expected.reviews))}",
+        )
+
+
 def _in_time(order: Order, expected: Expected, policy: Policy) -> None:
     """Step 6: issued <= now + skew; now < expires; expires - issued <= the policy's longest life."""
     now, issued, expires = moment(expected.now), moment(order.issued), moment(order.expires)
@@ -212,7 +274,7 @@ def _in_time(order: Order, expected: Expected, policy: Policy) -> None:
             f"the order was good until {order.expires}, and it is {expected.now}",
             next_step="make and sign a new one",
         )
-    longest = policy.lifetime(order.verb)
+    longest = policy.lifetime(order.verb, expected.risk)
     if (expires - issued).total_seconds() > longest:
         raise RefusalError(
             "too-long-lived",
@@ -231,13 +293,18 @@ def _unspent(order: Order, expected: Expected) -> None:
         )
 
 
-def _may(order: Order, person: Person, policy: Policy, gate: Gate | None) -> None:
+def _may(
+    order: Order, person: Person, expected: Expected, policy: Policy, gate: Gate | None
+) -> None:
     """Step 8: one of the person's roles may say the verb; at a gate, one of them is the gate's."""
-    if not policy.allows(person, order.verb):
-        allowed = ", ".join(policy.may.get(order.verb, ())) or "nobody"
+    if order.break_glass:
+        _breaks_glass(order, person, policy)
+        return
+    if not policy.allows(person, order.verb, expected.risk):
         raise RefusalError(
             "role",
-            f"{person.name} ({', '.join(person.roles)}) may not {order.verb}; the policy allows it to {allowed}",
+            f"{person.name} ({', '.join(person.roles)}) may not {order.verb}; the policy allows it to "
+            + _allowed(order.verb, policy, expected.risk),
         )
     if order.verb in _GATE_VERBS and gate is not None and not set(gate.roles) & set(person.roles):
         raise RefusalError(
@@ -247,10 +314,53 @@ def _may(order: Order, person: Person, policy: Policy, gate: Gate | None) -> Non
         )
 
 
+def _breaks_glass(order: Order, person: Person, policy: Policy) -> None:
+    """Step 8 for an order that breaks the glass: its person, its verb, its reason."""
+    rule = policy.break_glass
+    if rule is None:
+        raise RefusalError("break-glass", f"the policy {policy.name} lets nobody break the glass")
+    if not set(rule.roles) & set(person.roles):
+        raise RefusalError(
+            "break-glass",
+            f"{person.name} ({', '.join(person.roles)}) may not break the glass; the policy {policy.name} leaves it to "
+            + ", ".join(rule.roles),
+        )
+    if order.verb not in rule.verbs:
+        raise RefusalError(
+            "break-glass",
+            f"the glass is not broken to {order.verb}; the policy {policy.name} leaves it to: {', '.join(rule.verbs)}",
+        )
+    if len("".join(order.comment.split())) < rule.reason_min:
+        raise RefusalError(
+            "break-glass",
+            f"who breaks the glass says why, in {rule.reason_min} characters at least",
+            next_step="say it with --comment",
+        )
+
+
+def _allowed(verb: Verb, policy: Policy, risk: Risk | None) -> str:
+    """To whom a verb is allowed, in words."""
+    general = policy.may.get(verb, ())
+    if verb == "review" and policy.break_glass is not None:
+        general = policy.break_glass.review.roles
+    said = ", ".join(general) or "nobody"
+    for rule in policy.of_class(risk):
+        if verb in rule.may:
+            about = f"a plan that is {risk}" if risk is not None else "a plan of any class"
+            said += f", and about {about} to those of them who are {', '.join(rule.may[verb])}"
+    return said
+
+
 def _requester(
     order: Order, person: Person, expected: Expected, policy: Policy, gate: Gate | None
 ) -> None:
-    """Step 9. A plan is compiled by who asks for the run, so its word alone does not let him count."""
+    """Step 10. A plan is compiled by who asks for the run, so its word alone does not let him count."""
+    if order.verb == "review" and person.name in expected.reviews.get(order.subject, ()):
+        raise RefusalError(
+            "requester",
+            f"{person.name} broke the glass there, and somebody else reviews that",
+            next_step="have someone else sign",
+        )
     counts = policy.requester_may_approve and gate is not None and gate.requester_counts
     if order.verb == "approve" and person.name == expected.requester and not counts:
         raise RefusalError(
@@ -260,25 +370,57 @@ def _requester(
         )
 
 
+def _author(order: Order, person: Person, expected: Expected, policy: Policy) -> None:
+    """Step 10: who made the release, by name or by a key, does with it what the policy leaves to him."""
+    if order.verb not in {"approve", "start"}:
+        return
+    rule = policy.separation
+    if rule.author_may_approve if order.verb == "approve" else rule.author_may_start:
+        return
+    keys = {found for line in person.keys for found in fingerprints(line)}
+    if not ({person.name} | keys) & set(expected.authors):
+        return
+    raise RefusalError(
+        "author",
+        f"{person.name} made the release of this plan, and the policy {policy.name} does not let its author {order.verb} it",
+        next_step="have someone else sign",
+    )
+
+
+def _ticket(order: Order, policy: Policy) -> None:
+    """Step 9: a change ticket for the verbs that need one; what breaks the glass needs none."""
+    rule = policy.ticket
+    if rule is None or order.verb not in rule.verbs or order.break_glass:
+        return
+    if not matches(rule.pattern, order.ticket):
+        what = f"names the ticket {quoted(order.ticket)}" if order.ticket else "names no ticket"
+        raise RefusalError(
+            "ticket",
+            f"the order {what}, and the policy {policy.name} wants one that fits {rule.pattern} to {order.verb}",
+            next_step="name it with --ticket",
+        )
+
+
 def _distinct(
     order: Order, person: Person, key: PublicKey, signed: tuple[OrderVerdict, ...]
 ) -> None:
-    """Step 10: a second approval by the same person, or with the same key under another name."""
-    if order.verb != "approve":
+    """Step 11: a second approval or review by the same person, or with the same key under another name."""
+    if order.verb not in {"approve", "review"}:
         return
+    done = "approved" if order.verb == "approve" else "reviewed"
     before = [
         one
         for one in signed
-        if one.accepted and one.verb == "approve" and one.subject == order.subject
+        if one.accepted and one.verb == order.verb and one.subject == order.subject
     ]
     if any(one.person == person.name for one in before):
         raise RefusalError(
-            "duplicate-person", f"{person.name} has already approved {quoted(order.subject)}"
+            "duplicate-person", f"{person.name} has already {done} {quoted(order.subject)}"
         )
     for one in before:
         if one.material == key.material or one.key == key.fingerprint:
             raise RefusalError(
                 "duplicate-key",
-                f"the key {key.fingerprint} has already approved {quoted(order.subject)}, as {one.person}",
+                f"the key {key.fingerprint} has already {done} {quoted(order.subject)}, as {one.person}",
                 next_step="give each person a key of their own",
             )

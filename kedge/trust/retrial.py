@@ -33,7 +33,7 @@ AROUND = frozenset(
 
 _SAME = (
     "verb", "target", "subject", "choice", "person", "roles", "key", "material", "touched", "pin_given", "nonce",
-    "comment", "plan", "shown", "issued", "digest",
+    "comment", "ticket", "break_glass", "plan", "shown", "issued", "digest",
 )  # fmt: skip
 
 

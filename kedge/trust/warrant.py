@@ -22,9 +22,10 @@ import re
 
 from kedge.model.base import Digest, Frozen
 from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Tally
-from kedge.model.plan import Gate, Plan, ProgramName
+from kedge.model.plan import Gate, Plan, ProgramName, Risk
 from kedge.model.policy import Minimum, Policy
 from kedge.model.run import Warrant
+from kedge.plan.risk import risk_of
 from kedge.plan.wayback import way_back_at
 from kedge.trust.approvals import tally
 from kedge.trust.envelope import read
@@ -39,6 +40,14 @@ class WarrantVerdict(Frozen):
     said: str
     requester: str = ""
     tallies: tuple[Tally, ...] = ()
+
+
+class _About(Frozen):
+    """What every order of the warrant is judged with again."""
+
+    plan: Digest
+    risk: Risk
+    authors: tuple[str, ...]
 
 
 class _NotCarriedError(Exception):
@@ -56,6 +65,7 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
     run_id: str,
     program: ProgramName = "forward",
     nodes: tuple[int, ...] = (),
+    authors: tuple[str, ...] = (),
 ) -> WarrantVerdict:
     """Whether ``run_id`` may run ``program`` on ``nodes``. Pure and total; ``plan_digest`` is the digest of ``plan``.
 
@@ -64,15 +74,15 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
     for the program ``finalize``, all gates are asked for.
     ``wave`` of a rollback is the number of waves begun as observed, which says which way back it is and which gate
     stands before it; a node's own wave is the least it can be. None without nodes: observing and fencing only.
+    ``authors`` made the release that the plan brings: what the policy leaves to them is judged again.
     """
     tallies: list[Tally] = []
     requester = ""
+    about = _About(plan=plan_digest, risk=risk_of(plan), authors=authors)
     try:
         kind = _run_kind(run_id, fleet)
         _plan_fits(plan, policy, fleet, back=kind == "rollback")
-        start = _ground(
-            warrant.start, plan, plan_digest, policy, fleet=fleet, back=kind == "rollback"
-        )
+        start = _ground(warrant.start, plan, about, policy, back=kind == "rollback")
         requester = start.person
         if kind == "upgrade":
             gates = _gates_forward(plan, program, wave, nodes)
@@ -81,9 +91,7 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
         for name in gates:
             gate = _gate(plan, name)
             found = warrant.approvals.get(name, ())
-            tallies.append(
-                _approved(gate, found, plan_digest, policy, run_id=run_id, requester=requester)
-            )
+            tallies.append(_approved(gate, found, about, policy, run_id, requester))
     except _NotCarriedError as why:
         return WarrantVerdict(ok=False, said=str(why), requester=requester, tallies=tuple(tallies))
     through = f", through {', '.join(gates)}" if gates else ""
@@ -99,22 +107,23 @@ def plan_obeys(plan: Plan, policy: Policy, *, back: bool = False) -> tuple[str, 
     not close the way back.
     """
     wrong: list[str] = []
+    least = policy.minimums(risk_of(plan))
     returning = {way.gate for way in plan.way_back}
     if plan.environment != policy.environment:
         wrong.append(f"the plan is for {plan.environment}, the policy for {policy.environment}")
-    if not back and policy.gates.start == "required" and plan.start_gate is None:
+    if not back and least.start == "required" and plan.start_gate is None:
         wrong.append("the policy requires a gate before the first step, and the plan has none")
     for gate in plan.gates:
         if back and gate.name not in returning:
             continue
-        wrong += _below(gate, policy.gates.every)
+        wrong += _below(gate, least.every)
         if gate.requester_counts and not policy.requester_may_approve:
             wrong.append(f"the gate {gate.name} lets the requester count, the policy does not")
     if plan.commit is not None and not back:
-        wrong += _below(_named(plan, plan.commit.gate), policy.gates.point_of_no_return)
+        wrong += _below(_named(plan, plan.commit.gate), least.point_of_no_return)
     for way in plan.way_back:
         if way.kind == "restore" and way.gate is not None:
-            wrong += _below(_named(plan, way.gate), policy.gates.data_loss)
+            wrong += _below(_named(plan, way.gate), least.data_loss)
     named = [plan.start_gate, *(wave.gate for wave in plan.waves)]
     wrong += [
         f"the plan names a gate {name} and does not have it"
@@ -159,10 +168,11 @@ def _plan_fits(plan: Plan, policy: Policy, fleet: str, *, back: bool) -> None:
 
 
 def _ground(
-    envelope: Envelope, plan: Plan, plan_digest: Digest, policy: Policy, *, fleet: str, back: bool
+    envelope: Envelope, plan: Plan, about: _About, policy: Policy, *, back: bool
 ) -> OrderVerdict:
     """The verdict about the order this run acts on, when it is one of those that carry a run of this kind."""
     order = _readable(envelope)
+    fleet = plan.fleet.name
     target = f"fleet/{fleet}"
     if not back:
         allowed = order.verb == "start"
@@ -183,7 +193,9 @@ def _ground(
     expected = Expected(
         verbs=(order.verb,),
         target=target,
-        plan=plan_digest,
+        plan=about.plan,
+        risk=about.risk,
+        authors=about.authors,
         subjects={order.subject: order.shown},
         choices={order.subject: ("rollback",)} if order.verb == "decide" else {},
         now=order.issued,
@@ -277,9 +289,8 @@ def _gate(plan: Plan, name: str) -> Gate:
 def _approved(
     gate: Gate,
     envelopes: tuple[Envelope, ...],
-    plan_digest: Digest,
+    about: _About,
     policy: Policy,
-    *,
     run_id: str,
     requester: str,
 ) -> Tally:
@@ -291,7 +302,9 @@ def _approved(
         expected = Expected(
             verbs=("approve",),
             target=run_id,
-            plan=plan_digest,
+            plan=about.plan,
+            risk=about.risk,
+            authors=about.authors,
             subjects={gate.name: order.shown},
             requester=requester,
             spent=tuple(one.nonce for one in signed),

@@ -20,6 +20,6 @@ def test_the_example_is_an_order_in_its_canonical_form() -> None:
 
 def test_every_field_and_every_rule_is_explained() -> None:
     rows = [line.split("|")[1] for line in TEXT.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
+    named = {name for row in rows for name in re.findall(r"`([a-z_-]+)`", row)}
     assert set(Order.model_fields) <= named
     assert set(get_args(Rule)) - {"accepted"} <= named

@@ -1,0 +1,39 @@
+"""What is owed after somebody broke the glass."""
+
+from __future__ import annotations
+
+from kedge.model.base import Digest, Frozen, digest_of
+from kedge.model.order import OrderVerdict
+from kedge.model.plan import Choice, Verb
+
+
+class GlassBroken(Frozen):
+    """One order that broke the glass: ``digest`` is its envelope's, ``at`` when it was issued."""
+
+    digest: Digest
+    verb: Verb
+    choice: Choice | None = None
+    person: str
+    reason: str
+    ticket: str = ""
+    at: str
+
+
+class Review(Frozen):
+    """What a run owes because the glass was broken for it. ``signed`` are the accepted reviews so far."""
+
+    run: str
+    plan: Digest
+    since: str
+    orders: tuple[GlassBroken, ...]
+    signed: tuple[OrderVerdict, ...] = ()
+
+    @property
+    def shown(self) -> Digest:
+        """The digest of what a reviewer is shown, and signs."""
+        return digest_of(self.model_copy(update={"signed": ()}))
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Who broke the glass."""
+        return tuple(dict.fromkeys(order.person for order in self.orders))

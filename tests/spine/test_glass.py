@@ -1,0 +1,171 @@
+"""Breaking the glass: one person alone, with a reason, and a review by somebody else that stays open until it is signed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kedge.drivers.sim_faults import Fault
+from kedge.model.base import Json, canonical
+from kedge.model.governance import BreakGlass, ReviewRule
+from kedge.model.order import Envelope, OrderVerdict
+from kedge.model.review import Review
+from kedge.model.run import GlassNotice
+from tests.spine.conftest import Stage
+from tests.spine.scene import Scene, eventually
+
+pytestmark = pytest.mark.temporal
+
+WHY = "writes are lost every second, and nobody of on-call answers"
+GLASS = BreakGlass(
+    roles=("operator",),
+    verbs=("rollback", "pause", "abort", "decide"),
+    review=ReviewRule(threshold=2, roles=("sre", "operator", "db-owner")),
+)
+BOOK: dict[str, Json] = {
+    "waves": {"canary": {"nodes": 1, "gate": "ship"}, "widen": ["100%"], "max_unavailable": 1},
+    "retry": {"attempts": 2, "backoff": "50ms"},
+}
+
+
+async def breakable(stage: Stage) -> Scene:
+    """A scene whose policy lets operators break the glass."""
+    scene: Scene = await stage()
+    scene.policy = scene.policy.model_copy(update={"break_glass": GLASS})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    return scene
+
+
+async def at_the_gate(scene: Scene) -> str:
+    run = await scene.start(scene.plan(scene.runbook(**BOOK)))
+    await scene.waits_for(run, "ship")
+    return run
+
+
+async def to_fleet(scene: Scene, verb: Any, who: str, **given: Any) -> OrderVerdict:
+    fleet = await scene.fleet_status()
+    assert fleet.plan is not None
+    target = f"fleet/{scene.name}"
+    given = {"plan": fleet.plan, **given}
+    envelope = scene.envelope(verb, target, given.pop("plan"), who, **given)
+    return (await scene.submit(target, envelope)).verdict
+
+
+async def review(scene: Scene, owed: Review, who: str) -> OrderVerdict:
+    return await to_fleet(scene, "review", who, plan=owed.plan, subject=owed.run, shown=owed.shown)
+
+
+async def test_one_person_takes_the_fleet_back_alone_and_others_review_it(stage: Stage) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        run = await at_the_gate(scene)
+        assert (await to_fleet(scene, "rollback", "olga")).rule == "role"
+        alone = {"break_glass": True}
+        assert (await to_fleet(scene, "rollback", "olga", **alone)).rule == "break-glass"
+        assert (
+            await to_fleet(scene, "rollback", "ada", **alone, comment=WHY)
+        ).rule == "break-glass"
+        assert (await scene.fleet_status()).reviews == ()
+        broken = await to_fleet(scene, "rollback", "olga", **alone, comment=WHY)
+        assert broken.accepted, broken.said
+        fleet = await scene.freed()
+        back = fleet.runs[-1]
+        assert (await scene.end_of(run)).phase == "preempted"
+        assert (await scene.end_of(back)).phase == "rolled-back"
+        assert set(scene.running().values()) == {"1.0.0"}
+
+        (owed,) = fleet.reviews
+        assert (owed.run, owed.people) == (back, ("olga",))
+        assert (owed.orders[0].verb, owed.orders[0].reason) == ("rollback", WHY)
+        plan = await scene.drivers.blobs.put(canonical(scene.plan(scene.runbook(**BOOK))))
+        start = await to_fleet(scene, "start", "olga", plan=plan)
+        assert start.rule == "break-glass"
+        assert "kedge review" in start.said
+
+        assert (await review(scene, owed, "olga")).rule == "requester"
+        assert (await review(scene, owed, "eve")).rule == "role"
+        first = await review(scene, owed, "ada")
+        assert first.accepted, first.said
+        assert not first.closes
+        (owed,) = (await scene.fleet_status()).reviews
+        assert (await review(scene, owed, "ada")).rule == "duplicate-person"
+        assert (await to_fleet(scene, "start", "olga", plan=plan)).rule == "break-glass"
+        second = await review(scene, owed, "bob")
+        assert second.accepted, second.said
+        assert second.closes
+        assert (await scene.fleet_status()).reviews == ()
+        assert (await review(scene, owed, "bob")).rule == "not-open"
+        assert (await to_fleet(scene, "start", "olga", plan=plan)).accepted
+        rules = [one["rule"] for one in await scene.records("order") if one["verb"] == "review"]
+        assert rules.count("accepted") == 2
+
+
+async def test_a_run_tells_its_fleet_before_it_follows_who_breaks_the_glass(stage: Stage) -> None:
+    scene = await breakable(stage)
+    scene.policy = scene.policy.model_copy(
+        update={"may": {**scene.policy.may, "decide": ("oncall",), "pause": ("oncall",)}}
+    )
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    scene.sim.program(Fault(do="fail", op="healthy", node="n0", run="upgrade/*"))
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(**BOOK)))
+        await scene.waits_for(run, "wave")
+        assert (await scene.order("decide", run, "olga", choice="abort")).rule == "role"
+        broken = await scene.order(
+            "decide", run, "olga", choice="abort", break_glass=True, comment=WHY
+        )
+        assert broken.accepted, broken.said
+        assert (await scene.end_of(run)).phase == "aborted"
+        fleet = await scene.freed()
+        (owed,) = fleet.reviews
+        assert (owed.run, owed.people, len(owed.orders)) == (run, ("olga",), 1)
+        assert (owed.orders[0].verb, owed.orders[0].choice) == ("decide", "abort")
+        for who in ("ada", "bob"):
+            (owed,) = (await scene.fleet_status()).reviews
+            assert (await review(scene, owed, who)).accepted
+        # What the run says again opens no second review.
+        end = await scene.end_of(run)
+        assert len(end.glass) == 1
+        await scene.signal(
+            f"fleet/{scene.name}", GlassNotice(run=run, envelope=end.glass[0]), name="glass_broken"
+        )
+        assert (await scene.fleet_status()).reviews == ()
+
+
+async def test_nobody_opens_a_review_without_an_order_that_breaks_the_glass(stage: Stage) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        run = await at_the_gate(scene)
+        status = await scene.status(run)
+        other = f"upgrade/{scene.name}/77"
+
+        def said(**given: Any) -> Envelope:
+            given = {"target": run, "who": "olga", "break_glass": True, "comment": WHY, **given}
+            target, who = given.pop("target"), given.pop("who")
+            return scene.envelope("pause", target, status.plan, who, **given)
+
+        forged = said()
+        forged = forged.model_copy(update={"order": forged.order.replace("olga", "eve")})
+        wrong: list[Any] = [
+            GlassNotice(run=run, envelope=forged),
+            GlassNotice(run=other, envelope=said()),
+            GlassNotice(run="upgrade/another/1", envelope=said(target="upgrade/another/1")),
+            GlassNotice(run=run, envelope=said(who="ada")),
+            GlassNotice(run=run, envelope=said(break_glass=False)),
+            GlassNotice(run=run, envelope=said(comment="")),
+            "nonsense",
+            {"run": run},
+        ]
+        for notice in wrong:
+            await scene.signal(f"fleet/{scene.name}", notice, name="glass_broken")
+        await scene.signal(
+            f"fleet/{scene.name}", GlassNotice(run=run, envelope=said()), name="glass_broken"
+        )
+
+        async def opened() -> bool:
+            return len((await scene.fleet_status()).reviews) > 0
+
+        await eventually(opened)
+        (owed,) = (await scene.fleet_status()).reviews
+        assert (owed.run, len(owed.orders)) == (run, 1)
