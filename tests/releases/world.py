@@ -53,7 +53,10 @@ class World:
 
     def __post_init__(self) -> None:
         for person, kind in KINDS.items():
-            self.person(person, kind)
+            if self.key_file(person).exists():
+                self.keys[person] = KeyFile(self.key_file(person))
+            else:
+                self.person(person, kind)
 
     def person(self, name: str, kind: str = "ssh-ed25519") -> KeyFile:
         """A new person with a key; ``name`` and ``name.pub`` lie in ``keys/``."""
