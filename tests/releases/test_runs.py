@@ -35,7 +35,11 @@ ONE_BY_ONE: dict[str, Json] = {
 
 
 async def signed_scene(stage: Stage, base: Path, **given: Any) -> tuple[Scene, World]:
-    """A scene whose policy takes releases of a signed repository only; 1.0.0 and 1.1.0 are there, 1.2.0 is not."""
+    """A scene whose policy takes releases of a signed repository only; 1.0.0 and 1.1.0 are there, 1.2.0 is not.
+
+    Both were made by nina, unless ``author`` says otherwise.
+    """
+    author = given.pop("author", "nina")
     world = World(base / "releases")
     made = await world.init()
     assert made.root is not None
@@ -43,7 +47,7 @@ async def signed_scene(stage: Stage, base: Path, **given: Any) -> tuple[Scene, W
     for version in ("1.0.0", "1.1.0"):
         document = scene.releases[version]
         files = {name: Path(one.source) for name, one in document.artifacts.items()}
-        new = NewRelease(document=document, files=files, author="ada")
+        new = NewRelease(document=document, files=files, author=author)
         await world.desk.add(world.folder, new, world.signers(*TEAM), publish=True)
     rules = ReleaseRules(root=made.root)
     scene.policy = scene.policy.model_copy(update={"releases": rules})
@@ -81,7 +85,7 @@ async def test_a_signed_release_runs_and_what_was_verified_is_evidence(
     assert record["ok"]
     assert record["release"] == {"component": "daemon", "version": "1.1.0"}
     assert record["root"] == scene.policy.releases.root if scene.policy.releases else False
-    assert record["authors"][0] == "ada"
+    assert record["authors"][0] == "nina"
     assert record["versions"]["component"] == 2
 
 
@@ -172,12 +176,24 @@ async def test_the_way_back_is_open_whatever_became_of_either_release(
         await scene.waits_for(run, "ship")
         await revoke(world, "1.1.0")
         await revoke(world, "1.0.0")
+    # The worker that takes it up has never seen either of them.
+    async with scene.working():
         back = await scene.rollback()
         assert (await scene.end_of(back)).phase == "rolled-back"
     assert set(scene.running().values()) == {"1.0.0"}
     (record,) = await scene.records("release-back")
     assert not record["stands"]
     assert record["type"] == "ReleaseRevoked"
+
+
+async def test_who_made_a_release_does_not_approve_it(stage: Stage, tmp_path: Path) -> None:
+    scene, _ = await signed_scene(stage, tmp_path, author="ada")
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+        verdict = await scene.order("approve", run, "ada")
+        assert (verdict.accepted, verdict.rule) == (False, "author")
+        assert (await scene.order("approve", run, "bob")).accepted
 
 
 async def test_a_wave_is_not_opened_for_a_release_that_was_revoked_at_its_gate(
