@@ -64,10 +64,14 @@ def reader(
     key = ""
     for fleet, policy in sorted(policies.items()):
         try:
-            person = keyring(policy.people).owner(blob)
+            person = _owner(policy, blob)
             if challenge is not None:
                 held = keyring(policy.people).key_of(blob, person)
-                check(parse(signature), held, challenge, namespace=LOGIN)
+                rule = policy.hardware
+                check(
+                    parse(signature), held, challenge, namespace=LOGIN,
+                    require_touch=rule.touch, require_pin=rule.pin,
+                )  # fmt: skip
             _may_read(policy, person)
         except RefusalError as error:
             refusal = error
@@ -80,6 +84,15 @@ def reader(
     if not found:
         raise refusal
     return Reader(key=key, fleets=found)
+
+
+def _owner(policy: Policy, blob: bytes) -> str:
+    if policy.revoked.has_blob(blob):
+        raise RefusalError("revoked", f"the key was revoked in the policy {policy.name}")
+    person = keyring(policy.people).owner(blob)
+    if person in policy.revoked.people:
+        raise RefusalError("revoked", f"{person} was revoked in the policy {policy.name}")
+    return person
 
 
 def _may_read(policy: Policy, person: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,23 @@ async def test_a_fleet_that_the_reader_has_nothing_to_do_with_stays_sealed(
     assert set(content(note)) == {"kedge_refused"}
 
 
+def without_readers(scene: Scene) -> Policy:
+    return scene.policy
+
+
+def without_the_person(scene: Scene) -> Policy:
+    people = readable(scene.policy).model_dump(mode="json")
+    return Policy.model_validate({**people, "revoked": {"people": ["ada"]}}, strict=False)
+
+
+@pytest.mark.parametrize("changed", [without_readers, without_the_person])
 async def test_a_policy_that_is_changed_ends_what_its_reader_could(
-    place: Place, scene: Scene, server: Server
+    place: Place, scene: Scene, server: Server, changed: Callable[[Scene], Policy]
 ) -> None:
     payload = await sealed(place, scene)
     token = server.token(scene.keys["ada"])
     assert server.decode([payload], Authorization=f"Bearer {token}")
-    await know(place, scene, scene.policy)
+    await know(place, scene, changed(scene))
     for _ in range(100):
         status, _, said = server.ask("/decode", {"payloads": [payload]}, Authorization=f"Bearer {token}")  # fmt: skip
         if status == 403:
