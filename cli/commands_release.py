@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import commands_upstream, options
+from cli import options
 from cli.session import begin
 
 app = typer.Typer(
@@ -333,6 +333,3 @@ def trust(
     from cli.releases import trust_root
 
     trust_root(begin(ctx, json=json), repository, root)
-
-
-commands_upstream.register(app)

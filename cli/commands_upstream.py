@@ -9,14 +9,8 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.commands_release import Agents, Folder, Keys, Publish
 from cli.session import begin
-
-_Repository = Annotated[
-    Path,
-    typer.Option(
-        "--repository", metavar="FOLDER", help="The keepers' copy of the repository.", show_default=False
-    ),
-]  # fmt: skip
 
 
 def provenance(
@@ -32,7 +26,7 @@ def provenance(
     attestation: Annotated[
         list[Path] | None,
         typer.Option(
-            "--attestation", metavar="FILE", help="A DSSE envelope or sigstore bundle; may be given often."
+            "--attestation", metavar="FILE", help="A DSSE envelope or sigstore bundle. Repeatable."
         ),
     ] = None,
     trusted_root: Annotated[
@@ -103,7 +97,7 @@ def import_(  # noqa: PLR0913 - a command's options are its parameters
     archive: Annotated[
         list[str],
         typer.Option(
-            "--archive", metavar="PLATFORM=FILE", help="An archive; may be given often: linux/amd64=FILE."
+            "--archive", metavar="PLATFORM=FILE", help="An archive, such as linux/amd64=FILE. Repeatable."
         ),
     ],
     sums: Annotated[
@@ -112,12 +106,12 @@ def import_(  # noqa: PLR0913 - a command's options are its parameters
     signature: Annotated[
         list[Path],
         typer.Option(
-            "--signature", metavar="FILE", help="OpenPGP, minisign or SSH, over the sums; may be given often."
+            "--signature", metavar="FILE", help="OpenPGP, minisign or SSH, over the sums. Repeatable."
         ),
     ],
     pin: Annotated[
         list[Path],
-        typer.Option("--pin", metavar="FILE", help="A public key of the vendor's; may be given often."),
+        typer.Option("--pin", metavar="FILE", help="A public key of the vendor's. Repeatable."),
     ],
     needed: Annotated[
         int, typer.Option("--needed", metavar="N", help="How many of the pinned keys must have signed.")
@@ -141,28 +135,24 @@ def import_(  # noqa: PLR0913 - a command's options are its parameters
     downgrade_to: Annotated[
         str, typer.Option("--downgrade-to", metavar="RANGE", help="Versions it may be switched back to.")
     ] = "",
-    repository: _Repository,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option("--key", metavar="FILE", help="Sign the repository's metadata with this key; may be given often."),
-    ] = None,
-    agent: Annotated[
-        list[str] | None,
-        typer.Option("--agent", metavar="KEY", help="The same with a key of the ssh-agent."),
-    ] = None,
+    repository: Folder = None,
+    key: Keys = None,
+    agent: Agents = None,
     author: Annotated[
-        str, typer.Option("--author", metavar="NAME", help="Who adds it. Otherwise the first key's fingerprint.")
+        str,
+        typer.Option(
+            "--author", metavar="NAME", envvar="KEDGE_PERSON", help="Who adds it. Otherwise the fingerprint of the first key."
+        ),
     ] = "",
-    publish: Annotated[
-        bool, typer.Option("--publish/--draft", help="Publish what has its signatures, or leave a draft.")
-    ] = True,
+    publish: Publish = False,
     json: options.JsonOption = False,
 ) -> None:  # fmt: skip
     """Make a release of what a vendor published, and keep the vendor's signatures beside it.
 
     Nothing is added unless every archive is in sums that pinned keys signed. Exit code 3 when it is refused.
     """
-    from cli.upstream import Keys, by_platform, import_release, named
+    from cli.releases import Signing
+    from cli.upstream import by_platform, import_release, named
     from worker.desk_upstream import ImportRequest
 
     session = begin(ctx, json=json)
@@ -171,8 +161,7 @@ def import_(  # noqa: PLR0913 - a command's options are its parameters
         pins=tuple(pin), like=like, upgrade_from=upgrade_from, downgrade_to=downgrade_to, needed=needed,
         complete=complete, in_spite=in_spite,
     )  # fmt: skip
-    keys = Keys(repository, tuple(key or ()), tuple(agent or ()), author, publish)
-    import_release(session, request, keys)
+    import_release(session, request, repository, Signing(key, agent, publish), author)
 
 
 def register(app: typer.Typer) -> None:

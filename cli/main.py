@@ -21,6 +21,7 @@ from cli import (
     commands_release,
     commands_run,
     commands_runbook,
+    commands_upstream,
 )
 from cli.exits import Exit
 from cli.session import Session, report, tell_misuse
@@ -122,6 +123,7 @@ commands_run.register(app)
 commands_order.register(app)
 app.add_typer(commands_order_files.app, name="order")
 app.add_typer(commands_evidence.app, name="evidence")
+commands_upstream.register(commands_release.app)
 app.add_typer(commands_release.app, name="release")
 app.add_typer(commands_runbook.app, name="runbook")
 app.add_typer(commands_codec.app, name="codec")

@@ -61,6 +61,9 @@ SHAPES = """
 | `release list` | `{"releases": [{"name", "revoked", "added", "author"}]}`; with `--drafts` `{"roles"}`, as the drafts above |
 | `release show` | the release: `name, root, document, target, digest, artifacts, authors, attestations, vendor, added, versions, expires` |
 | `release trust` | `{"root"}` |
+| `release provenance` | `{"component", "version", "policy", "rules", "verdicts": {"linux/amd64": {"ok", "said", "subject", "needed", "agreed", "dissent", "envelopes"}}, "root", "vendor", "vendor_again", "ok"}` |
+| `release attest` | `{"file", "subjects", "key"}` |
+| `release import` | `{"verdict", "changed"}`: `changed` is null where it was refused, else as for `release add` |
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
 | `codec login` | `{"server", "person", "expires", "kind", "secret"}`; `kind` is `token` or `code` |

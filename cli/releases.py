@@ -76,7 +76,7 @@ def make(
 ) -> None:
     """``init``."""
     desk = session.desk()
-    folder = repository or _own_folder(desk, new=True)
+    folder = repository or own_folder(desk, new=True)
     specs = [_named_spec(text) for text in roles]
     days = dict(_days(text) for text in expires)
 
@@ -99,7 +99,7 @@ def add_release(
 ) -> None:
     """``add``."""
     desk = session.desk()
-    folder = repository or _own_folder(desk)
+    folder = repository or own_folder(desk)
     extra = {path.name: path.read_bytes() for path in addition.beside}
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
@@ -129,7 +129,7 @@ def sign_drafts(
 ) -> None:
     """``sign``."""
     desk = session.desk()
-    folder = repository or _own_folder(desk)
+    folder = repository or own_folder(desk)
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
         return await releases.sign(folder, roles, signers, copies=copies)
@@ -145,7 +145,7 @@ def publish_drafts(
 ) -> None:
     """``publish``."""
     desk = session.desk()
-    folder = repository or _own_folder(desk)
+    folder = repository or own_folder(desk)
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
         return await releases.publish(folder, signers, renew=renew)
@@ -169,7 +169,7 @@ def revoke_release(
 ) -> None:
     """``revoke``; ``reason`` None takes a revocation back."""
     desk = session.desk()
-    folder, name = repository or _own_folder(desk), _name(release)
+    folder, name = repository or own_folder(desk), _name(release)
     if reason == "":
         raise OrderError("a revocation needs a reason", next_step="--reason TEXT")
 
@@ -189,7 +189,7 @@ def rotate_keys(
 ) -> None:
     """``rotate``."""
     desk = session.desk()
-    folder = repository or _own_folder(desk)
+    folder = repository or own_folder(desk)
     asked = KeyChange(
         role=change.role, add=change.add, remove=change.remove, threshold=change.threshold
     )
@@ -203,7 +203,7 @@ def rotate_keys(
 def list_roles(session: Session, repository: Path | None) -> None:
     """``list --drafts``."""
     desk = session.desk()
-    views = desk.release_desk().drafts(repository or _own_folder(desk))
+    views = desk.release_desk().drafts(repository or own_folder(desk))
     session.say(_roles_table(views))
     session.document({"roles": [one.model_dump(mode="json") for one in views]})
 
@@ -274,7 +274,8 @@ def _reader(session: Session, repository: str | None) -> ReleaseDesk:
     return desk.release_desk() if repository is None else desk.release_desk_at(repository)
 
 
-def _own_folder(desk: Desk, *, new: bool = False) -> Path:
+def own_folder(desk: Desk, *, new: bool = False) -> Path:
+    """The keepers' folder by the settings. Raises ``OrderError`` where they name none."""
     location = desk.settings.release_repository
     if location is not None and not location.startswith(("http://", "https://")):
         return Path(location)

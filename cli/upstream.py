@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -13,6 +10,8 @@ from rich.text import Text
 
 from cli import words
 from cli.exits import Exit
+from cli.ordering import passphrase_asker
+from cli.releases import Signing, own_folder
 from cli.session import Session
 from kedge.model.errors import OrderError
 from kedge.model.provenance import ProvenanceVerdict
@@ -21,7 +20,7 @@ from kedge.model.upstream import VendorImport
 from worker.desk_orders import Signer
 from worker.desk_provenance import Asked, Claim, Explained, Made, ProvenanceDesk
 from worker.desk_provenance import attest as made_by
-from worker.desk_upstream import Imported, ImportRequest, import_upstream, open_keeper, utc_now
+from worker.desk_upstream import Imported, ImportRequest, Keeper, import_upstream, utc_now
 
 YES, NO = ("✓", "green"), ("✗", "bold red")
 
@@ -31,7 +30,7 @@ YES, NO = ("✓", "green"), ("✗", "bold red")
 
 def explain(session: Session, release: str, asked: Asked) -> None:
     """The verdict on a release, envelope by envelope; exit code 3 when it is not proven."""
-    found = ProvenanceDesk.open(session.desk().settings).explain(release, asked)
+    found = ProvenanceDesk(session.desk().releases).explain(release, asked)
     session.say(*_explained(found))
     session.document({**found.model_dump(mode="json"), "ok": found.ok})
     if not found.ok:
@@ -99,31 +98,14 @@ def sign_build(
             "a builder signs with one key", next_step="--key FILE, or --agent with one of its keys"
         )
     said = claim if claim.finished else claim.model_copy(update={"finished": utc_now()})
-    made: Made = session.run(made_by(files, said, signer, _passphrase()))
+    made: Made = session.run(made_by(files, said, signer, passphrase_asker()))
     output.write_text(made.envelope, encoding="utf-8")
     session.say(f"written to {output}: {claim.builder} built {words.listed(made.subjects)}")
     session.say(Text(f"   a policy believes it with the key {made.key}", "dim"))
     session.document({"file": str(output), "subjects": made.subjects, "key": made.key})
 
 
-def _passphrase() -> Callable[[], str] | None:
-    if not sys.stdin.isatty():
-        return None
-    return lambda: getpass.getpass("passphrase of the key: ", stream=sys.stderr)
-
-
 # -- import ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """In whose name, and with which keys, something is added to which repository."""
-
-    repository: Path
-    keys: tuple[Path, ...]
-    agents: tuple[str, ...]
-    author: str
-    publish: bool
 
 
 def named(release: str) -> ReleaseName:
@@ -150,9 +132,11 @@ def by_platform(archives: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def import_release(session: Session, request: ImportRequest, keys: Keys) -> None:
+def import_release(
+    session: Session, request: ImportRequest, repository: Path | None, signing: Signing, author: str
+) -> None:
     """Judges what a vendor published and adds it to the repository; exit code 3 when it is refused."""
-    done = session.run(_import(session, request, keys))
+    done = session.run(_import(session, request, repository, signing, author))
     verdict = done.verdict
     session.say(
         Text(f"{request.name} from its vendor", "bold"),
@@ -177,10 +161,18 @@ def import_release(session: Session, request: ImportRequest, keys: Keys) -> None
         session.say(f"   published: {words.listed(changed.published)}")
 
 
-async def _import(session: Session, request: ImportRequest, keys: Keys) -> Imported:
-    settings = session.desk().settings
-    keeper = await open_keeper(settings, keys.repository, keys.keys, keys.agents, _passphrase())
-    return await import_upstream(request, replace(keeper, author=keys.author, publish=keys.publish))
+async def _import(
+    session: Session, request: ImportRequest, repository: Path | None, signing: Signing, author: str
+) -> Imported:
+    desk = session.desk()
+    keeper = Keeper(
+        desk=desk.release_desk(),
+        folder=repository or own_folder(desk),
+        signers=await signing.signers(),
+        author=author,
+        publish=signing.publish,
+    )
+    return await import_upstream(request, keeper)
 
 
 def _signatures(verdict: VendorImport) -> Iterator[Text]:

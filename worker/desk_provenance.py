@@ -25,7 +25,6 @@ from kedge.trust.provenance import PAYLOAD_TYPE, Build, judge_artifacts, stateme
 from worker.desk_orders import Signer
 from worker.desk_upstream import VERDICT, hashed, judge_again, utc_now
 from worker.documents import read_bytes, read_policy, read_release
-from worker.settings import Settings
 
 
 class Explained(Frozen):
@@ -73,13 +72,7 @@ class ProvenanceDesk:
     """Questions about provenance in one home: its release repository, and the trusted roots that are kept here."""
 
     def __init__(self, releases: TufReleases) -> None:
-        """Built by :meth:`open`."""
         self._releases = releases
-
-    @classmethod
-    def open(cls, settings: Settings) -> ProvenanceDesk:
-        """The desk of a home."""
-        return cls(TufReleases(settings.release_repository, settings.home / "trust" / "releases"))
 
     def explain(self, release: str, asked: Asked) -> Explained:
         """What the policy makes of a release: a Release document in a file, or one of the repository (``etcd@3.5.1``).

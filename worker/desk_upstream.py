@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,6 @@ from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.trusted import ReleaseName
 from kedge.model.upstream import VendorArchive, VendorImport
 from worker.documents import read_bytes, read_release
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from kedge.drivers.metadata_signers import MetadataKey
@@ -77,22 +76,6 @@ class Keeper:
     publish: bool = True
 
 
-async def open_keeper(
-    settings: Settings,
-    folder: Path,
-    keys: Sequence[Path],
-    agents: Sequence[str],
-    passphrase: Callable[[], str] | None,
-) -> Keeper:
-    """Who has these keys, at the repository in this folder. Raises as :func:`worker.desk_releases.signers_of`."""
-    from kedge.drivers.tuf_releases import TufReleases
-    from worker.desk_releases import ReleaseDesk, signers_of
-
-    location = settings.release_repository
-    desk = ReleaseDesk(TufReleases(location, settings.home / "trust" / "releases"), location)
-    return Keeper(desk, folder, await signers_of(keys, agents, passphrase))
-
-
 async def import_upstream(request: ImportRequest, keeper: Keeper) -> Imported:
     """Judge what the vendor published; where it is good, add it as a release with everything that was judged.
 
@@ -104,6 +87,9 @@ async def import_upstream(request: ImportRequest, keeper: Keeper) -> Imported:
     from kedge.trust.vendor_pins import read_pins
     from worker.desk_releases import fingerprint_of
 
+    author = keeper.author or (fingerprint_of(keeper.signers[0]) if keeper.signers else "")
+    if not author:
+        raise OrderError("nobody is said to import it", next_step="--author NAME, or a --key")
     pins, signatures = _read(request.pins), _read(request.signatures)
     published = Published(
         name=request.name,
@@ -127,7 +113,7 @@ async def import_upstream(request: ImportRequest, keeper: Keeper) -> Imported:
     release = NewRelease(
         document=_document(request, verdict),
         files=request.archives,
-        author=keeper.author or (fingerprint_of(keeper.signers[0]) if keeper.signers else ""),
+        author=author,
         extra=_extra(published.sums_name, published.sums, signatures, pins, verdict),
     )
     changed = await keeper.desk.add(keeper.folder, release, keeper.signers, publish=keeper.publish)

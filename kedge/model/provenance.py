@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 RSA_LEAST = 3072
-MOST_BUILDERS = 32
-MOST_KEYS = 8
+MOST_BUILDERS = 16
+MOST_KEYS = 4
 _CURVES = {"secp256r1", "secp384r1", "secp521r1"}
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]{1,4000}-----END PUBLIC KEY-----")
 _LINE = re.compile(r"((?:ssh|ecdsa)-[a-z0-9-]{1,40}) +([A-Za-z0-9+/]{1,6000}={0,2})(?: .*)?")

@@ -11,8 +11,10 @@ the first that is broken names the verdict:
 - ``sums``: the list can be read: one digest and one name a line, each name once;
 - ``partial``: every archive is there and in the list; with ``complete``, every file of the list is among the archives;
 - ``altered``: every archive has the digest of the list;
-- ``downgraded``: no release of a higher version was imported before, none that was signed by a stronger kind
-  (:data:`kedge.model.upstream.RANK`) or by more holders. A person may take it in spite of that, and says why.
+- ``downgraded``: the archives are not called by another version, and were not imported as one: signatures say nothing about
+  versions, so an old release could be sold as a new one. No release of a higher version was imported before, none that
+  was signed by a stronger kind (:data:`kedge.model.upstream.RANK`) or by more holders. A person may take it in spite of
+  that, and says why.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ MOST_SUMS = 10_000
 
 _GNU = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?([^/\\\x00-\x1f\x7f]{1,255})")
 _BSD = re.compile(r"SHA256 \((?:\./)?([^/\\\x00-\x1f\x7f]{1,255})\) = ([0-9a-fA-F]{64})")
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)+")
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def judge_import(published: Published, rules: ImportRules, now: Instant) -> Vend
     try:
         _judge_signed(found, good, rules.needed)
         left_out = _judge_archives(published, complete=rules.complete)
-        in_spite = _judge_before(published.name, good, best, rules)
+        in_spite = _judge_before(published, good, best, rules)
         rule: ImportRule = "accepted"
         said = _accepted(published, good, left_out)
     except _RefusedError as error:
@@ -161,6 +164,8 @@ def read_sums(content: bytes) -> dict[str, Digest]:
         raise ValueError("is not UTF-8 text") from error
     if len(lines) > MOST_SUMS:
         raise ValueError(f"has more than {MOST_SUMS} lines")
+    if lines[0].startswith("-----BEGIN PGP SIGNED MESSAGE"):
+        raise ValueError("has its signature inside; a list and a signature of their own are needed")
     found: dict[str, Digest] = {}
     for number, line in enumerate(lines, start=1):
         text = line.removesuffix("\r")
@@ -212,11 +217,23 @@ def _judge_archives(published: Published, *, complete: bool) -> int:
 
 
 def _judge_before(
-    name: ReleaseName, good: Sequence[str], best: SignatureKind, rules: ImportRules
+    published: Published, good: Sequence[str], best: SignatureKind, rules: ImportRules
 ) -> str:
     """The reason for which a downgrade is taken; empty where it is none."""
+    name = published.name
     earlier = [one for one in rules.before if one.ok and one.component == name.component]
-    faults: list[str] = []
+    faults = [
+        f"{one.name} is called by another version than {name.version}"
+        for one in published.archives
+        if not _may_be(one.name, name.version)
+    ]
+    digests = {one.digest for one in published.archives}
+    faults += [
+        f"{one.name} was imported before, as {past.version}"
+        for past in earlier
+        for one in past.archives
+        if past.version != name.version and one.digest in digests
+    ]
     newest: VendorImport | None = None
     for one in earlier:
         if newest is None or is_older(newest.version, one.version):
@@ -237,6 +254,19 @@ def _judge_before(
     if not rules.in_spite:
         raise _RefusedError("downgraded", "; ".join(faults))
     return rules.in_spite
+
+
+def _may_be(file: str, version: str) -> bool:
+    """Whether a file's name names this version, or none at all; other numbers may stand there as well."""
+    said = _NUMBERS.findall(file)
+    wanted = _NUMBERS.findall(version)
+    return not said or not wanted or any(_same(one, wanted[0]) for one in said)
+
+
+def _same(one: str, other: str) -> bool:
+    """``1.2`` is how some say ``1.2.0``."""
+    short, long = sorted((one.split("."), other.split(".")), key=len)
+    return long[: len(short)] == short and set(long[len(short) :]) <= {"0"}
 
 
 def is_older(one: str, other: str) -> bool:

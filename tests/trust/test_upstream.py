@@ -16,7 +16,7 @@ from pysequoia.packet import PacketPile
 
 from kedge.model.errors import OrderError
 from kedge.model.upstream import VendorImport
-from kedge.trust.upstream import is_older, read_sums
+from kedge.trust.upstream import _may_be, is_older, read_sums
 from kedge.trust.vendor_pins import read_pins
 from tests.trust.vendors import (
     AMD,
@@ -176,6 +176,8 @@ def test_an_attack_is_refused_under_its_name(
 
 BEFORE: list[tuple[str, str, Callable[[Vendor, VendorImport], VendorImport]]] = [
     ("an older version", "1.2 was imported before", lambda v, two: judge({"a": v.pgp("anna")}, v.pins("anna"), before=(two.model_copy(update={"version": "1.2", "signed_by": two.signed_by[:1]}),))),
+    ("an old archive sold as a new one", "is called by another version than 1.2", lambda v, _: judge({"a": v.pgp("anna")}, v.pins("anna"), version="1.2")),
+    ("the archives of an older release", "was imported before, as 1.0", lambda v, two: _one(v, archives=(archive(),), before=(two.model_copy(update={"signed_by": two.signed_by[:1]}),))),
     ("fewer keys", "1 pinned keys signed it; 1.0 was signed by 2", lambda v, two: judge({"a": v.pgp("anna")}, v.pins("anna"), before=(two,))),
     ("a weaker kind", "signed by minisign at best; 1.0 was by openpgp", lambda v, two: judge({"a": minisigned("mia", sums()), "b": v.ssh("sam")}, {"p": minisign_public("mia"), **v.ssh_pin("sam")}, before=(two,))),
 ]  # fmt: skip
@@ -184,8 +186,8 @@ BEFORE: list[tuple[str, str, Callable[[Vendor, VendorImport], VendorImport]]] = 
 @pytest.fixture(scope="module")
 def two_signed(vendor: Vendor) -> VendorImport:
     return judge(
-        {"a": vendor.pgp("anna", "bert")}, vendor.pins("anna", "bert"), version="1.0", needed=2
-    )
+        {"a": vendor.pgp("anna", "bert")}, vendor.pins("anna", "bert"), needed=2
+    ).model_copy(update={"version": "1.0"})
 
 
 @pytest.mark.parametrize(("said", "made"), [row[1:] for row in BEFORE], ids=[r[0] for r in BEFORE])
@@ -338,6 +340,7 @@ SUMS: list[tuple[str, bytes, str]] = [
     ("an escaped name", b"\\" + b"a" * 64 + b"  a\\nb\n", "line 1"),
     ("a short digest", b"a" * 63 + b"  db.tar.gz\n", "line 1"),
     ("no UTF-8", b"\xff", "UTF-8"),
+    ("signed inside", b"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n", "signature inside"),
     ("too long", b"#" * (1 << 20) + b"\n", "longer than"),
     ("too many lines", b"\n" * 10_001, "more than 10000 lines"),
 ]
@@ -366,3 +369,23 @@ def test_versions_are_compared_number_by_number(older: str, newer: str) -> None:
     assert is_older(older, newer)
     assert not is_older(newer, older)
     assert not is_older(older, older)
+
+
+@pytest.mark.parametrize(
+    ("file", "version"),
+    [
+        ("etcd-v3.5.1-linux-amd64.tar.gz", "3.5.1"),
+        ("db-1.1-glibc-2.17.tar.gz", "1.1.0"),
+        ("db-1.1.0-rc.1.tar.gz", "1.1.0-rc.1"),
+        ("geth-linux-amd64-1.13.5-916d6a44.tar.gz", "1.13.5"),
+        ("node-linux-x64.tar.gz", "18.1.0"),
+        ("db-2024.tar.gz", "7"),
+    ],
+)
+def test_a_file_may_be_of_a_version_that_its_name_does_not_deny(file: str, version: str) -> None:
+    assert _may_be(file, version)
+
+
+@pytest.mark.parametrize("name", ["etcd-v3.5.0-linux.tar.gz", "etcd-v3.5.10.tar.gz", "db-3.5.tar"])
+def test_a_file_that_is_called_by_another_version_is_not_of_this_one(name: str) -> None:
+    assert not _may_be(name, "3.5.1")
