@@ -12,7 +12,7 @@ from activities.hearings import Hearing
 from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
-from kedge.model.order import Expected, OrderVerdict
+from kedge.model.order import EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
@@ -226,11 +226,12 @@ class OrderActivities:
         return await self._ground.blobs.put(canonical(warrant))
 
     @activity.defn
-    async def record(self, note: Note) -> None:
-        """Append a decision of a workflow to the fleet's evidence."""
+    async def record(self, note: Note) -> EvidenceSeen:
+        """Append a decision of a workflow to the fleet's evidence; where that ends then is what people are shown."""
         record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
         async with pulse():
-            await self._ground.note(note.run.fleet, note.key, record)
+            head = await self._ground.note(note.run.fleet, note.key, record)
+        return EvidenceSeen(seq=head.seq, hash=head.hash)
 
 
 def _own(workflow: str) -> None:

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import artifact, local, simulated
+from bench import artifact, evidence, local, simulated
 
-PARTS = ("artifact", "simulated", "local")
+PARTS = ("artifact", "evidence", "simulated", "local")
 
 
 def main() -> int:
@@ -29,6 +29,10 @@ def main() -> int:
         cost = asyncio.run(artifact.measure(say))
         print("\n".join(artifact.report(cost)))
         figures["artifact"] = cost.model_dump(mode="json")
+    if "evidence" in parts:
+        verified = asyncio.run(evidence.measure(say))
+        print("\n".join(evidence.report(verified)))
+        figures["evidence"] = verified.model_dump(mode="json")
     if "simulated" in parts:
         found = asyncio.run(simulated.measure_all(say))
         print("\n".join(simulated.report(found)))

@@ -77,6 +77,7 @@ def _place_lines(place: Place) -> list[Text]:
         lines.append(Text(f"   web UI   {place.ui}"))
     lines.append(Text(f"   home     {place.home}"))
     lines.append(Text(f"   logs     {place.logs}"))
+    lines.append(Text(f"   evidence signed by {place.checkpoint_key}"))
     return lines
 
 

@@ -168,6 +168,9 @@ def show_draft(session: Session, draft: Draft) -> None:
         say(Text(f"   what you see here has the digest {order.shown}", style="dim"))
     if order.ticket:
         say(Text(f"   ticket {order.ticket}", style="dim"))
+    if order.evidence is not None:
+        seen = f"{order.evidence.seq}:{order.evidence.hash}"
+        say(Text(f"   the record of what happened so far ends in {seen}", style="dim"))
     by = order.person or "the owner of the key"
     life = words.duration(words.between(order.issued, order.expires))
     say(Text(f"   signed as {by}, valid for {life}", style="dim"))

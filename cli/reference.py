@@ -44,7 +44,7 @@ SHAPES = """
 
 | command | document |
 |---|---|
-| `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "problems"}]}` |
+| `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "checkpoint_key", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "problems"}]}` |
 | `down` | `{"worker", "engine"}`: how each ended |
 | `plan` | `{"digest", "plan", "explanation"}` |
 | `start`, `rollback` | `{"run"}` |
@@ -64,6 +64,10 @@ SHAPES = """
 | `release provenance` | `{"component", "version", "policy", "rules", "verdicts": {"linux/amd64": {"ok", "said", "subject", "needed", "agreed", "dissent", "envelopes"}}, "root", "vendor", "vendor_again", "ok"}` |
 | `release attest` | `{"file", "subjects", "key"}` |
 | `release import` | `{"verdict", "changed"}`: `changed` is null where it was refused, else as for `release add` |
+| `evidence show` | `{"records": [{"seq", "at", "what", "said", "run", "who", "signed", "details"}]}` |
+| `evidence export` | `{"file", "bytes", "fleet", "run", "first", "last", "documents", "checkpoints", "ended"}` |
+| `evidence verify` | `{"ok", "ended", "fleet", "run", "first", "last", "head", "records", "checkpoints", "signed", "witnesses", "policies", "orders", "refused", "steps", "nodes", "findings": [{"kind", "said", "seq", "line"}], "unproven", "story"}`; exit code 3 with findings, 7 when the run goes on behind the file's end |
+| `evidence check` | `{"fleets": […]}`: the same for each, without the story |
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
 | `codec login` | `{"server", "person", "expires", "kind", "secret"}`; `kind` is `token` or `code` |

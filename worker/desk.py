@@ -27,7 +27,7 @@ from kedge.model.errors import (
     PlanError,
     SettingsError,
 )
-from kedge.model.order import Envelope
+from kedge.model.order import Envelope, EvidenceSeen
 from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release
@@ -305,7 +305,8 @@ class Desk:
         life = desk_orders.life_of(
             asked, policy or await self.policy(_fleet_of(asked.target)), carried=carried
         )
-        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", life=life)
+        seen = await self.seen(_fleet_of(asked.target))
+        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", life=life, evidence=seen)
 
     async def draft_rollback(self, asked: Asked, *, carried: bool = False) -> Draft:
         """An order to take a fleet back: it names the plan of the run that holds the fleet, or of the last one."""
@@ -319,7 +320,10 @@ class Desk:
             # Only words: a rollback must be possible whatever the run in trouble answers.
             status = await (await self.runs()).status(run, seconds=3)
             about += desk_orders.in_words(status)
-        return desk_orders.draft(asked, plan=plan, shown=plan, subject="", about=about, life=life)
+        seen = await self.seen(name)
+        return desk_orders.draft(
+            asked, plan=plan, shown=plan, subject="", about=about, life=life, evidence=seen
+        )
 
     async def draft_review(self, asked: Asked, *, carried: bool = False) -> Draft:
         """A signature under what somebody broke the glass for, in the run that is asked about."""
@@ -348,7 +352,19 @@ class Desk:
             showing=showing,
             about=() if showing is not None else desk_orders.in_words(status),
             life=life,
+            evidence=status.evidence or await self.seen(status.fleet),
         )
+
+    async def seen(self, fleet: str) -> EvidenceSeen | None:
+        """The end of a fleet's evidence in this home's store, which whoever signs something now names; None: none here.
+
+        An order must be possible whatever became of the store: what the order then lacks is for the worker to judge.
+        """
+        try:
+            head = await self.evidence.head(fleet)
+        except DriverError:
+            return None
+        return EvidenceSeen(seq=head.seq, hash=head.hash) if head.seq else None
 
     async def submit(self, target: str, envelope: Envelope) -> Submitted:
         """Sends an order as an update and waits for the verdict. Raises ``NotFound`` or ``EngineError``."""

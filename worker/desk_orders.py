@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kedge.model.base import Digest, Frozen
 from kedge.model.errors import DriverError, OrderError
-from kedge.model.order import Envelope, Order
+from kedge.model.order import Envelope, EvidenceSeen, Order
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy, key_material
 from kedge.model.review import Review
@@ -87,6 +87,7 @@ def draft(  # noqa: PLR0913 - an order's parts, each from somewhere else
     showing: Showing | None = None,
     about: tuple[str, ...] = (),
     life: float,
+    evidence: EvidenceSeen | None = None,
 ) -> Draft:
     """The order for what was asked. Raises ``OrderError`` for a field no order may have."""
     now = datetime.now(UTC).replace(microsecond=0)
@@ -101,6 +102,7 @@ def draft(  # noqa: PLR0913 - an order's parts, each from somewhere else
         subject=subject,
         choice=asked.choice,
         shown=shown,
+        evidence=evidence,
         comment=asked.comment,
         ticket=asked.ticket,
         break_glass=asked.break_glass,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kedge.drivers.checkpoints import COMMENT, ensure_key
 from kedge.model.base import Frozen
 from kedge.model.errors import EngineError
 from worker.background import BackgroundWorker, WorkerError
@@ -29,6 +30,8 @@ class Place(Frozen):
     engine_pid: int | None
     worker_pid: int
     logs: Path
+    checkpoint_key: str
+    """The public key line with which this home's worker signs the evidence; policies name it."""
     started: tuple[str, ...] = ()
 
 
@@ -74,6 +77,8 @@ async def start(settings: Settings, say: Say) -> Place:
 
 
 def _start(settings: Settings, say: Say) -> Place:
+    # Before the worker needs it: a key that cannot be used is told to who can mend it.
+    key = ensure_key(settings.checkpoint_key)
     started: list[str] = []
     engine = None
     if settings.embedded:
@@ -97,6 +102,7 @@ def _start(settings: Settings, say: Say) -> Place:
         engine_pid=engine.process.pid if engine is not None else None,
         worker_pid=worker.process.pid,
         logs=settings.log_dir,
+        checkpoint_key=f"{key.public.line} {COMMENT}",
         started=tuple(started),
     )
 

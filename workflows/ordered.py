@@ -23,12 +23,13 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from activities.orders import OrderActivities
-    from kedge.model.base import Digest, Frozen, digest_of
-    from kedge.model.order import Envelope, Expected, OrderVerdict, Tally
+    from kedge.model.base import Digest, Frozen, Json, digest_of
+    from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict, Tally
     from kedge.model.plan import Choice, Gate, Verb
     from kedge.model.run import (
         GlassNotice,
         JudgeRequest,
+        Note,
         Phase,
         PlanFacts,
         Preempted,
@@ -56,6 +57,8 @@ KEPT_REFUSALS = 200
 the order was proven to be of a person of the policy."""
 MOST_GLASS = 20
 """Orders that broke the glass which a run says again at its end; its first opened the review."""
+MOST_SHOWN = 200_000
+"""Characters of what is shown that become evidence as they are; of more only the digest does."""
 CROWD = 50
 """Orders looked at in one history before a wait is interrupted to begin a new one."""
 
@@ -78,6 +81,8 @@ class OrderMemory(Frozen):
     started: str
     seconds: dict[str, float] = {}
     warrant: Digest
+    head: EvidenceSeen | None = None
+    """The end of the fleet's evidence as of this run's last record: what people name in their orders."""
 
 
 class Open(Frozen):
@@ -363,6 +368,23 @@ class Ordered:
             now=instant(),
         )
 
+    # -- evidence ----------------------------------------------------------------------------------------------
+
+    async def _write(self, key: str, record: dict[str, Json]) -> None:
+        """Append to the fleet's evidence, once per key, and remember where it ends."""
+        name = f"{self._run.id}@{self._run.epoch}/{key}"
+        note = Note(run=self._run, key=name, record={**record, "at": instant()})
+        head = await decide(OrderActivities.record, note, "write it down")
+        self._memory = self._memory.model_copy(update={"head": head})
+
+    async def _asked(self, showing: Showing, shown: Digest) -> None:
+        """What people are about to be shown is evidence before they see it."""
+        record: dict[str, Json] = {"what": "asked", "subject": showing.subject, "shown": shown}
+        whole = showing.model_dump(mode="json")
+        if len(str(whole)) <= MOST_SHOWN:
+            record["showing"] = whole
+        await self._write(f"asked-{showing.subject}-{shown[:16]}", record)
+
     # -- gates -------------------------------------------------------------------------------------------------
 
     def _tally(self) -> Tally | None:
@@ -385,6 +407,7 @@ class Ordered:
                     "since": instant(),
                 }
             )
+            await self._asked(showing, shown)
         self._open = Open(subject=gate.name, showing=showing, shown=shown, gate=gate)
         self._say("gate", f"waits for gate {gate.name}")
         self._advertise(f"gate {gate.name}")

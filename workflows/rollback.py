@@ -13,7 +13,6 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
-    from activities.orders import OrderActivities
     from activities.plans import PlanActivities
     from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Choice
@@ -21,7 +20,6 @@ with workflow.unsafe.imports_passed_through():
         THE_RUN,
         WHOLE_FAILURES,
         Failure,
-        Note,
         ObserveRequest,
         Phase,
         PlanFacts,
@@ -139,6 +137,7 @@ class Rollback(Ordered):
             ended=self._ended_at,
             outcome=self._ended.phase if self._ended else "",
             orders=self._memory.verdicts,
+            evidence=self._memory.head,
             steps=self._state.steps,
             replayed=self._state.replayed,
             seconds=self._spent_seconds(),
@@ -149,11 +148,7 @@ class Rollback(Ordered):
 
     async def _note(self, key: str, record: dict[str, Json]) -> None:
         """Every decision is evidence. The serial is in the key: under one epoch an upgrade may go back twice."""
-        name = f"{self._run.id}@{self._run.epoch}/{key}-{self._state.serial}"
-        whole: dict[str, Json] = {**record, "plan": self._run.plan, "at": instant()}
-        await decide(
-            OrderActivities.record, Note(run=self._run, key=name, record=whole), "write it down"
-        )
+        await self._write(f"{key}-{self._state.serial}", {**record, "plan": self._run.plan})
 
     def _serials(self) -> int:
         first = self._state.serial
@@ -389,14 +384,14 @@ class Rollback(Ordered):
         )
         self._change(parks=number)
         self._memory = self._memory.model_copy(update={"since": instant()})
-        self._open = Open(
-            subject=showing.subject, showing=showing, shown=digest_of(showing), choices=choices
-        )
-        self._say("parked", said)
-        self._advertise(f"decision {showing.subject}")
+        shown = digest_of(showing)
         await self._note(
             showing.subject, {"what": "parked", "said": said, "choices": list[Json](choices)}
         )
+        await self._asked(showing, shown)
+        self._open = Open(subject=showing.subject, showing=showing, shown=shown, choices=choices)
+        self._say("parked", said)
+        self._advertise(f"decision {showing.subject}")
         chosen = ""
         while not chosen and self._ended is None and not self._crowded():
             await workflow.wait_condition(self._disturbed)

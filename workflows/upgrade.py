@@ -15,7 +15,6 @@ with workflow.unsafe.imports_passed_through():
     from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Verb
     from kedge.model.run import (
-        Note,
         ObserveRequest,
         Phase,
         PlanFacts,
@@ -148,6 +147,7 @@ class Upgrade(Ordered):
             outcome=state.outcome,
             successor=self._successor,
             orders=self._memory.verdicts,
+            evidence=self._memory.head,
             steps=state.steps,
             replayed=state.replayed,
             seconds=self._spent_seconds(),
@@ -189,13 +189,9 @@ class Upgrade(Ordered):
             "outcome": state.outcome,
             "said": state.parked.said if state.parked else state.said,
             "refused": self._memory.refused,
-            "at": instant(),
         }
-        key = "-".join(str(part) for part in (event, *_place(state), state.serial))
-        await decide(
-            OrderActivities.record,
-            Note(run=self._run, key=f"{self._run.id}@{self._run.epoch}/{key}", record=record),
-            "write it down",
+        await self._write(
+            "-".join(str(part) for part in (event, *_place(state), state.serial)), record
         )
 
     async def _take_orders(self, facts: PlanFacts) -> None:
@@ -417,12 +413,14 @@ class Upgrade(Ordered):
         parked = self._state.parked
         if parked is not None:
             showing = showing_of(self._run, self._state, facts, parked.subject)
+            shown = digest_of(showing)
             if self._open is None or self._open.subject != parked.subject:
                 self._memory = self._memory.model_copy(update={"since": instant()})
+                await self._asked(showing, shown)
             self._open = Open(
                 subject=parked.subject,
                 showing=showing,
-                shown=digest_of(showing),
+                shown=shown,
                 choices=parked.choices,
             )
             self._say("parked", parked.said)

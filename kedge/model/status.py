@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kedge.model.base import Digest, Frozen, Name
-from kedge.model.order import OrderVerdict, Tally
+from kedge.model.order import EvidenceSeen, OrderVerdict, Tally
 from kedge.model.plan import Choice, ProgramName
 from kedge.model.review import Review
 from kedge.model.run import Failure, Phase
@@ -70,6 +70,8 @@ class RunStatus(Frozen):
     successor: str | None = None
     """The rollback that took over, when there is one."""
     orders: tuple[OrderVerdict, ...] = ()
+    evidence: EvidenceSeen | None = None
+    """The end of the fleet's evidence as of this run's last record: who signs something now names it."""
     steps: int = 0
     replayed: int = 0
     seconds: dict[str, float] = {}

@@ -16,7 +16,7 @@ from kedge.trust.keys import PublicKey, parse_public_key
 from kedge.trust.refusal import RefusalError
 from kedge.trust.sshsig import check, compose, parse, signed_bytes
 
-_GATES = frozenset({"gate", "ended"})
+_SEALED = frozenset({"asked", "ended"})
 
 
 def bytes_to_sign(statement: CheckpointStatement) -> bytes:
@@ -67,9 +67,9 @@ def materials(lines: Iterable[str]) -> frozenset[str]:
 
 
 def worth_sealing(record: Json) -> bool:
-    """Whether a record is one after which a checkpoint is signed at once: a gate passed or left, the end of a run."""
+    """Whether a record is one after which a checkpoint is signed at once: people are asked, a gate is over, a run ends."""
     if not isinstance(record, dict):
         return False
     if record.get("what") == "decision":
         return record.get("event") == "GateEnded" or record.get("stage") == "ended"
-    return record.get("what") in _GATES
+    return record.get("what") in _SEALED

@@ -279,6 +279,8 @@ class _Trial:
             court.order(entry.seq, entry.key, record)
         elif what == "lease":
             court.lease(entry.seq, record)
+        elif what == "asked":
+            court.asked(entry.seq, record)
         elif what == "allowed":
             court.allowed(entry.seq, record)
         elif what == "leg":

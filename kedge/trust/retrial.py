@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kedge.model.base import Digest, Json, canonical
+from kedge.model.base import Digest, Json, canonical, digest_of
 from kedge.model.evidence import Document, Finding, FindingKind
 from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Gate, Plan
@@ -99,6 +99,7 @@ class Court:
         self.policies: set[Digest] = set()
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
+        self._shown: set[tuple[Any, ...]] = set()
         self._nonces: dict[str, Digest] = {}
         self._leases: dict[Digest, tuple[str, int]] = {}
         self._carried: dict[tuple[Any, ...], str | None] = {}
@@ -209,6 +210,9 @@ class Court:
             self._wrong(
                 "order", seq, f"the run was asked for by {requester}, not by {expected.requester}"
             )
+        shown = (verdict.target, verdict.subject, verdict.shown)
+        if verdict.verb in ("approve", "reject", "decide") and shown not in self._shown:
+            self._wrong("order", seq, "nobody was shown what its signer says he was shown")
         self.accepted[verdict.digest] = Accepted(verdict, seq)
 
     def _closed(self, record: Mapping[str, Any]) -> None:
@@ -232,6 +236,15 @@ class Court:
         elif self._hashes.get(seen.seq) != seen.hash:
             said = f"who signed it saw another record: at {seen.seq} it ended in {seen.hash[:12]}"
             self._wrong("rewritten", seq, said)
+
+    def asked(self, seq: int, record: Mapping[str, Any]) -> None:
+        """People were asked: what they were shown is what its digest says."""
+        shown, showing = record.get("shown"), record.get("showing")
+        if showing is not None and digest_of(showing) != shown:
+            self._wrong(
+                "order", seq, "what people were shown is not what its digest was taken over"
+            )
+        self._shown.add((record.get("run"), record.get("subject"), shown))
 
     # -- leases and warrants -----------------------------------------------------------------------------------------
 
