@@ -53,7 +53,8 @@ def judge_release(
     provenance: dict[str, ProvenanceVerdict] = {}
     if rules.provenance is not None:
         provenance = judge_artifacts(wanted, found.attestations, rules.provenance, now, bundles)
-    wrong = [*_other(found, planned, rules), *_unproven(provenance)]
+    asked = platforms if rules.provenance is not None else frozenset()
+    wrong = [*_other(found, planned, rules), *_unproven(provenance, asked)]
     return ReleaseVerdict(
         ok=not wrong,
         said=wrong[0] if wrong else f"{found.name} is signed, listed and the one of the plan",
@@ -86,8 +87,12 @@ def _other(found: TrustedRelease, planned: PlannedRelease, rules: ReleaseRules) 
     return []
 
 
-def _unproven(provenance: dict[str, ProvenanceVerdict]) -> list[str]:
-    return [
+def _unproven(provenance: dict[str, ProvenanceVerdict], asked: frozenset[str]) -> list[str]:
+    """Why the artifacts for the platforms that are asked for are not proven; no platform at all proves nothing."""
+    missing = [
+        f"there is no archive for {platform}" for platform in sorted(asked - set(provenance))
+    ]
+    return missing + [
         f"the provenance for {platform} is not what the policy asks for: {verdict.said}"
         for platform, verdict in sorted(provenance.items())
         if not verdict.ok
