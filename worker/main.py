@@ -6,7 +6,8 @@ import asyncio
 import signal
 import sys
 
-from kedge.model.errors import CodecError
+from kedge.drivers.checkpoints import ensure_key
+from kedge.model.errors import CodecError, DriverError
 from worker.background import announce_ready
 from worker.client import EngineUnreachableError, connect
 from worker.logs import configure, get_logger
@@ -54,6 +55,12 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     configure(settings.log_format, settings.log_level)
+    try:
+        # Without it nothing could be signed at the next gate: better said now.
+        ensure_key(settings.checkpoint_key)
+    except DriverError as error:
+        sys.stderr.write(f"{error.message}\nnext: {error.next_step}\n")
+        return 2
     try:
         asyncio.run(serve(settings))
     except CodecError as error:

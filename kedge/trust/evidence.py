@@ -281,6 +281,8 @@ class _Trial:
             court.lease(entry.seq, record)
         elif what == "asked":
             court.asked(entry.seq, record)
+        elif what == "release":
+            court.released(entry.seq, record)
         elif what == "allowed":
             court.allowed(entry.seq, record)
         elif what == "leg":

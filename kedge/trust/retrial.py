@@ -99,6 +99,7 @@ class Court:
         self.policies: set[Digest] = set()
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
+        self._released: set[str] = set()
         self._shown: set[tuple[Any, ...]] = set()
         self._nonces: dict[str, Digest] = {}
         self._leases: dict[Digest, tuple[str, int]] = {}
@@ -299,11 +300,44 @@ class Court:
         if (run, epoch, program, wave) not in self._allowed:
             self._wrong("gate", seq, f"{where} acted before anything in the record allowed it")
             return
+        if self._unreleased(run, program):
+            self._wrong("release", seq, f"{where} acted before its release was verified")
         if program in ("back", "restore") and node is not None:
             basis = self._warrants[run, int(epoch or 0), program]
             why = self._may({**basis, "wave": wave}, (node,))
             if why is not None:
                 self._wrong("gate", seq, f"{where}: {why}")
+
+    def released(self, seq: int, record: Mapping[str, Any]) -> None:
+        """A worker verified the release of a run: it is the plan's, and what it was built by is in the file."""
+        run = record.get("run")
+        if record.get("ok") is not True or not isinstance(run, str) or not run:
+            return
+        basis = [one for (of, _, _), one in self._warrants.items() if of == run]
+        plan = self._papers.plan(str(basis[-1].get("plan"))) if basis else None
+        if plan is not None and record.get("document") != plan.plan.after.document:
+            self._wrong("release", seq, f"what was verified is not the release that {run} moves to")
+            return
+        attestations = record.get("attestations")
+        for digest in attestations if isinstance(attestations, list) else ():
+            if digest not in self._papers.documents:
+                self._wrong(
+                    "document", seq, f"the attestation {str(digest)[:12]} is not in the file"
+                )
+        self._released.add(run)
+
+    def _unreleased(self, run: str, program: str) -> bool:
+        """Whether a policy wants signed releases, and nothing says that the one of this run was looked at."""
+        if program not in ("forward", "finalize") or run in self._released:
+            return False
+        named = {
+            str(digest)
+            for (of, _, _), one in self._warrants.items()
+            if of == run
+            for digest in one.get("policies") or ()
+        }
+        found = (self._papers.trusted.get(digest) for digest in named)
+        return any(policy is not None and policy.releases is not None for policy in found)
 
     def plan_of(self, record: Mapping[str, Any]) -> KnownPlan | None:
         """The plan that the run of a record follows."""

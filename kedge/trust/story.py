@@ -150,6 +150,14 @@ def _looked(record: Mapping[str, Any]) -> _Told:
     return f"looked at {many} nodes ({_text(record.get('why'))}){bad}", "", ()
 
 
+def _release(record: Mapping[str, Any]) -> _Told:
+    authors = [_text(one) for one in record.get("authors") or () if isinstance(one, str)]
+    details = [f"by {', '.join(authors)}"] if authors else []
+    attestations = record.get("attestations") or ()
+    details += [f"attested by {_text(one)}" for one in attestations][:10]
+    return f"the release was looked at: {_text(record.get('said'))}", "", tuple(details)
+
+
 def _said(prefix: str) -> Any:
     def tell(record: Mapping[str, Any]) -> _Told:
         why = _text(record.get("said") or record.get("node") or record.get("outcome"))
@@ -174,7 +182,8 @@ _TELL: dict[str, Any] = {
     "opened": _said("a wave is opened"),
     "finalize-begun": _said("the finalize steps begin"),
     "restore-begun": _said("snapshots begin to be restored"),
-    "release": _said("the release was verified"),
+    "release": _release,
+    "release-back": _said("the release that is gone back to"),
 }
 
 

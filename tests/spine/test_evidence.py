@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
+import json
 import random
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from cli.main import app
 from kedge.drivers.checkpoints import CheckpointKey, ensure_key
-from kedge.model.base import Json, digest_of
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.evidence import EvidenceReport
+from kedge.model.order import EvidenceSeen
 from kedge.model.policy import EvidenceRules, Policy
 from kedge.trust import evidence_file
-from kedge.trust.chain import append, linked
+from kedge.trust.chain import append, genesis, linked
 from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
@@ -377,3 +384,152 @@ async def test_the_policy_is_taken_from_the_file_when_its_digest_is_pinned(kept:
     parts = evidence_file.read(kept.lines)
     assert verify_parts(parts, Asked(roots=frozenset({digest_of(kept.policy)}))).ok
     assert not verify_parts(parts, Asked(roots=frozenset({"0" * 64}))).ok
+
+
+async def test_an_order_names_an_end_that_the_record_had(stage: Stage) -> None:
+    scene = await witnessed(stage)
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        status = await scene.waits_for(run, "ship")
+        seen = status.evidence
+        assert seen is not None
+        (entry,) = await scene.drivers.evidence.read(scene.name, seen.seq - 1, 1)
+        assert (entry.seq, entry.hash) == (seen.seq, seen.hash)
+        assert isinstance(entry.record, dict)
+        assert entry.record["what"] == "asked"
+        for sentence, other in (
+            ("another hash", seen.model_copy(update={"hash": "0" * 64})),
+            ("a place it never had", seen.model_copy(update={"seq": 1_000_000})),
+            ("the right hash at another place", seen.model_copy(update={"seq": seen.seq - 1})),
+            ("another fleet's beginning", EvidenceSeen(seq=0, hash=genesis("elsewhere"))),
+        ):
+            verdict = await scene.order("approve", run, "ada", evidence=other)
+            assert (verdict.accepted, verdict.rule) == (False, "evidence"), sentence
+        assert (await scene.order("approve", run, "ada", evidence=seen)).accepted
+        begin = EvidenceSeen(seq=0, hash=genesis(scene.name))
+        assert (await scene.order("approve", run, "bob", evidence=begin)).accepted
+        assert (await scene.end_of(run)).phase == "done"
+    lines = await exported(scene, run)
+    pinned = {digest_of(scene.policy): scene.policy}
+    assert verify_parts(evidence_file.read(lines), Asked(pinned=pinned)).ok
+    # Who signed it bears witness: a record written anew before that does not fit what he saw.
+    key = ensure_key(scene.settings.checkpoint_key)
+    forged = relinked(lines, _said("looked", lambda record: record.update(nodes={})), key)
+    report = verify_parts(evidence_file.read(forged), Asked(pinned=pinned))
+    assert "rewritten" in {one.kind for one in report.findings}
+
+
+async def test_a_policy_may_ask_that_every_decision_names_what_was_seen(stage: Stage) -> None:
+    scene = await stage()
+    key = ensure_key(scene.settings.checkpoint_key)
+    rules = EvidenceRules(signers=(key.public.line,), named="required")
+    scene.policy = scene.policy.model_copy(update={"evidence": rules})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        status = await scene.waits_for(run, "ship")
+        assert (await scene.order("approve", run, "ada")).rule == "evidence"
+        assert (await scene.order("approve", run, "ada", evidence=status.evidence)).accepted
+        assert (await scene.order("reject", run, "bob")).rule == "evidence"
+        assert (await scene.order("abort", run, "olga")).accepted
+
+
+async def test_the_journals_of_real_hosts_agree_with_the_record(stage: Stage) -> None:
+    scene = await witnessed(stage, nodes=2, transport="local")
+    async with scene.playing():
+        runbook = scene.runbook(waves={"widen": ["100%"], "max_unavailable": 1}, gates={})
+        run = await scene.start(scene.plan(runbook))
+        assert (await scene.end_of(run)).phase == "done"
+    parts = evidence_file.read(await exported(scene, run, whole=True))
+    journals = {
+        name: (scene.home / "nodes" / name / ".kedge" / "journal").read_bytes()
+        for name in ("n0", "n1")
+    }
+
+    def held(changes: dict[str, bytes]) -> EvidenceReport:
+        pinned = {digest_of(scene.policy): scene.policy}
+        return verify_parts(parts, Asked(pinned=pinned, journals={**journals, **changes}))
+
+    report = held({})
+    assert (report.findings, report.unproven) == ((), ())
+    lines = journals["n0"].splitlines(keepends=True)
+    for sentence, other in (
+        ("a line taken out", b"".join(lines[:3] + lines[4:])),
+        ("a line changed", journals["n0"].replace(b'"running":true', b'"running":false', 1)),
+        ("cut off", b"".join(lines[:-2])),
+        ("another host's", journals["n1"]),
+        ("nothing", b""),
+    ):
+        found = held({"n0": other}).findings
+        assert found, sentence
+        assert {one.kind for one in found} <= {"journal", "effect"}, sentence
+
+
+def kedge(scene: Scene, *words: str) -> Result:
+    return CliRunner().invoke(app, ["--home", str(scene.settings.home), "evidence", *words])
+
+
+async def test_the_commands_show_export_verify_and_check(stage: Stage) -> None:
+    scene = await witnessed(stage)
+    target = scene.home / "run.evidence"
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+        open_run = await asyncio.to_thread(kedge, scene, "export", run, "-o", str(target))
+        assert "has not ended" in open_run.stdout
+        found = await asyncio.to_thread(kedge, scene, "verify", str(target), "--json")
+        assert found.exit_code == 7, found.output
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+
+    def look() -> None:
+        exported = json.loads(kedge(scene, "export", run, "-o", str(target), "--json").stdout)
+        assert exported["ended"]
+        assert exported["last"] >= 20
+        good = kedge(scene, "verify", str(target))
+        assert good.exit_code == 0, good.output
+        for said in ("none changed", "ada signed: approve", "before: release", "sent: "):
+            assert said in good.stdout
+        elsewhere = ["--home", str(scene.home / "nowhere"), "evidence", "verify", str(target)]
+        assert CliRunner().invoke(app, elsewhere).exit_code == 4
+        policy = scene.home / "policy.json"
+        policy.write_bytes(canonical(scene.policy))
+        for trusted in (["--policy", str(policy)], ["--root", digest_of(scene.policy)]):
+            assert CliRunner().invoke(app, [*elsewhere, *trusted]).exit_code == 0
+        assert kedge(scene, "verify", str(target), "--root", "0" * 64).exit_code == 3
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content)
+        bad = kedge(scene, "verify", str(target), "--json")
+        assert bad.exit_code == 3
+        assert json.loads(bad.stdout)["findings"]
+        assert kedge(scene, "show", run).stdout.count("\n") > 20
+        checked = json.loads(kedge(scene, "check", "--json").stdout)
+        assert [one["ok"] for one in checked["fleets"]] == [True]
+        for words in (["show", "upgrade/nothing/1"], ["export", run + "7"], ["check", "nothing"]):
+            assert kedge(scene, *words).exit_code == 4, words
+        for words in (["--head", "x"], ["--journal", "n0"], ["--root", "abc"]):
+            assert kedge(scene, "verify", str(target), *words).exit_code == 2, words
+
+    await asyncio.to_thread(look)
+
+
+async def test_whoever_changes_the_store_is_found_by_a_check(stage: Stage) -> None:
+    scene = await witnessed(stage)
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(waves={"widen": ["100%"]}, gates={})))
+        assert (await scene.end_of(run)).phase == "done"
+    await scene.drivers.aclose()
+
+    def look() -> None:
+        assert kedge(scene, "check").exit_code == 0
+        with contextlib.closing(sqlite3.connect(scene.settings.home / "evidence.db")) as file:
+            file.execute("DROP TRIGGER entries_delete")
+            file.execute("DELETE FROM entries WHERE seq = 7")
+            file.commit()
+        found = kedge(scene, "check", "--json")
+        assert found.exit_code == 3
+        (report,) = json.loads(found.stdout)["fleets"]
+        assert (report["findings"][0]["kind"], report["findings"][0]["seq"]) == ("deleted", 7)
+
+    await asyncio.to_thread(look)
