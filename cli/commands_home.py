@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``doctor``, ``demo``: the home, its engine and its worker."""
+"""``init``, ``up``, ``down``, ``doctor``, ``demo``: the home, its engine and its worker."""
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help answers at once
 
 from __future__ import annotations
@@ -10,6 +10,45 @@ import typer
 
 from cli import options
 from cli.session import begin
+
+
+def init(
+    ctx: typer.Context,
+    *,
+    person: Annotated[
+        str,
+        typer.Option(
+            "--person",
+            metavar="NAME",
+            envvar="KEDGE_PERSON",
+            help="What the policy calls you. [default: your login name]",
+            show_default=False,
+        ),
+    ] = "",
+    environment: Annotated[
+        str,
+        typer.Option(
+            "--environment", metavar="NAME", help="What the policy is for; fleets say the same."
+        ),
+    ] = "laptop",
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="Your OpenSSH private key. Otherwise one of the ssh-agent, one of ~/.ssh, or a new one in keys/.",
+        ),
+    ] = None,
+    agent: options.AgentOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Make everything that one person needs, in this folder: policy, keys, release repository.
+
+    Safe as it is. What is there already is left alone, so it can be called again.
+    """
+    from cli.beginning import initialise
+
+    initialise(begin(ctx, json=json), person=person, environment=environment, key=key, agent=agent)
 
 
 def up(
@@ -72,5 +111,5 @@ def demo(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (up, down, doctor, demo):
+    for command in (init, up, down, doctor, demo):
         app.command()(command)

@@ -28,7 +28,7 @@ from cli.session import Session, report, tell_misuse
 
 HELP = ("-h", "--help")
 ORDER = (
-    "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
+    "init", "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
     "abort", "decide", "rollback", "review", "order", "release", "evidence", "runbook", "codec", "doctor",
     "demo",
 )  # fmt: skip

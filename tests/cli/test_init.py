@@ -1,0 +1,268 @@
+"""``kedge init``: an empty folder becomes one in which one person can work, and nothing is ever written over."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from demo.documents import free_members
+from kedge.model.policy import Policy
+from kedge.plan.parse import parse
+from tests.demo.test_walkthrough import CHECKOUT, _cache, _end, typed
+from worker.settings import Settings
+
+KEDGE = Path(sys.executable).parent / "kedge"
+PAGE = CHECKOUT / "docs" / "one-person.md"
+
+
+class Laptop:
+    """A folder to begin in, and a person's own home."""
+
+    def __init__(self, base: Path) -> None:
+        self.folder, self.own = base / "begun", base / "person"
+        self.folder.mkdir()
+        self.own.mkdir()
+        self.env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("KEDGE_", "TEMPORAL_", "SSH_"))
+        } | {"HOME": str(self.own)}
+
+    def kedge(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """One call of the command line in the folder."""
+        done = subprocess.run(
+            [str(KEDGE), *words],
+            cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def init(self, *words: str) -> dict[str, Any]:
+        """``kedge init --json``."""
+        told: dict[str, Any] = json.loads(self.kedge("init", "--json", *words).stdout)
+        return told
+
+    def ssh_key(self, name: str = "id_ed25519", passphrase: str | None = None) -> str:
+        """A key of the person's; its public line."""
+        folder = self.own / ".ssh"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        key = asyncssh.generate_private_key("ssh-ed25519", comment="ada@laptop")
+        key.write_private_key(str(folder / name), passphrase=passphrase)
+        key.write_public_key(str(folder / f"{name}.pub"))
+        (folder / name).chmod(0o600)
+        return key.export_public_key().decode().split()[1]
+
+    def policy(self) -> Policy:
+        """The policy that is there."""
+        file = self.folder / "policy.yaml"
+        return parse(file.read_bytes(), str(file), Policy).value
+
+    def everything(self) -> dict[str, tuple[int, bytes]]:
+        """Every file with its mode and content."""
+        return {
+            str(path.relative_to(self.folder)): (path.stat().st_mode, path.read_bytes())
+            for path in self.folder.rglob("*")
+            if path.is_file() and path.suffix != ".lock" and path.name != ".lock"
+        }
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Laptop:
+    return Laptop(tmp_path)
+
+
+def states(told: dict[str, Any]) -> dict[str, str]:
+    return {item["what"]: item["state"] for item in told["items"]}
+
+
+def test_an_empty_folder_gets_everything_and_the_policy_names_it(laptop: Laptop) -> None:
+    told = laptop.init("--person", "ada")
+    assert set(states(told).values()) == {"made"}
+    policy = laptop.policy()
+    assert [person.name for person in policy.people] == ["ada"]
+    assert policy.releases is not None
+    assert policy.releases.root == told["root"]
+    witness = (laptop.folder / ".kedge/trust/checkpoint_key.pub").read_text().split()[1]
+    assert policy.evidence is not None
+    assert [line.split()[1] for line in policy.evidence.signers] == [witness]
+    settings = tomllib.loads((laptop.folder / ".kedge/kedge.toml").read_text())
+    assert settings == {"release_repository": str(laptop.folder / "releases")}
+    assert (
+        Settings.load(laptop.folder / ".kedge").release_repository == settings["release_repository"]
+    )
+    laptop.kedge("runbook", "lint", "policy.yaml")
+    laptop.kedge("release", "verify")
+
+
+def test_nobody_else_can_read_what_was_made(laptop: Laptop) -> None:
+    laptop.env["UMASK"] = "0"
+    os_umask = os.umask(0)
+    try:
+        laptop.init("--person", "ada")
+    finally:
+        os.umask(os_umask)
+    for top in (".kedge", "keys", "releases"):
+        assert stat.S_IMODE((laptop.folder / top).stat().st_mode) == 0o700, top
+    secret = ("keys/ada", ".kedge/trust/checkpoint_key", ".kedge/trust/codec.json")
+    for name in (*secret, ".kedge/kedge.toml", "policy.yaml"):
+        assert stat.S_IMODE((laptop.folder / name).stat().st_mode) == 0o600, name
+
+
+def test_called_again_it_says_what_is_there_and_changes_nothing(laptop: Laptop) -> None:
+    laptop.init("--person", "ada")
+    before = laptop.everything()
+    told = laptop.init()
+    assert set(states(told).values()) == {"there"}
+    assert told["person"] == "ada"
+    assert laptop.everything() == before
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("policy.yaml",),
+        ("policy.yaml", ".kedge/kedge.toml"),
+        ("policy.yaml", ".kedge/kedge.toml", "releases"),
+        ("policy.yaml", ".kedge/kedge.toml", "releases", ".kedge/trust"),
+    ],
+    ids=["the policy", "and the settings", "and the repository", "and the worker's keys"],
+)
+def test_interrupted_it_goes_on_where_it_was(laptop: Laptop, missing: tuple[str, ...]) -> None:
+    laptop.init("--person", "ada")
+    for name in missing:
+        subprocess.run(["rm", "-rf", str(laptop.folder / name)], check=True)
+    (laptop.folder / ".kedge/codec.required").unlink(missing_ok=True)
+    told = laptop.init("--person", "ada")
+    policy = laptop.policy()
+    assert states(told)["policy"] == "made"
+    assert states(told)["key"] == "there"
+    assert policy.releases is not None
+    assert policy.releases.root == told["root"]
+
+
+def another_root(text: str) -> str:
+    return re.sub(r'root: "[0-9a-f]{64}"', f'root: "{"0" * 64}"', text)
+
+
+def no_witness(text: str) -> str:
+    return re.sub(r"^evidence:\n(  .*\n)+", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "lacks"),
+    [(another_root, "releases: {root:"), (no_witness, "evidence: {signers:")],
+    ids=["another root", "no witness"],
+)
+def test_a_policy_that_does_not_fit_is_left_alone_and_what_it_lacks_is_said(
+    laptop: Laptop, change: Callable[[str], str], lacks: str
+) -> None:
+    laptop.init("--person", "ada")
+    file = laptop.folder / "policy.yaml"
+    file.write_text(change(file.read_text()))
+    before = laptop.everything()
+    said = laptop.kedge("init", code=2).stderr
+    assert lacks in said
+    assert "next:" in said
+    assert laptop.everything() == before
+
+
+def test_somebody_elses_settings_are_not_written_over(laptop: Laptop) -> None:
+    home = laptop.folder / ".kedge"
+    home.mkdir()
+    (home / "kedge.toml").write_text('log_level = "debug"\n')
+    said = laptop.kedge("init", "--person", "ada", code=2).stderr
+    assert "add the line: release_repository = " in said
+    assert (home / "kedge.toml").read_text() == 'log_level = "debug"\n'
+    assert not (laptop.folder / "policy.yaml").exists()
+
+
+def test_a_key_that_the_person_has_is_taken_and_none_is_made(laptop: Laptop) -> None:
+    line = laptop.ssh_key()
+    told = laptop.init("--person", "ada")
+    assert states(told)["key"] == "there"
+    assert line in laptop.policy().people[0].keys[0]
+    assert not (laptop.folder / "keys").exists()
+    assert f"--key {laptop.own}/.ssh/id_ed25519" in told["next"][0]
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for_where_there_is_no_terminal(
+    laptop: Laptop,
+) -> None:
+    laptop.ssh_key(passphrase="nobody types it")
+    told = laptop.init("--person", "ada")
+    assert states(told)["key"] == "made"
+    assert (laptop.folder / "keys" / "ada").exists()
+
+
+def test_a_key_of_an_agent_is_taken_before_any_file(laptop: Laptop) -> None:
+    in_agent, in_file = laptop.ssh_key("other"), laptop.ssh_key()
+    agent = subprocess.Popen(
+        ["ssh-agent", "-D", "-a", str(laptop.own / "agent")], stdout=subprocess.DEVNULL
+    )
+    try:
+        laptop.env["SSH_AUTH_SOCK"] = str(laptop.own / "agent")
+        for _ in range(100):
+            if (laptop.own / "agent").exists():
+                break
+            agent.poll()
+            subprocess.run(["sleep", "0.05"], check=True)
+        subprocess.run(
+            ["ssh-add", "-q", str(laptop.own / ".ssh/other")], env=laptop.env, check=True
+        )
+        told = laptop.init("--person", "ada")
+    finally:
+        agent.terminate()
+        agent.wait()
+    assert in_agent in laptop.policy().people[0].keys[0]
+    assert in_file not in laptop.policy().people[0].keys[0]
+    assert f"--agent {told['fingerprint']}" in told["next"][0]
+
+
+@pytest.fixture
+def cleared(tmp_path: Path) -> Iterator[Path]:
+    """A home of one's own; whatever still runs there at the end is ended."""
+    try:
+        yield tmp_path
+    finally:
+        for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
+            if found := re.search(r'"pid": *(\d+)', state.read_text()):
+                _end(int(found[1]), tmp_path)
+
+
+@pytest.mark.temporal
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(cleared: Path) -> None:
+    script = typed(PAGE.read_text())
+    for number, member in enumerate(free_members(3), 1):
+        script = script.replace(f"1808{number}", str(member.client_port))
+    script = script.replace(
+        'export PATH="$PWD/.venv/bin:$PATH"', f'export PATH="{KEDGE.parent}:$PATH"'
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SSH_")}
+    said = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=CHECKOUT,
+        env={**kept, "HOME": str(cleared), "XDG_CACHE_HOME": _cache()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    whole = said.stdout + said.stderr
+    assert said.returncode == 0, whole
+    versions = re.findall(r'^\{"version": "(.*)"\}$', said.stdout, re.MULTILINE)
+    assert versions == ["1.0.0", "1.1.0"], whole

@@ -1,0 +1,345 @@
+"""``kedge init``: everything that one person on a laptop needs, safe by default, without writing over anything."""
+# ruff: noqa: PLC0415 - TUF's library takes half a second to load: not for who asks for help
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from kedge.drivers.checkpoints import ensure_key
+from kedge.drivers.files import store_error, write_atomic
+from kedge.drivers.found_keys import FoundKey, held_by_agent, in_file, in_files, make
+from kedge.drivers.tuf_releases import TufReleases
+from kedge.model.base import Digest, Frozen
+from kedge.model.errors import DriverError, PlanError
+from kedge.model.policy import Policy
+from kedge.plan.parse import parse
+from kedge.trust.keys import parse_public_key
+from worker import desk_codec
+from worker.first_policy import FirstPolicy, policy_text
+from worker.settings import CONFIG_FILE, Settings
+
+State = Literal["made", "there"]
+What = Literal["key", "home", "evidence key", "payload keys", "releases", "settings", "policy"]
+
+_NAME = re.compile(r"[^a-z0-9._-]+")
+
+
+class Wanted(Frozen):
+    """What was said. ``key`` is a private file, ``agent`` a fingerprint or public file; neither: one is looked for."""
+
+    folder: Path
+    person: str = ""
+    environment: str = "laptop"
+    key: Path | None = None
+    agent: str | None = None
+
+
+class Item(Frozen):
+    """One thing: what it is for, where it lies, and whether this call made it."""
+
+    what: What
+    path: str
+    use: str
+    state: State
+
+
+class Made(Frozen):
+    """Everything there is now, and what to type next."""
+
+    folder: Path
+    home: Path
+    person: str
+    fingerprint: str
+    root: Digest
+    items: tuple[Item, ...]
+    next: tuple[str, ...]
+    """Words behind ``kedge``."""
+
+
+async def init(
+    settings: Settings, wanted: Wanted, passphrase: Callable[[], str] | None = None
+) -> Made:
+    """Makes what is not there yet; what is there is left as it is.
+
+    Called again it goes on where it was interrupted, and changes nothing once everything is there. Raises ``PlanError``
+    where what is there does not fit together, ``DriverError`` for keys and files that cannot be used.
+    """
+    with _private():
+        return await _Init(settings, wanted, passphrase).run()
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """All that is made meanwhile is its owner's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+class _Init:
+    def __init__(
+        self, settings: Settings, wanted: Wanted, passphrase: Callable[[], str] | None
+    ) -> None:
+        self._settings = settings
+        self._wanted = wanted
+        self._passphrase = passphrase
+        self._folder = Path(os.path.abspath(wanted.folder))  # noqa: PTH100 - resolve() would follow links
+        self._policy_file = self._folder / "policy.yaml"
+        self._items: list[Item] = []
+
+    async def run(self) -> Made:
+        policy = self._policy()
+        person = policy.people[0].name if policy else _named(self._wanted.person)
+        try:
+            self._home()
+            key = await self._key(person, policy)
+            witness = await asyncio.to_thread(self._witness)
+            await asyncio.to_thread(self._codec)
+            root = await self._releases(key)
+            self._config()
+            if policy is None:
+                self._write_policy(person, key, root, witness)
+            else:
+                self._fits(policy, key, root, witness)
+        except OSError as error:
+            raise store_error("make what kedge needs here", error) from error
+        return Made(
+            folder=self._folder,
+            home=self._settings.home,
+            person=person,
+            fingerprint=key.fingerprint,
+            root=root,
+            items=tuple(self._items),
+            next=self._next(key),
+        )
+
+    def _item(self, what: What, path: Path | str, use: str, *, made: bool) -> None:
+        shown = str(path)
+        if isinstance(path, Path) and path.is_relative_to(self._folder):
+            shown = str(path.relative_to(self._folder))
+        self._items.append(Item(what=what, path=shown, use=use, state="made" if made else "there"))
+
+    # -- one after the other: each needs what stands above it -------------------------------------
+
+    def _policy(self) -> Policy | None:
+        if not os.path.lexists(self._policy_file):
+            return None
+        return parse(self._policy_file.read_bytes(), str(self._policy_file), Policy).value
+
+    def _home(self) -> None:
+        home = self._settings.home
+        made = not home.exists()
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if home.stat().st_mode & 0o077:
+            home.chmod(0o700)
+        use = "all that kedge keeps here: engine, stores, record, logs; nobody else may look"
+        self._item("home", home, use, made=made)
+
+    async def _key(self, person: str, policy: Policy | None) -> FoundKey:
+        own = self._folder / "keys" / person
+        there = own.exists()
+        key = await self._found(own, policy)
+        made = key is None
+        if key is None:
+            key = make(own, f"{person}@{_slug(self._folder.name, 'kedge')}")
+        where: Path | str = key.file if key.file is not None else f"ssh-agent {key.fingerprint}"
+        use = f"signs as {person}: orders, and releases"
+        if made or (there and key.file == own):
+            use += f"; it has no passphrase, `ssh-keygen -p -f {own.relative_to(self._folder)}` gives it one"
+        self._item("key", where, use, made=made)
+        return key
+
+    async def _found(self, own: Path, policy: Policy | None) -> FoundKey | None:
+        """The key that is named, or the one of the policy, or one that this person has already."""
+        if self._wanted.key is not None:
+            named = in_file(self._wanted.key.expanduser())
+            if named is None:
+                raise DriverError(
+                    "KeyRefused", f"{self._wanted.key} is no private key that may sign", retryable=False,
+                    next_step="name an Ed25519, ECDSA or RSA (3072) key of mode 0600, its .pub beside it",
+                )  # fmt: skip
+            return named
+        held = await held_by_agent()
+        if self._wanted.agent is not None:
+            return _of_agent(self._wanted.agent, held)
+        mine = in_file(own)
+        files = in_files(Path.home() / ".ssh")
+        every = (*((mine,) if mine else ()), *held, *files)
+        if policy is not None:
+            lines = {parse_public_key(line).line for one in policy.people for line in one.keys}
+            every = tuple(one for one in every if one.line in lines)
+        # A hardware key signs orders and policies, but no metadata of a repository; who has no terminal opens no lock.
+        usable = (
+            one
+            for one in every
+            if not one.hardware and (not one.locked or self._passphrase is not None)
+        )
+        found = next(usable, None)
+        if found is None and policy is not None:
+            raise PlanError(
+                f"{self._policy_file} is there, and none of its keys is at hand",
+                next_step="name one of them with --key FILE or --agent KEY",
+            )
+        return found
+
+    def _witness(self) -> str:
+        path = self._settings.checkpoint_key
+        there = path.exists()
+        key = ensure_key(path)
+        use = "the worker's own: it seals the record of what happened, and signs nothing else"
+        self._item("evidence key", path, use, made=not there)
+        return key.public.line
+
+    def _codec(self) -> None:
+        shown = desk_codec.show(self._settings)
+        made = not shown.where
+        if made:
+            shown = desk_codec.init(self._settings)
+        use = "Temporal and its database see what is sealed with them; keep a copy where this machine is not"
+        path = Path(shown.where) if os.sep in shown.where else shown.where
+        self._item("payload keys", path, use, made=made)
+
+    async def _releases(self, key: FoundKey) -> Digest:
+        from kedge.drivers.metadata_signers import AgentKey, KeyFile
+        from worker.desk_releases import ReleaseDesk
+
+        location = self._settings.release_repository
+        pins = TufReleases(location, self._settings.home / "trust" / "releases")
+        if location is not None and "://" in location:
+            self._item("releases", location, _RELEASES, made=False)
+            return pins.pinned() or pins.client().root
+        folder = Path(location) if location is not None else self._folder / "releases"
+        first = folder / "metadata" / "1.root.json"
+        there = first.exists()
+        if not there:
+            signer = (
+                AgentKey(key.line)
+                if key.file is None
+                else await asyncio.to_thread(KeyFile, key.file, self._passphrase)
+            )
+            own = TufReleases(str(folder), self._settings.home / "trust" / "releases")
+            await ReleaseDesk(own, str(folder)).init(folder, (), [signer])
+        root = pins.pin(first.read_bytes()) if pins.pinned() is None else pins.pinned()
+        self._item("releases", folder, _RELEASES, made=not there)
+        return root or ""
+
+    def _config(self) -> None:
+        path = self._settings.home / CONFIG_FILE
+        use = "settings of this home: where its releases are"
+        if self._settings.release_repository is not None:
+            if path.exists():
+                self._item("settings", path, use, made=False)
+            return
+        folder = str(self._folder / "releases")
+        line = f"release_repository = {_toml(folder)}"
+        if path.exists():
+            raise PlanError(
+                f"{path} is there and says nothing of releases",
+                next_step=f"add the line: {line}",
+            )
+        text = f"# Settings of this home; every one of them can be KEDGE_<NAME> in the environment too.\n{line}\n"
+        write_atomic(path, text.encode())
+        self._item("settings", path, use, made=True)
+
+    def _write_policy(self, person: str, key: FoundKey, root: Digest, witness: str) -> None:
+        text = policy_text(
+            FirstPolicy(
+                name=_slug(self._folder.name, "own"),
+                environment=self._wanted.environment,
+                person=person,
+                key=f"{key.line} {person}",
+                root=root,
+                witness=f"{witness} kedge-checkpoint",
+            )
+        )
+        # What is written is read as everybody will read it: a mistake is ours, and is not left behind.
+        parse(text.encode(), str(self._policy_file), Policy)
+        write_atomic(self._policy_file, text.encode())
+        self._item("policy", self._policy_file, _POLICY, made=True)
+
+    def _fits(self, policy: Policy, key: FoundKey, root: Digest, witness: str) -> None:
+        """Nothing is written over: where the policy that is there is another one's, that is said."""
+        lines = {parse_public_key(line).line for one in policy.people for line in one.keys}
+        signers = policy.evidence.signers if policy.evidence else ()
+        missing = []
+        if key.line not in lines:
+            missing.append(f"a person with the key {key.line}")
+        if policy.releases is None or policy.releases.root != root:
+            missing.append(f"releases: {{root: {root}}}")
+        if witness not in {parse_public_key(line).line for line in signers}:
+            missing.append(f'evidence: {{signers: ["{witness}"]}}')
+        if missing:
+            raise PlanError(
+                f"{self._policy_file} is there, is left as it is, and lacks: {'; '.join(missing)}",
+                next_step="put that in, or move the file away and call kedge init again",
+            )
+        self._item("policy", self._policy_file, _POLICY, made=False)
+
+    def _next(self, key: FoundKey) -> tuple[str, ...]:
+        option = " ".join(_short(part, self._folder) for part in key.option)
+        name = self._policy_file.name
+        documents = "--fleet FLEET.yaml --release NAME@VERSION --runbook RUNBOOK.yaml"
+        return (
+            f"release add RELEASE.yaml {option} --publish",
+            f"up --fleet FLEET.yaml --policy {name}",
+            f"start {documents} --policy {name} {option}",
+            f"release publish --renew {option}",
+        )
+
+
+_RELEASES = (
+    "the signed repository: what it lists may run, nothing else; its root is pinned in the home"
+)
+_POLICY = "who may say what, and how many must agree"
+
+
+def _of_agent(wanted: str, held: tuple[FoundKey, ...]) -> FoundKey:
+    text = wanted.strip()
+    if not text.startswith("SHA256:"):
+        try:
+            text = parse_public_key(Path(text).expanduser().read_text()).fingerprint
+        except (OSError, UnicodeDecodeError) as error:
+            said = f"{wanted} is neither a fingerprint nor a public key file"
+            raise DriverError("NotFound", said, retryable=False, next_step="ssh-add -l lists them") from error  # fmt: skip
+    for one in held:
+        if one.fingerprint == text:
+            return one
+    raise DriverError(
+        "NotFound", f"the ssh-agent does not hold {text}", retryable=False,
+        next_step="ssh-add KEY, or name a file with --key",
+    )  # fmt: skip
+
+
+def _named(wanted: str) -> str:
+    """The person's name: as said, else as the person is called on this machine."""
+    if wanted:
+        return wanted
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):
+        login = ""
+    return _slug(login, "me")
+
+
+def _slug(text: str, otherwise: str) -> str:
+    return _NAME.sub("-", text.lower()).strip("._-")[:60].strip("._-") or otherwise
+
+
+def _short(text: str, folder: Path) -> str:
+    return str(Path(text).relative_to(folder)) if text.startswith(f"{folder}{os.sep}") else text
+
+
+def _toml(text: str) -> str:
+    """A basic string of TOML; JSON's escapes are among those it knows."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False)
