@@ -18,6 +18,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the developer's own Temporal and kedge variables out of every test."""
     for name in ("ADDRESS", "NAMESPACE", "PROFILE", "CONFIG_FILE", "API_KEY"):
         monkeypatch.delenv(f"TEMPORAL_{name}", raising=False)
+    monkeypatch.delenv("KEDGE_CODEC_KEYS", raising=False)
     for name in Settings.model_fields:
         if name != "temporal_binary":
             monkeypatch.delenv(f"KEDGE_{name.upper()}", raising=False)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from kedge.model.base import Frozen
-from kedge.model.errors import DriverError, KedgeError
+from kedge.model.errors import CodecError, DriverError, KedgeError
+from worker import desk_codec
 from worker.background import BackgroundWorker
 from worker.desk import Desk
 from worker.engine import Engine
@@ -44,7 +45,8 @@ class Check(Frozen):
 async def examine(desk: Desk) -> tuple[Check, ...]:
     """Every check, in an order in which each builds on those before."""
     settings = desk.settings
-    checks = [_python(), _home(settings), _clock(settings), _binary(settings), _engine(settings)]
+    checks = [_python(), _home(settings), _clock(settings), _codec(settings)]
+    checks += [_binary(settings), _engine(settings)]
     checks.append(_worker_process(settings))
     looks: tuple[tuple[str, Callable[[Desk], Awaitable[list[Check]]]], ...] = (
         ("worker", _polling),
@@ -110,6 +112,22 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _codec(settings: Settings) -> Check:
+    """The ring of payload keys: none is no fault, a home that lost its own is."""
+    try:
+        shown = desk_codec.show(settings)
+    except CodecError as error:
+        step = error.next_step or "`kedge codec show`"
+        return Check(name="codec", verdict="wrong", said=error.message, next_step=step)
+    if not shown.where:
+        said = "payloads are in the open; `kedge codec init` seals them"
+        return Check(name="codec", verdict="ok", said=said)
+    said = f"payloads are sealed with key {shown.keys[0].id} of {shown.where}"
+    if shown.plaintext_until:
+        said += f"; open ones are read until {shown.plaintext_until}"
+    return Check(name="codec", verdict="ok", said=said)
 
 
 def _binary(settings: Settings) -> Check:

@@ -25,6 +25,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from worker.settings import LogFormat, LogLevel
 
 REDACTED = "[not logged]"
+NOT_SHOWN = "[a message of Temporal's, not logged]"
 
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)|secret|api_?key|private_?key|credential|authorization|cookie|"
@@ -160,6 +161,9 @@ def _clean(key: str, value: Any, depth: int) -> Any:
         return value
     if _SECRET_NAME.search(key):
         return REDACTED
+    if type(value).__module__.startswith("temporalio.api."):
+        # Payloads, failures, histories: what is in them is not for logs, sealed or not.
+        return NOT_SHOWN
     if depth > 0 and isinstance(value, Mapping):
         return {name: _clean(str(name), inner, depth - 1) for name, inner in value.items()}
     if depth > 0 and isinstance(value, (list, tuple)):

@@ -225,6 +225,8 @@ async def test_a_browser_signs_in_with_a_code_that_is_good_once(
     form = f"code={said['code'].lower()}".encode()
     status, headers, _ = server.ask("/session", form, Origin=server.url)
     assert status == 303
+    # With "no-referrer" a real browser would call this page's own origin null.
+    assert headers["referrer-policy"] == "same-origin"
     cookie = headers["set-cookie"]
     for word in ("HttpOnly", "SameSite=strict", "Path=/", "Max-Age=3600"):
         assert word in cookie

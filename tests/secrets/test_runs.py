@@ -249,6 +249,36 @@ async def test_an_order_in_the_open_is_refused_and_stops_nobody(
         await scene.freed()
 
 
+# -- a home that is switched over ---------------------------------------------------------------------------------
+
+
+async def test_a_run_that_began_in_the_open_ends_in_a_time_of_grace(
+    place: Place, staged: Staged
+) -> None:
+    scene = await staged(await place.client())
+    sealing = scene.client
+    scene.client = with_converter(sealing, open_converter())
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+    assert await keys_in(sealing, run) == {"open"}
+    # Without grace its history is no history: nothing moves, and nothing is lost.
+    scene.client = sealing
+    async with scene.working():
+        await sealing.get_workflow_handle(run).signal("order", {"not": "an order"})
+        assert "application_failure_info" in await task_failure(sealing, run)
+    desk_codec.grace(place.settings, "1h")
+    try:
+        scene.client = await place.client()
+        async with scene.working():
+            await scene.approve(run)
+            assert (await scene.end_of(run)).phase == "done"
+            await scene.freed()
+    finally:
+        desk_codec.grace(place.settings, "0s")
+    assert len(await keys_in(sealing, run)) == 2
+
+
 # -- recorded histories -------------------------------------------------------------------------------------------
 
 RECORDED = sorted((Path(__file__).parent.parent / "histories").glob("*/*.json"))

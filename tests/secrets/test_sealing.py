@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from kedge.drivers.codec_ring import FixedRing, RingFile
 from kedge.model.errors import CodecError
 from kedge.model.run import Run
 from kedge.trust import codec
-from worker import desk_codec
+from worker import desk_codec, desk_doctor
 from worker.codec import (
     ENCODING,
     KEYS_VARIABLE,
@@ -28,6 +30,7 @@ from worker.codec import (
     rings_of,
     sealing_converter,
 )
+from worker.logs import configure, get_logger
 from worker.settings import Settings
 
 RING = codec.new_ring(b"1" * 32, "2026-01-01T00:00:00Z")
@@ -265,3 +268,32 @@ def test_a_ring_is_read_only_once_while_it_stays_the_same(tmp_path: Path, monkey
     first = file.ring()
     monkeypatch.setattr("kedge.drivers.codec_ring.parse_ring", None)
     assert file.ring() is first
+
+
+# -- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_log_of_ours_shows_a_payload() -> None:
+    out = io.StringIO()
+    configure("json", "info", out)
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=b'"crownword"')
+    failure = Failure(message="crownword")
+    get_logger("test").info(
+        "met", payload=payload, several=[payload], failure=failure, named={"x": payload}
+    )
+    logging.getLogger("another").warning("met", extra={"payload": payload})
+    shown = out.getvalue()
+    assert shown.count("not logged") >= 5
+    assert "crownword" not in shown
+
+
+def test_the_doctor_says_whether_payloads_are_sealed(settings: Settings) -> None:
+    assert "in the open" in desk_doctor._codec(settings).said
+    desk_codec.init(settings)
+    check = desk_doctor._codec(settings)
+    assert (check.verdict, "sealed with key" in check.said) == ("ok", True)
+    desk_codec.grace(settings, "1d")
+    assert "open ones are read until" in desk_doctor._codec(settings).said
+    ring_file(settings).path.unlink()
+    assert desk_doctor._codec(settings).verdict == "wrong"
+    assert desk_doctor._codec(settings).next_step
