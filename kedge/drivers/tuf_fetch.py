@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import threading
 import time
@@ -42,6 +43,7 @@ LEAP = 1_000_000
 """How much higher than the last seen a version may be. Nobody publishes that often; who holds a single key could
 otherwise make every later honest version look old for ever (fast-forward)."""
 _CHUNK = 256 * 1024
+_HEX = re.compile(r"[0-9a-f]{2,4096}")
 
 
 class RepositoryRefusalError(RepositoryError):
@@ -95,7 +97,7 @@ class _Guarded(FetcherInterface):
                 "arbitrary-software", f"{name} is not TUF metadata"
             ) from error
         self.last.version = metadata.signed.version
-        if metadata.to_bytes() != content:
+        if metadata.to_bytes() != content or not _bare(metadata):
             # Two spellings of the same metadata: one of them was not written by the repository.
             raise RepositoryRefusalError(
                 "arbitrary-software", f"{name} is not written as the repository writes it"
@@ -122,6 +124,14 @@ class _Guarded(FetcherInterface):
                     "fast-forward",
                     f"{name} leaps to version {version} of {one}, from {self.seen(one)}",
                 )
+
+
+def _bare(metadata: AnyMetadata) -> bool:
+    """Whether there is nothing beside what is signed but signatures, in lower-case hex."""
+    return not metadata.unrecognized_fields and all(
+        not one.unrecognized_fields and _HEX.fullmatch(one.signature)
+        for one in metadata.signatures.values()
+    )
 
 
 class FolderFetcher(_Guarded):
