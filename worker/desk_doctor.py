@@ -5,12 +5,14 @@ It only looks. Nothing is started, installed or changed.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +31,8 @@ LITTLE_SPACE = 1_000_000_000
 EARLIEST = 1_735_689_600
 """2025-01-01: a clock before it is wrong, and every order would be refused."""
 CLOCK_SLACK = 120.0
+SOON = timedelta(days=3)
+"""Metadata of releases that expires sooner is a fault: it should have been renewed."""
 
 Verdict = Literal["ok", "wrong", "unknown"]
 
@@ -49,6 +53,7 @@ async def examine(desk: Desk) -> tuple[Check, ...]:
     checks += [_binary(settings), _engine(settings)]
     checks.append(_worker_process(settings))
     looks: tuple[tuple[str, Callable[[Desk], Awaitable[list[Check]]]], ...] = (
+        ("releases", _releases),
         ("worker", _polling),
         ("fleets", _fleets),
     )
@@ -171,6 +176,25 @@ def _worker_process(settings: Settings) -> Check:
     verdict: Verdict = "ok" if background.is_ready() else "wrong"
     said = f"pid {state.process.pid} {ready}"
     return Check(name="background", verdict=verdict, said=said, next_step=step)
+
+
+async def _releases(desk: Desk) -> list[Check]:
+    """The release repository, where the settings name one: that it answers, holds, and does not expire soon."""
+    location = desk.settings.release_repository
+    if location is None:
+        return []
+    listed = await asyncio.to_thread(desk.release_desk().listed)
+    standing = [one for one in listed if not one.revoked]
+    said = f"{location}: {len(standing)} release(s), {len(listed) - len(standing)} revoked"
+    if not standing:
+        return [Check(name="releases", verdict="ok", said=said)]
+    found = await asyncio.to_thread(desk.releases.read, standing[-1].name)
+    left = datetime.fromisoformat(found.expires) - datetime.now(UTC)
+    said += f"; its metadata holds until {found.expires}"
+    if left < SOON:
+        step = "kedge release publish --renew, by whoever has the keys: once it expires, runs stop"
+        return [Check(name="releases", verdict="wrong", said=said, next_step=step)]
+    return [Check(name="releases", verdict="ok", said=said)]
 
 
 async def _polling(desk: Desk) -> list[Check]:

@@ -336,6 +336,12 @@ class Client:
             raise self._explained(error, name, target) from error
         except OSError as error:
             raise store_error("keep what is known of the release repository", error) from error
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+            # Metadata of the right form with values that are not: the library does not look at each of them.
+            said = f"its metadata makes no sense: {type(error).__name__}"
+            raise self._explained(
+                RepositoryRefusalError("arbitrary-software", said), name, target
+            ) from error
 
     def _explained(
         self,

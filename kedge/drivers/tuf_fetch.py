@@ -77,7 +77,16 @@ class _Guarded(FetcherInterface):
         name = unquote(url.rsplit("/", 1)[-1])
         self.last.name, self.last.version = name, 0
         if name.endswith(".json") and "/metadata/" in url:
-            self._look(name, content)
+            try:
+                self._look(name, content)
+            except RepositoryError:
+                raise
+            except (
+                Exception
+            ) as error:  # what is not even of the right types may break anything that looks at it
+                raise RepositoryRefusalError(
+                    "arbitrary-software", f"{name} is not TUF metadata"
+                ) from error
         return content
 
     def fetch(self, url: str) -> Iterator[bytes]:

@@ -111,8 +111,8 @@ async def test_an_archive_by_its_address_comes_out_verified(tmp_path: Path) -> N
     assert refused.value.kind == "NotFound"
 
 
-@pytest.mark.parametrize("how", ["nobody there", "silence", "a byte now and then"])
-async def test_a_server_that_keeps_one_waiting_is_given_up(
+@pytest.mark.parametrize("how", ["nobody there", "silence", "a byte now and then", "no end"])
+async def test_a_server_that_keeps_one_waiting_or_never_stops_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     world = await world_with_a_release(tmp_path)
@@ -136,13 +136,14 @@ async def test_a_server_that_keeps_one_waiting_is_given_up(
             if how == "silence":
                 over.wait(30)
                 return
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            piece, pause = (b"{" * 4096, 0.0) if how == "no end" else (b"{", 0.2)
             while not over.is_set():
                 try:
-                    connection.sendall(b"{")
+                    connection.sendall(piece)
                 except OSError:
                     return
-                time.sleep(0.2)
+                time.sleep(pause)
 
     if how == "nobody there":
         listener.close()
@@ -151,8 +152,11 @@ async def test_a_server_that_keeps_one_waiting_is_given_up(
     try:
         with pytest.raises(DriverError) as refused:
             await world.reader(f"http://127.0.0.1:{port}").trusted(NAME)
-        assert refused.value.kind == "Unreachable"
-        assert refused.value.retryable
+        if how == "no end":
+            assert refused.value.detail["attack"] == "endless-data"
+        else:
+            assert refused.value.kind == "Unreachable"
+            assert refused.value.retryable
     finally:
         over.set()
         listener.close()
