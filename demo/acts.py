@@ -1,4 +1,4 @@
-"""The three acts. Each says what the viewer is about to see, does it, and says what was seen."""
+"""The acts with migrations. Each says what the viewer is about to see, does it, and says what was seen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from demo.commands import Running
 from demo.documents import FLEET, GATE, HARDENED, NEW, OLD
 from demo.keys import APPROVER, ON_CALL, OPERATOR, OTHER_APPROVER
+from demo.proving import prove
 from demo.show import Kill, Show
 
 DONE, REFUSED, ENDED_BADLY, WAITING = 0, 3, 6, 7
@@ -65,7 +66,7 @@ def sign(show: Show, run: str) -> Running:
         "exit code 3, with the rule that was broken. The run is unchanged."
     )
     words = ["approve", run, "--gate", GATE, "--key", f"keys/{OPERATOR.name}"]
-    show.kedge(*words, codes=(REFUSED,))
+    show.refused_by("requester", show.kedge(*words, codes=(REFUSED,)))
     screen.say(f"{APPROVER.name.capitalize()} is {APPROVER.what}; she signs with kedge.")
     show.approve(run, APPROVER, "canary looks good")
     screen.say(
@@ -168,11 +169,13 @@ def third(show: Show) -> None:
     # Early enough that the order arrives well before the run's end on a slow machine, too.
     member = show.moment("the second member's turn comes", show.begun(run, 2), watching)
     screen.say(
-        f"It is under way, {member} is just being moved. {ON_CALL.name.capitalize()}, {ON_CALL.what}, does not ask the "
-        "run: his order takes the lease, raises the fence on every host, and goes back from what is seen there."
+        f"It is under way, {member} is just being moved, and puts time out. {ON_CALL.name.capitalize()}, {ON_CALL.what}, "
+        "may not order a rollback; but the policy lets him break the glass: alone, with a reason, and somebody has to "
+        "look at it afterwards. He does not ask the run: his order takes the lease, raises the fence on every host, and "
+        "goes back from what is seen there."
     )
-    words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--comment", "latency alarm"]
-    back = show.kedge(*words).last
+    words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--break-glass"]
+    back = show.kedge(*words, "--comment", "puts time out, and nobody of the owners answers").last
     show.runs[back] = "on-call"
     if watching.wait(ENDED_BADLY, DONE).code == DONE:
         screen.say(
@@ -185,9 +188,26 @@ def third(show: Show) -> None:
         )
     show.kedge("watch", back, codes=(DONE,))
     show.versions(NEW)
+    owe(show, back)
     show.kedge("list")
     show.stretch("act 3", begun)
 
 
-SCRIPT: tuple[Act, ...] = (first, second, third)
+def owe(show: Show, back: str) -> None:
+    """Until somebody else has signed for what on-call did, nothing is started."""
+    screen = show.screen
+    screen.say(
+        f"{OPERATOR.name.capitalize()} would go on right away. But the glass was broken, and as long as nobody has looked at "
+        "that, no migration of this fleet is started."
+    )
+    refused = show.kedge(
+        "start", *show.documents(OLD, NEW), "--key", f"keys/{OPERATOR.name}", codes=(REFUSED,)
+    )
+    show.refused_by("break-glass", refused)
+    screen.say(f"{APPROVER.name.capitalize()} looks at it the next morning, and signs.")
+    words = ["review", back, "--key", f"keys/{APPROVER.name}"]
+    show.kedge(*words, "--comment", "right call: the disk of one member was full")
+
+
+SCRIPT: tuple[Act, ...] = (first, second, third, prove)
 """The whole show, in order."""

@@ -1,4 +1,6 @@
-"""The four documents of the show, written as a person would write them: fleet, releases, runbook, policy."""
+"""The documents of the show, written as a person would write them: fleet, releases, runbook, settings; the policy is
+in :mod:`demo.policies`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from pathlib import Path
 
 from demo.archives import PLATFORM, Archive
 from demo.cluster import HOST, Member
-from demo.keys import PEOPLE, make_key
+from demo.keys import KEEPERS, PEOPLE, make_key
 
 FLEET = "etcd"
+COMPONENT = "etcd"
 OLD, NEW, HARDENED = "3.5.0", "3.5.1", "3.5.1+hardened"
 GATE = "widen"
 RUNBOOK = Path(__file__).with_name("etcd-patch.yaml")
@@ -53,7 +56,12 @@ class Paths:
         """The directory of one node."""
         return self.folder / "nodes" / member
 
-    def release(self, version: str) -> str:
+    @property
+    def repository(self) -> Path:
+        """The signed release repository."""
+        return self.folder / "repository"
+
+    def release_file(self, version: str) -> str:
         """The name of a release document as it is typed."""
         return f"releases/{version}.yaml"
 
@@ -72,6 +80,11 @@ def free_members(count: int) -> tuple[Member, ...]:
     raise OSError(f"no {2 * count} free ports in a row between {low} and {high}")
 
 
+def release(version: str) -> str:
+    """A release of the repository, as it is typed."""
+    return f"{COMPONENT}@{version}"
+
+
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,15 +96,22 @@ def _is_free(port: int) -> bool:
 
 
 def write_documents(paths: Paths, members: Sequence[Member], archives: dict[str, Archive]) -> None:
-    """Writes everything that the show's commands name, and a new key for each person."""
+    """Writes what the show's commands name, but for the policy, and a new key for each person."""
     paths.archives.mkdir(parents=True, exist_ok=True)
+    paths.home.mkdir(parents=True, exist_ok=True)
+    (paths.home / "kedge.toml").write_text(settings_text(paths), encoding="utf-8")
     (paths.folder / "fleet.yaml").write_text(fleet_text(paths, members), encoding="utf-8")
     for version, archive in archives.items():
         text = release_text(version, archive)
-        (paths.folder / paths.release(version)).write_text(text, encoding="utf-8")
+        (paths.folder / paths.release_file(version)).write_text(text, encoding="utf-8")
     (paths.folder / RUNBOOK.name).write_bytes(RUNBOOK.read_bytes())
-    keys = {person.name: make_key(paths.keys, person.name) for person in PEOPLE}
-    (paths.folder / "policy.yaml").write_text(policy_text(keys), encoding="utf-8")
+    for person in (*PEOPLE, *KEEPERS):
+        make_key(paths.keys, person.name)
+
+
+def settings_text(paths: Paths) -> str:
+    """``kedge.toml``: where signed releases come from."""
+    return f"release_repository = {json.dumps(str(paths.repository), ensure_ascii=False)}\n"
 
 
 def hardening() -> dict[str, bytes]:
@@ -111,7 +131,7 @@ def fleet_text(paths: Paths, members: Sequence[Member]) -> str:
 kind: Fleet
 name: {FLEET}
 environment: demo
-release: {paths.release(OLD)} # what the fleet is installed with; a migration moves it on
+release: "{release(OLD)}" # what the fleet is installed with; a migration moves it on
 root: {json.dumps(_literal(str(paths.folder / "nodes")) + "/{node.name}", ensure_ascii=False)}
 
 vars:
@@ -165,31 +185,3 @@ data_format: {{reads: ["3.5"], writes: "3.5"}}
 upgrade_from: ">=3.4.0 <3.6.0"
 downgrade_to: ">=3.5.0 <3.6.0"
 {extra}"""
-
-
-def policy_text(keys: dict[str, str]) -> str:
-    """The Policy document: who may say what, with which key."""
-    people = "\n".join(
-        f"  - name: {person.name} # {person.what}\n"
-        f"    roles: [{', '.join(person.roles)}]\n"
-        f'    keys: ["{keys[person.name]}"]'
-        for person in PEOPLE
-    )
-    return f"""\
-kind: Policy
-name: demo
-environment: demo
-
-people:
-{people}
-
-may:
-  start: [operator]
-  approve: [sre, db-owner]
-  reject: [sre, db-owner]
-  pause: [operator, on-call]
-  resume: [operator, on-call]
-  abort: [operator, on-call]
-  decide: [operator, on-call]
-  rollback: [on-call]
-"""

@@ -22,8 +22,15 @@ class Person:
 OPERATOR = Person("olga", ("operator", "sre"), "an operator, who may also sign as sre")
 APPROVER = Person("anna", ("sre",), "an sre")
 OTHER_APPROVER = Person("ben", ("db-owner",), "the owner of the database")
+ROBBED = Person("dana", ("sre",), "an sre, too")
 ON_CALL = Person("omar", ("on-call",), "on call tonight")
-PEOPLE = (OPERATOR, APPROVER, OTHER_APPROVER, ON_CALL)
+PEOPLE = (OPERATOR, APPROVER, OTHER_APPROVER, ROBBED, ON_CALL)
+"""Who stands in the policy."""
+
+KEEPER = Person("rita", (), "keeper of the releases")
+OTHER_KEEPER = Person("sven", (), "the second one")
+KEEPERS = (KEEPER, OTHER_KEEPER)
+"""Who signs releases; they have no say in migrations."""
 
 
 def make_key(folder: Path, name: str) -> str:

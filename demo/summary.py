@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from demo import hosts
 from demo.cluster import Gateway
@@ -27,6 +29,7 @@ def summarise(show: Show, begun: float) -> None:
     _members(show, found)
     _steps(show, found, statuses)
     _fence(show, found)
+    _sealed(show)
     for kill in show.kills:
         screen.seen(
             f"worker (pid {kill.worker}) and Temporal server (pid {kill.engine}) killed with SIGKILL, "
@@ -117,6 +120,32 @@ def _fence(show: Show, found: list[Host]) -> None:
     ok = all(host.holder == last for host in found)
     said = f"the fence on every host is that of {last}: no older run can act there any more"
     show.judge(said if ok else f"the fence is not that of {last} everywhere", ok=ok)
+
+
+def _sealed(show: Show) -> None:
+    """Looks for the nodes, and for what is known to be there, in every file of Temporal's database."""
+    home, run = show.paths.home, next(iter(show.runs))
+    names = [member.name for member in show.members]
+    found, size = occurrences(home / "engine", [*names, run])
+    words = sum(found[name] for name in names)
+    sought = f"{names[0]} … {names[-1]}"
+    show.judge(
+        f"Temporal's database, {size / 1e6:.1f} MB: {sought} stand there {words} times; {run}, the id by which Temporal "
+        f"itself knows the run, {found[run]:,} times",
+        ok=words == 0 and found[run] > 0,
+    )
+
+
+def occurrences(folder: Path, words: Sequence[str]) -> tuple[dict[str, int], int]:
+    """How often each word stands in the files of a folder, and how many bytes these have in all."""
+    found, size = dict.fromkeys(words, 0), 0
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            size += len(content)
+            for word in words:
+                found[word] += content.count(word.encode())
+    return found, size
 
 
 def _phases(show: Show, statuses: list[RunStatus]) -> None:

@@ -88,7 +88,7 @@ async def every_checkpoint(evidence: Evidence, fleet: str) -> list[Checkpoint]:
 
 
 def span(entries: list[EvidenceEntry], run: str) -> tuple[int, int, bool]:
-    """First and last record of a run (from 1), the order it acts on included, and whether it ended.
+    """First and last record of a run (from 1), the order it acts on and reviews of it included, and whether it ended.
 
     Raises ``DriverError`` kind ``NotFound`` when no record is about it.
     """
@@ -101,7 +101,8 @@ def span(entries: list[EvidenceEntry], run: str) -> tuple[int, int, bool]:
             continue
         if record.get("what") == "order" and record.get("accepted") is True:
             orders.setdefault(str(record.get("digest")), entry.seq)
-        mine = run in (record.get("run"), record.get("target"))
+        # A review is an order to the fleet; its subject is the run.
+        mine = run in (record.get("run"), record.get("target"), record.get("subject"))
         if not mine:
             continue
         if record.get("what") == "lease" and str(record.get("order")) in orders:

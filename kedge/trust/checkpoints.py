@@ -67,9 +67,13 @@ def materials(lines: Iterable[str]) -> frozenset[str]:
 
 
 def worth_sealing(record: Json) -> bool:
-    """Whether a record is one after which a checkpoint is signed at once: people are asked, a gate is over, a run ends."""
+    """Whether a record is one after which a checkpoint is signed at once: people are asked, a gate is over, a run ends or
+    is reviewed.
+    """
     if not isinstance(record, dict):
         return False
     if record.get("what") == "decision":
         return record.get("event") == "GateEnded" or record.get("stage") == "ended"
+    if record.get("what") == "order":
+        return record.get("verb") == "review" and record.get("accepted") is True
     return record.get("what") in _SEALED

@@ -11,6 +11,7 @@ import yaml
 from demo.archives import Archive
 from demo.cluster import Member
 from demo.documents import (
+    COMPONENT,
     GATE,
     HARDENED,
     NEW,
@@ -18,13 +19,19 @@ from demo.documents import (
     RUNBOOK,
     Paths,
     free_members,
+    release,
     write_documents,
 )
-from demo.keys import OPERATOR, PEOPLE
+from demo.keys import KEEPERS, OPERATOR, PEOPLE
+from demo.policies import POLICY, policy_text
+from kedge.drivers.checkpoints import ensure_key
 from kedge.model.plan import Plan
-from worker.documents import compile_files, lint
+from kedge.model.trusted import ReleaseName
+from worker.documents import compiled, lint, read_documents
+from worker.settings import Settings
 
 REVIEWED = Path(__file__).parents[2] / "runbooks" / RUNBOOK.name
+ROOT = "f" * 64
 
 
 @pytest.fixture
@@ -36,17 +43,29 @@ def paths(tmp_path: Path) -> Paths:
         for number, version in enumerate((OLD, NEW, HARDENED))
     }
     write_documents(paths, members, archives)
+    keys = {one.name: (paths.keys / f"{one.name}.pub").read_text().strip() for one in PEOPLE}
+    witness = ensure_key(paths.home / "trust" / "checkpoint_key").public.line
+    (paths.folder / POLICY).write_text(policy_text(keys, ROOT, witness))
     return paths
 
 
-def plan_of(paths: Paths, release: str, before: str | None = None) -> Plan:
+def plan_of(paths: Paths, version: str, before: str | None = None) -> Plan:
+    """The plan, with the releases as the repository would have them."""
     folder = paths.folder
-    return compile_files(
-        folder / "fleet.yaml",
-        folder / paths.release(release),
-        folder / RUNBOOK.name,
-        folder / "policy.yaml",
-        before_path=folder / paths.release(before) if before else None,
+
+    def repository(name: ReleaseName, root: str | None = None) -> str:
+        assert (name.component, root) == (COMPONENT, ROOT)
+        return (folder / paths.release_file(name.version)).read_text()
+
+    return compiled(
+        read_documents(
+            folder / "fleet.yaml",
+            Path(release(version)),
+            folder / RUNBOOK.name,
+            folder / POLICY,
+            before_path=Path(release(before)) if before else None,
+            repository=repository,
+        )
     )
 
 
@@ -55,10 +74,10 @@ def test_every_document_is_sound(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "before"), [(NEW, None), (HARDENED, NEW), (OLD, NEW)], ids=["1", "2", "3"]
+    ("version", "before"), [(NEW, None), (HARDENED, NEW), (OLD, NEW)], ids=["1", "2", "3"]
 )
-def test_each_act_has_a_plan(paths: Paths, release: str, before: str | None) -> None:
-    plan = plan_of(paths, release, before)
+def test_each_act_has_a_plan(paths: Paths, version: str, before: str | None) -> None:
+    plan = plan_of(paths, version, before)
     assert [len(wave.nodes) for wave in plan.waves] == [1, 2, 2]
     assert [wave.gate for wave in plan.waves] == [None, GATE, None]
     assert plan.gate(GATE).threshold == 2
@@ -81,11 +100,11 @@ def test_only_the_hardened_release_has_the_setting_that_breaks_it(paths: Paths) 
 
 def test_private_keys_are_their_owners_alone(paths: Paths) -> None:
     assert sorted(path.name for path in paths.keys.iterdir()) == sorted(
-        name for person in PEOPLE for name in (person.name, f"{person.name}.pub")
+        name for person in (*PEOPLE, *KEEPERS) for name in (person.name, f"{person.name}.pub")
     )
-    for person in PEOPLE:
+    for person in (*PEOPLE, *KEEPERS):
         assert stat.S_IMODE((paths.keys / person.name).stat().st_mode) == 0o600
-    policy = (paths.folder / "policy.yaml").read_text()
+    policy = (paths.folder / POLICY).read_text()
     assert "PRIVATE" not in policy
     assert (paths.keys / f"{OPERATOR.name}.pub").read_text().strip() in policy
 
@@ -96,6 +115,10 @@ def test_keys_are_made_anew_each_time(paths: Paths, tmp_path: Path) -> None:
     write_documents(other, [Member("etcd-1", 21000, 21001)], archives)
     name = f"{OPERATOR.name}.pub"
     assert (paths.keys / name).read_text() != (other.keys / name).read_text()
+
+
+def test_the_settings_name_the_repository(paths: Paths) -> None:
+    assert Settings.load(paths.home).release_repository == str(paths.repository)
 
 
 def test_the_runbook_is_the_reviewed_one_but_for_its_times() -> None:

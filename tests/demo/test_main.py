@@ -66,13 +66,17 @@ def test_what_nobody_thought_of_leaves_nothing_running(
 def test_the_first_act_with_three_members(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Plan, start, canary, a refusal, two signatures, a double kill in a wave, and on to the end."""
+    """A signed repository and what is refused of it; plan, start, canary, a refusal, two signatures, a double kill in a
+    wave, and on to the end.
+    """
     # Another Temporal and another home, which the show must not go near.
     monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:9")
     monkeypatch.setenv("KEDGE_HOME", str(tmp_path / "elsewhere"))
     ended = main.run(folder=tmp_path / "demo", members=3, script=(first,))
     shown = capsys.readouterr().out
     assert ended == main.DONE, shown
+    assert "the release repository is refused (mix-and-match)" in shown
+    assert "the release repository is refused (arbitrary-software)" in shown
     assert "refused, rule requester" in shown
     assert "killed with SIGKILL" in shown
     assert "acknowledged writes are there with their values" in shown
@@ -84,10 +88,16 @@ def test_the_first_act_with_three_members(
 @pytest.mark.timeout(800)
 @pytest.mark.usefixtures("wheel")
 def test_the_whole_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also the release that goes back by itself, and the rollback that takes the fleet from a run."""
+    """Also the release that goes back by itself, the rollback that takes the fleet from a run, the review it owes, and
+    the evidence of it all.
+    """
     ended = main.run(folder=tmp_path / "demo")
     shown = capsys.readouterr().out
     assert ended == main.DONE, shown
     assert "going back by itself" in shown
     assert "0 of them done twice" in shown
+    assert "refused, rule break-glass" in shown
+    assert "none changed, taken out, put in or moved" in shown
+    assert "found, at its place" in shown
+    assert "stand there 0 times" in shown
     assert not (tmp_path / "demo").exists()

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
+from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.sim_faults import Fault
-from kedge.model.base import Json, canonical
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.governance import BreakGlass, ReviewRule
 from kedge.model.order import Envelope, OrderVerdict
+from kedge.model.policy import EvidenceRules
 from kedge.model.review import Review
 from kedge.model.run import GlassNotice
+from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
+from worker import desk_evidence
 
 pytestmark = pytest.mark.temporal
 
@@ -99,6 +103,38 @@ async def test_one_person_takes_the_fleet_back_alone_and_others_review_it(stage:
         assert (await to_fleet(scene, "start", "olga", plan=plan)).accepted
         rules = [one["rule"] for one in await scene.records("order") if one["verb"] == "review"]
         assert rules.count("accepted") == 2
+
+
+async def test_the_evidence_of_the_way_back_goes_on_to_its_review_and_verifies(
+    stage: Stage,
+) -> None:
+    scene = await breakable(stage)
+    key = ensure_key(scene.settings.checkpoint_key)
+    rules = EvidenceRules(signers=(key.public.line,))
+    scene.policy = scene.policy.model_copy(update={"evidence": rules})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    file = scene.home / "run.evidence"
+    async with scene.playing():
+        await at_the_gate(scene)
+        broken = await to_fleet(scene, "rollback", "olga", break_glass=True, comment=WHY)
+        assert broken.accepted, broken.said
+        back = (await scene.freed()).runs[-1]
+        for who in ("ada", "bob"):
+            (owed,) = (await scene.fleet_status()).reviews
+            assert (await review(scene, owed, who)).accepted
+    await desk_evidence.export(scene.drivers.evidence, scene.drivers.blobs, back, file, whole=True)
+    report = verify_parts(
+        desk_evidence.read_file(file), Asked(pinned={digest_of(scene.policy): scene.policy})
+    )
+    # The last review is signed as soon as it is written: nothing stands behind the last checkpoint.
+    assert (report.findings, report.unproven, report.ended) == ((), (), True)
+    assert report.signed == report.last
+    signed = [
+        one
+        for one in report.story
+        if one.said.startswith(("ada signed: review", "bob signed: review"))
+    ]
+    assert len(signed) == 2
 
 
 async def test_a_run_tells_its_fleet_before_it_follows_who_breaks_the_glass(stage: Stage) -> None:
