@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -362,3 +363,35 @@ async def test_connections_that_the_server_ends_are_made_anew(postgres: Server) 
     assert (await evidence.append("etcd", "k2", 2)).seq == 2
     assert len(await assert_sound(evidence)) == 2
     await evidence.aclose()
+
+
+async def test_the_cluster_of_compose_gets_a_role_and_a_database(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    psql = Path(program("psql") or "psql").parent
+    environment = {
+        **os.environ,
+        "PATH": f"{psql}:{os.environ['PATH']}",
+        "PGHOST": postgres.host,
+        "PGPORT": str(postgres.port),
+        "PGUSER": postgres.user,
+        "EVIDENCE_PASSWORD": 'it\'s a "secret"',
+    }
+    # This server's superuser is called as the role would be.
+    renamed = tmp_path / "prepare-evidence"
+    script = (ROOT / "deploy" / "prepare-evidence").read_text()
+    renamed.write_text(script.replace("kedge", "kedge_role"))
+    for _ in range(2):
+        made = await asyncio.to_thread(
+            subprocess.run, ["sh", str(renamed)], env=environment, capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr
+    monkeypatch.delenv("PGPASSFILE")
+    monkeypatch.setenv("PGPASSWORD", environment["EVIDENCE_PASSWORD"])
+    address = f"postgresql://kedge_role@{postgres.host}:{postgres.port}/kedge_role"
+    evidence = PostgresEvidence(address)
+    assert (await evidence.append("etcd", "k", 1)).seq == 1
+    await evidence.aclose()
+    monkeypatch.setenv("PGPASSWORD", "wrong")
+    with pytest.raises(DriverError, match="password authentication failed"):
+        await PostgresEvidence(address).head("etcd")

@@ -35,7 +35,7 @@ def test_no_password_is_written_down(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|PWD", name):
-                assert value.startswith("${POSTGRES_PASSWORD:?")
+                assert value.startswith(("${POSTGRES_PASSWORD:?", "${EVIDENCE_PASSWORD:?"))
 
 
 def test_what_waits_for_health_waits_for_something_that_has_a_check(
@@ -83,14 +83,23 @@ def test_no_lock_names_a_host() -> None:
         assert "://" not in (ROOT / path).read_text()
 
 
-def test_the_password_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+def test_the_passwords_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
     script = tmp_path / "deploy" / "make-env"
     script.parent.mkdir()
     script.write_bytes((ROOT / "deploy" / "make-env").read_bytes())
+    # A file of an earlier version keeps its password, and gets what it lacks.
+    (tmp_path / ".env").touch(mode=0o600)
+    (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={'a' * 48}\n")
+    written = set()
     for _ in range(2):
         subprocess.run(["bash", script], check=True, capture_output=True, timeout=30)
-        written = (tmp_path / ".env").read_text()
-        assert re.fullmatch(r"POSTGRES_PASSWORD=[0-9a-f]{48}\n", written)
+        written.add((tmp_path / ".env").read_text())
+    (text,) = written
+    assert re.fullmatch(r"POSTGRES_PASSWORD=a{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\n", text)
+    (tmp_path / ".env").unlink()
+    subprocess.run(["bash", script], check=True, capture_output=True, timeout=30)
+    text = (tmp_path / ".env").read_text()
+    assert re.fullmatch(r"POSTGRES_PASSWORD=[0-9a-f]{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\n", text)
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
 
 
