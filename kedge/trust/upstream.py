@@ -7,7 +7,8 @@ the first that is broken names the verdict:
 - ``wrong``, ``revoked``, ``expired``, ``early``, ``weak``, ``unknown-key``, ``unreadable``: at least one is good; where
   none is, and all are bad for the same reason, this is it;
 - ``multiple``: they do not go together, or are too few: several are bad for different reasons, one is *wrong* beside good
-  ones (a holder signs no two lists for one release), or fewer than ``needed`` *different* pinned holders signed. Good ones beside others that only ran out, or that nobody pinned, are enough: vendors change keys;
+  ones (a holder signs no two lists for one release), or fewer than ``needed`` *different* pinned holders signed. Good ones
+  beside others that only ran out, that nobody pinned or nobody can read are enough: vendors change keys;
 - ``sums``: the list can be read: one digest and one name a line, each name once;
 - ``partial``: every archive is there and in the list; with ``complete``, every file of the list is among the archives;
 - ``altered``: every archive has the digest of the list;

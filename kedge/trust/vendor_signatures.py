@@ -103,13 +103,17 @@ def _openpgp_block(
     if not packets:
         yield _unreadable(name, "there is no OpenPGP signature in it")
     for packet in packets:
-        if packet.tag != Tag.Signature:
-            yield _unreadable(name, f"there is a {packet.tag} in it, which is no signature")
-        else:
+        try:
             yield _openpgp(name, packet, signed, pins)
+        except (RuntimeError, ValueError, OSError) as error:
+            # Asking a packet for what it has not, or has in a form that nobody knows, raises.
+            said = str(error).partition("\n")[0]
+            yield _unreadable(name, f"it cannot be read as a signature: {quoted(said)}")
 
 
 def _openpgp(name: str, packet: Packet, signed: Signed, pins: Sequence[Pin]) -> VendorSignature:
+    if packet.tag != Tag.Signature:
+        return _unreadable(name, f"there is a {packet.tag} in it, which is no signature")
     issuer = packet.issuer_fingerprint or packet.issuer_key_id or ""
     holder = _holder(issuer, pins)
     state: SignatureState = "unknown-key"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,22 @@ class Vendor:
         return self
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    made = World(tmp_path)
+@pytest.fixture(scope="module")
+def founded(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A repository without releases, made once."""
+    made = World(tmp_path_factory.mktemp("founded"))
     for builder in BUILDERS:
         made.person(builder)
     asyncio.run(made.init())
+    return made
+
+
+@pytest.fixture
+def world(founded: World, tmp_path: Path) -> World:
+    """A copy of it."""
+    shutil.copytree(founded.base, tmp_path, dirs_exist_ok=True)
+    made = copy.copy(founded)
+    made.base = tmp_path
     return made
 
 

@@ -139,6 +139,7 @@ BAD: list[tuple[str, str, str, Callable[[Vendor], VendorImport]]] = [
     ("minisign from the future", "early", "in the future", lambda v: judge({"s": minisigned("mia", sums(), "timestamp:4000000000")}, {"p": minisign_public("mia")})),
     ("a revoked key", "revoked", "was revoked", lambda v: judge({"s": v.gpg.kept}, v.pins("gone"))),
     ("SHA-1", "weak", "prove nothing", lambda v: judge({"s": v.pgp("bert", options=("--digest-algo", "SHA1"))}, v.pins("bert"))),
+    ("a packet that nobody knows behind a stranger's signature", "multiple", "Unknown packet tag", lambda v: judge({"s": v.pgp("stranger", options=("--no-armor",)) + b"\xbc\x01\x00"}, v.pins("anna"))),
     ("a signature over text", "unreadable", "not a file", lambda v: judge({"s": v.pgp("anna", options=("--textmode",))}, v.pins("anna"))),
     ("no signature at all", "unreadable", "neither an OpenPGP", lambda v: judge({"s": b"hello"}, v.pins("anna"))),
     ("half a signature", "unreadable", "no OpenPGP signature", lambda v: judge({"s": v.pgp("anna")[:150] + b"\n-----END PGP SIGNATURE-----"}, v.pins("anna"))),
@@ -276,11 +277,15 @@ def test_more_keys_cannot_be_asked_for_than_are_pinned(vendor: Vendor) -> None:
         _one(vendor, needed=2)
 
 
-@pytest.mark.parametrize("kind", ["openpgp", "minisign", "ssh"])
+@pytest.mark.parametrize("kind", ["openpgp", "openpgp-bare", "minisign", "ssh"])
 def test_no_damaged_signature_and_no_damaged_list_is_taken(vendor: Vendor, kind: str) -> None:
     chance = random.Random(f"kedge {kind}")
     signature, pins = {
         "openpgp": lambda: (vendor.pgp("anna"), vendor.pins("anna")),
+        "openpgp-bare": lambda: (
+            vendor.pgp("anna", options=("--no-armor",)),
+            vendor.pins("anna"),
+        ),
         "minisign": lambda: (minisigned("mia", sums()), {"p": minisign_public("mia")}),
         "ssh": lambda: (vendor.ssh("sam"), vendor.ssh_pin("sam")),
     }[kind]()
@@ -322,7 +327,7 @@ def _signed_part(body: bytes) -> object:
 def _packets(kind: str, signature: bytes) -> object:
     """What a signature file says: without the comment that is not signed, without armor."""
     try:
-        if kind == "openpgp":
+        if kind.startswith("openpgp"):
             return [_signed_part(one.body) for one in PacketPile.from_bytes(signature)]
         if kind == "minisign":
             lines = signature.rstrip(b"\n").split(b"\n")
