@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+from pydantic import ValidationError
 from temporalio.client import Client
 
 from activities.trusted import ReleaseTrust
@@ -24,20 +25,23 @@ from kedge.drivers.ports import (
     Transport,
 )
 from kedge.model.base import Digest, Json, canonical, digest_of
-from kedge.model.errors import DriverError
-from kedge.model.order import OrderVerdict
+from kedge.model.errors import DriverError, OrderError
+from kedge.model.order import Envelope, OrderVerdict
 from kedge.model.plan import Artifact, Plan, PlannedNode, ProgramName
 from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.run import Run, Warrant
+from kedge.model.signed_policy import KeptPolicy
 from kedge.trust.chain import EvidenceHead
-from kedge.trust.envelope import envelope_digest
+from kedge.trust.envelope import envelope_digest, read
+from kedge.trust.policies import text_digest, verify_kept
 from kedge.trust.warrant import verify_warrant
 
 Act: TypeAlias = tuple[str, str, str, int, str, str, int | None, int | None]
 
 POLICY_SECONDS = 1.0
 """How long a policy that was read is gone by: who is taken out of it acts no longer than this."""
+KEPT_POLICIES = 16
 KEPT_PLANS = 4
 KEPT_WARRANTS = 256
 
@@ -50,6 +54,42 @@ def now() -> str:
 def goes_back(run: str) -> bool:
     """Whether a run is a way back, by its id."""
     return run.startswith("rollback/")
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A policy with its digest, the number under which it was pinned here, and the digest of its text as it was pinned."""
+
+    policy: Policy
+    digest: Digest
+    seq: int
+    text: Digest = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An act that the signatures have to carry."""
+
+    run: Run
+    program: ProgramName
+    wave: int | None
+    nodes: tuple[int, ...]
+
+
+def _verb_of(envelope: Envelope) -> str:
+    try:
+        return read(envelope).verb
+    except OrderError:
+        return ""
+
+
+def _lease_of(record: Json) -> tuple[int, Digest]:
+    """Epoch and policy of a lease as it stands in the record; what is none of either fits nothing."""
+    if not isinstance(record, dict):
+        return -1, ""
+    epoch, policies = record.get("epoch"), record.get("policies")
+    first = policies[0] if isinstance(policies, list) and policies else ""
+    return epoch if isinstance(epoch, int) else -1, first if isinstance(first, str) else ""
 
 
 @dataclass
@@ -69,9 +109,13 @@ class Ground:
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
     """Of the plan asked for last: the wave of each node."""
-    _leases: OrderedDict[tuple[str, Digest], int] = field(default_factory=OrderedDict)
-    """The epoch each order acts under."""
-    _policies: dict[str, tuple[float, Policy, Digest]] = field(default_factory=dict)
+    _leases: OrderedDict[tuple[str, Digest], tuple[int, Digest]] = field(
+        default_factory=OrderedDict
+    )
+    """The epoch each order acts under, and the policy it first acted under."""
+    _policies: dict[str, tuple[float, Pinned]] = field(default_factory=dict)
+    _earlier: OrderedDict[Digest, Pinned] = field(default_factory=OrderedDict)
+    """Policies that runs under way began under."""
     _noted: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Keys of records that this worker has written and need not write again."""
     _stored: set[Digest] = field(default_factory=set)
@@ -84,18 +128,18 @@ class Ground:
 
     async def stands(self, run: Run, *, within: float = 2.0) -> None:
         """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``)."""
-        policy, _ = await self._policy(run.fleet)
+        policy = (await self.pinned(run.fleet)).policy
         await self.trust.stands(run, await self.plan(run.plan), policy, within=within)
 
     async def went_back(self, run: Run) -> None:
         """Write down how the release stands that a way back leads to. Nothing is closed by it, whatever is wrong."""
         with suppress(DriverError):
-            policy, _ = await self._policy(run.fleet)
+            policy = (await self.pinned(run.fleet)).policy
             await self.trust.went_back(run, await self.plan(run.plan), policy)
 
     async def baseline(self, fleet: str, release: Release) -> str | None:
         """None when a fleet's first release may be installed, else why not. Raises ``DriverError`` without a policy."""
-        policy, _ = await self._policy(fleet)
+        policy = (await self.pinned(fleet)).policy
         return await self.trust.baseline(release, policy)
 
     async def plan(self, digest: str) -> Plan:
@@ -146,9 +190,9 @@ class Ground:
         plan = await self.plan(run.plan)
         if program == "forward" and node is not None:
             wave = self._own_wave(run.plan, plan, node, wave)
-        policy, policy_digest = await self._policy(run.fleet)
+        now = await self.pinned(run.fleet)
         asked = (
-            policy_digest,
+            now.digest,
             run.warrant,
             run.id,
             run.epoch,
@@ -165,25 +209,72 @@ class Ground:
         if program == "forward" and wave is not None and 0 <= wave < len(plan.waves):
             nodes = plan.waves[wave].nodes
         warrant = Warrant.model_validate_json(await self.blobs.get(run.warrant))
-        verdict = verify_warrant(
-            warrant,
-            plan,
-            run.plan,
-            policy,
-            fleet=run.fleet,
-            wave=wave,
-            run_id=run.id,
-            program=program,
-            nodes=nodes,
-            authors=await self._authors(plan, policy, run, program),
-        )
-        if not verdict.ok:
-            raise DriverError("NotAuthorised", verdict.said, retryable=False)
-        await self._leased(run, warrant)
-        await self._note_allowed(run, program, wave, node, (verdict.said, policy_digest))
+        act = Asked(run=run, program=program, wave=wave, nodes=nodes)
+        said = await self._carried(act, plan, warrant, now.policy)
+        digests = [now.digest]
+        began = await self._began_under(run, plan, warrant, now)
+        if began.digest != now.digest:
+            # What was changed since takes power away at once, and gives none to a run under way.
+            await self._carried(
+                act, plan, warrant, began.policy, began="as it was when this run began: "
+            )
+            digests.append(began.digest)
+        await self._note_allowed(act, node, said, digests)
         self._allowed[asked] = None
         while len(self._allowed) > KEPT_WARRANTS:
             self._allowed.popitem(last=False)
+
+    async def _carried(
+        self, act: Asked, plan: Plan, warrant: Warrant, policy: Policy, began: str = ""
+    ) -> str:
+        """What the signatures say that carry an act under one policy. Raises ``DriverError`` NotAuthorised."""
+        verdict = verify_warrant(
+            warrant,
+            plan,
+            act.run.plan,
+            policy,
+            fleet=act.run.fleet,
+            wave=act.wave,
+            run_id=act.run.id,
+            program=act.program,
+            nodes=act.nodes,
+            authors=await self._authors(plan, policy, act.run, act.program),
+        )
+        if not verdict.ok:
+            detail: dict[str, Json] = (
+                {"gates": list[Json](verdict.lacking)} if verdict.lacking else {}
+            )
+            said = f"by the policy {policy.name} {began}{verdict.said}" if began else verdict.said
+            raise DriverError("NotAuthorised", said, retryable=False, detail=detail)
+        return verdict.said
+
+    async def began_under(self, run: Run) -> Pinned:
+        """The policy that a run is pinned to: the one its plan was made with; of a way back that a person ordered, the
+        one that was pinned when it first acted. Raises ``DriverError``.
+        """
+        plan = await self.plan(run.plan)
+        warrant = Warrant.model_validate_json(await self.blobs.get(run.warrant))
+        return await self._began_under(run, plan, warrant, await self.pinned(run.fleet))
+
+    async def _began_under(self, run: Run, plan: Plan, warrant: Warrant, now: Pinned) -> Pinned:
+        ordered = await self._leased(run, warrant, now.digest)
+        digest = ordered if _verb_of(warrant.start) == "rollback" else plan.policy.digest
+        if digest == now.digest:
+            return now
+        known = self._earlier.get(digest)
+        if known is None:
+            try:
+                content = await self.blobs.get(digest)
+                known = Pinned(Policy.model_validate_json(content), digest, 0)
+            except (DriverError, ValidationError) as error:
+                said = (
+                    f"the policy that {run.id} began under ({digest[:12]}) cannot be read: {error}"
+                )
+                raise DriverError("NotAuthorised", said, retryable=False) from error
+            self._earlier[digest] = known
+            while len(self._earlier) > KEPT_POLICIES:
+                self._earlier.popitem(last=False)
+        return known
 
     async def _authors(
         self, plan: Plan, policy: Policy, run: Run, program: ProgramName
@@ -199,16 +290,11 @@ class Ground:
             raise
 
     async def _note_allowed(
-        self,
-        run: Run,
-        program: ProgramName,
-        wave: int | None,
-        node: int | None,
-        by: tuple[str, Digest],
+        self, act: Asked, node: int | None, said: str, policies: list[Digest]
     ) -> None:
         """Once for each wave or program, not for each node: what the act stands on, so that others can judge it again."""
-        said, policy = by
-        key = f"{run.id}@{run.epoch}/allowed/{program}/{wave}/{run.warrant[:16]}/{policy[:16]}"
+        run, program, wave = act.run, act.program, act.wave
+        key = f"{run.id}@{run.epoch}/allowed/{program}/{wave}/{run.warrant[:16]}/{policies[0][:16]}"
         if key in self._noted:
             return
         record: dict[str, Json] = {
@@ -220,7 +306,7 @@ class Ground:
             "wave": wave,
             "nodes": [] if program == "forward" or node is None else [node],
             "warrant": run.warrant,
-            "policies": [policy],
+            "policies": list[Json](policies),
             "said": said,
         }
         await self.note(run.fleet, key, record)
@@ -242,44 +328,85 @@ class Ground:
             raise DriverError("NotAuthorised", said, retryable=False)
         return own
 
-    async def _leased(self, run: Run, warrant: Warrant) -> None:
+    async def _leased(self, run: Run, warrant: Warrant, policy: Digest) -> Digest:
         """An order is spent under one lease: the first that it acts under is written down, and stays the only one.
 
         Signatures say nothing of the epoch. Without this, whoever reaches the engine could begin a workflow of his own
-        with an old order and a fence above all others. Raises ``DriverError`` NotAuthorised for another lease.
+        with an old order and a fence above all others. The ``policy`` pinned then is written down with it, and returned.
+        Raises ``DriverError`` NotAuthorised for another lease.
         """
         order = envelope_digest(warrant.start)
-        epoch = self._leases.get((run.fleet, order))
-        if epoch is None:
+        known = self._leases.get((run.fleet, order))
+        if known is None:
             record: dict[str, Json] = {
                 "what": "lease",
                 "order": order,
                 "run": run.id,
                 "epoch": run.epoch,
+                "policies": [policy],
             }
             head = await self.note(run.fleet, f"lease/{order}", record)
             # What stands there is of whoever was first, which may not be this record.
             (entry,) = await self.evidence.read(run.fleet, head.seq - 1, 1)
-            kept = entry.record.get("epoch") if isinstance(entry.record, dict) else None
-            epoch = kept if isinstance(kept, int) else -1
-            self._leases[run.fleet, order] = epoch
+            known = _lease_of(entry.record)
+            self._leases[run.fleet, order] = known
             while len(self._leases) > KEPT_WARRANTS:
                 self._leases.popitem(last=False)
+        epoch, under = known
         if epoch != run.epoch:
             said = f"the order of this run was spent in epoch {epoch}; it does not act in epoch {run.epoch}"
             raise DriverError("NotAuthorised", said, retryable=False)
+        return under
 
-    async def _policy(self, fleet: str) -> tuple[Policy, Digest]:
-        """The policy that is pinned now, and its digest; read again when it was read longer than a moment ago."""
+    async def pinned(self, fleet: str, *, fresh: bool = False) -> Pinned:
+        """The policy that is pinned now; read again when it was read longer than a moment ago, or ``fresh``.
+
+        One that follows another by signatures is judged here too, and never is one gone by that was pinned before
+        another that this worker has seen. Raises ``DriverError`` as :meth:`kedge.drivers.ports.PolicyPins.policy`.
+        """
         known = self._policies.get(fleet)
-        if known is None or time.monotonic() - known[0] > POLICY_SECONDS:
-            policy = await self.pins.policy(fleet)
-            known = self._policies[fleet] = (
-                time.monotonic(),
-                policy,
-                await self.keep_policy(policy),
+        if not fresh and known is not None and time.monotonic() - known[0] <= POLICY_SECONDS:
+            return known[1]
+        kept = await self.pins.pinned(fleet)
+        before = known[1] if known is not None else None
+        if before is not None and kept.seq < before.seq:
+            said = f"the policy pinned for {fleet} was put back: number {before.seq} was pinned here, now it is {kept.seq}"
+            raise DriverError(
+                "StoreError",
+                said,
+                retryable=False,
+                next_step="`kedge policy show FLEET` shows every version",
             )
-        return known[1:]
+        if before is None or text_digest(kept.document.policy) != before.text:
+            before = await self._taken_up(fleet, kept)
+        self._policies[fleet] = (time.monotonic(), before)
+        return before
+
+    async def _taken_up(self, fleet: str, kept: KeptPolicy) -> Pinned:
+        """A version that is new to this worker: looked at, kept in the store, and written down."""
+        chain = verify_kept(await self.pins.kept(fleet))
+        if not chain.ok:
+            raise DriverError(
+                "StoreError",
+                f"the policies pinned for {fleet} do not follow each other: {chain.said}",
+                retryable=False,
+                next_step="`kedge policy show FLEET` shows every version and who signed it",
+            )
+        policy = await self.pins.policy(fleet)
+        digest = await self.keep_policy(policy)
+        text = text_digest(kept.document.policy)
+        record: dict[str, Json] = {
+            "what": "policy",
+            "number": kept.seq,
+            "version": policy.version,
+            "by": kept.by,
+            "policies": [digest],
+            "text": text,
+            "previous": policy.previous,
+            "signatures": list[Json](kept.document.signatures),
+        }
+        await self.note(fleet, f"policy/{kept.seq}/{text}", record)
+        return Pinned(policy, digest, kept.seq, text)
 
     async def keep_policy(self, policy: Policy) -> Digest:
         """The digest of a policy that something is judged by; it is in the store from then on."""

@@ -41,7 +41,11 @@ class Hearing:
             "expected": told,
             "gate": None if gate is None else gate.model_dump(mode="json"),
             "signed": [one.digest for one in signed if one.accepted],
-            "policies": [*policies, *([] if digest in policies else [digest])],
+            # Who refuses it decides alone; it is accepted by all.
+            "policies": [
+                *(policies if verdict.accepted else ()),
+                *([] if verdict.accepted and digest in policies else [digest]),
+            ],
         }
         return verdict
 

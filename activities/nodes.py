@@ -110,7 +110,7 @@ class NodeActivities:
         except DriverError as error:
             if error.retryable:
                 raise
-            return failure_of_the_run(error.kind, error.message)
+            return failure_of_the_run(error.kind, error.message, saw=error.detail)
 
     async def _look(
         self, plan: Plan, request: ObserveRequest, index: int

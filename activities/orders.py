@@ -7,7 +7,7 @@ from contextlib import suppress
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.ground import Ground, goes_back
+from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
 from kedge.model.base import canonical, digest_of
@@ -47,7 +47,7 @@ class OrderActivities:
 
     async def _witnessed(self, request: JudgeRequest, verdict: OrderVerdict) -> OrderVerdict:
         """The verdict about an accepted order, after a look at the end of the record that its signer says he saw."""
-        policy = await self._ground.pins.policy(request.fleet)
+        policy = (await self._ground.pinned(request.fleet)).policy
         seen = read(request.envelope).evidence
         if seen is None:
             if unseen(verdict, policy):
@@ -62,17 +62,47 @@ class OrderActivities:
 
     async def _judged(self, request: JudgeRequest, hearing: Hearing) -> OrderVerdict:
         try:
-            policy = await self._ground.pins.policy(request.fleet)
+            now = await self._ground.pinned(request.fleet, fresh=True)
         except DriverError as error:
             return refused(
                 request.envelope,
                 "policy",
                 f"no policy is pinned for fleet {request.fleet}: {error.message}",
             )
-        if request.lease is None:
-            plan = await self._ground.plan(request.expected.plan)
-            return await self._wholly(request, request.expected, plan, policy, hearing)
-        return await self._judged_for_fleet(request, request.lease, policy, hearing)
+        if now.seq < request.pin:
+            said = f"the policy pinned on this worker was put back: number {request.pin} was seen, here it is {now.seq}"
+            return refused(request.envelope, "policy", said)
+        if request.lease is not None:
+            verdict = await self._judged_for_fleet(request, request.lease, now.policy, hearing)
+        else:
+            verdict = await self._judged_for_run(request, now, hearing)
+        return verdict.model_copy(update={"pin": now.seq})
+
+    async def _judged_for_run(
+        self, request: JudgeRequest, now: Pinned, hearing: Hearing
+    ) -> OrderVerdict:
+        """An order about a run holds by the policy that is pinned now, and by the one the run began under.
+
+        So a change takes power away at once, and gives none to a run under way. (An order to the fleet that a run is told
+        of, because it lost the lease by it, is judged as the fleet judged it.)
+        """
+        plan = await self._ground.plan(request.expected.plan)
+        verdict = await self._wholly(request, request.expected, plan, now.policy, hearing)
+        run = request.run
+        if not verdict.accepted or run is None or request.expected.target != run.id:
+            return verdict
+        try:
+            began = await self._ground.began_under(run)
+        except DriverError as error:
+            return refused(request.envelope, "policy", error.message)
+        if began.digest == now.digest:
+            return verdict
+        then = await self._wholly(request, request.expected, plan, began.policy, hearing)
+        if not then.accepted:
+            said = f"the policy was another when this run began, and a change gives no power over it: {then.said}"
+            return then.model_copy(update={"said": said})
+        both = tuple(role for role in verdict.roles if role in then.roles)
+        return verdict.model_copy(update={"roles": both})
 
     async def _judged_for_fleet(
         self, request: JudgeRequest, lease: Lease, policy: Policy, hearing: Hearing
@@ -162,7 +192,7 @@ class OrderActivities:
         envelope, run = request.notice.envelope, request.notice.run
         try:
             order = read(envelope)
-            policy = await self._ground.pins.policy(request.fleet)
+            policy = (await self._ground.pinned(request.fleet, fresh=True)).policy
         except (OrderError, DriverError) as error:
             return refused(envelope, "unreadable", error.message)
         if not run.startswith((f"upgrade/{request.fleet}/", f"rollback/{request.fleet}/")):

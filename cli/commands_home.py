@@ -64,6 +64,7 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="The Policy to pin for these fleets on this machine."),
     ] = None,
+    as_owner: options.AsOwnerOption = False,
     json: options.JsonOption = False,
 ) -> None:
     """Start the engine and a worker, and bring up the nodes of every known fleet.
@@ -72,7 +73,7 @@ def up(
     """
     from cli.home import bring_up
 
-    bring_up(begin(ctx, json=json), tuple(fleet or ()), policy)
+    bring_up(begin(ctx, json=json), tuple(fleet or ()), policy, as_owner=as_owner)
 
 
 def down(ctx: typer.Context, *, json: options.JsonOption = False) -> None:

@@ -22,9 +22,11 @@ from worker.desk_up import Place
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", "yellow")}
 
 
-def bring_up(session: Session, fleets: tuple[Path, ...], policy: Path | None) -> None:
+def bring_up(
+    session: Session, fleets: tuple[Path, ...], policy: Path | None, *, as_owner: bool = False
+) -> None:
     """Engine, worker, policies, fleets, nodes: whatever of them is not there yet."""
-    place, results = session.run(_bring_up(session, fleets, policy))
+    place, results = session.run(_bring_up(session, fleets, policy, as_owner=as_owner))
     session.say(*_place_lines(place))
     for result in results:
         session.say(*_fleet_lines(result))
@@ -44,13 +46,13 @@ def bring_up(session: Session, fleets: tuple[Path, ...], policy: Path | None) ->
 
 
 async def _bring_up(
-    session: Session, fleets: tuple[Path, ...], policy: Path | None
+    session: Session, fleets: tuple[Path, ...], policy: Path | None, *, as_owner: bool
 ) -> tuple[Place, list[EnsureResult]]:
     desk = session.desk()
     if policy is not None and not fleets:
         raise OrderError("a policy is pinned for fleets", next_step="name them with --fleet FILE")
     # Before anything is started: a document with a mistake should cost no waiting.
-    known = [await desk.make_known(fleet, policy) for fleet in fleets]
+    known = [await desk.make_known(fleet, policy, as_owner=as_owner) for fleet in fleets]
     for name in known:
         session.note(
             f"fleet {name} is known here" + ("" if policy is None else ", its policy pinned")

@@ -85,6 +85,13 @@ GlassOption = Annotated[
         "somebody else has to review it afterwards.",
     ),
 ]
+AsOwnerOption = Annotated[
+    bool,
+    typer.Option(
+        "--as-owner",
+        help="Pin a policy that does not follow from the pinned one, as who has this machine. The workers write it down.",
+    ),
+]
 ValidOption = Annotated[
     str,
     typer.Option(

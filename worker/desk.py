@@ -241,25 +241,33 @@ class Desk:
             await self.artifacts.keep(archive)
         return await self.blobs.put(canonical(made.plan))
 
-    async def make_known(self, fleet_file: Path, policy_file: Path | None) -> str:
+    async def make_known(
+        self, fleet_file: Path, policy_file: Path | None, *, as_owner: bool = False
+    ) -> str:
         """Records a fleet, with the release it runs now, and pins its policy. Returns the fleet's name.
 
-        Raises ``DocumentError`` with every problem of the documents, before anything is recorded.
+        Raises ``DocumentError`` with every problem of the documents before anything is recorded, and ``PlanError`` for a
+        policy that does not follow from the one that is pinned (:func:`worker.desk_policies.pin`).
         """
-        from worker import documents
+        from kedge.trust.policies import read_policy
+        from worker import desk_policies, documents
 
-        files = [fleet_file] if policy_file is None else [fleet_file, policy_file]
-        problems = documents.lint(files)
+        problems = list(documents.lint([fleet_file]))
+        document = None
+        try:
+            document = desk_policies.read_document(policy_file) if policy_file else None
+        except DocumentError as error:
+            problems += error.problems
         if problems:
-            raise DocumentError(problems)
+            raise DocumentError(tuple(problems))
         fleet = documents.read_fleet(fleet_file)
         name = fleet.value.name
-        if policy_file is not None:
-            policy = documents.read_policy(policy_file)
-            if policy.value.environment != fleet.value.environment:
-                said = f"is {policy.value.environment}, but fleet {name} is in {fleet.value.environment}"
-                raise DocumentError((policy.problem(("environment",), said),))
-            await self.pins.pin(name, policy.value)
+        if document is not None:
+            environment = read_policy(document.policy).environment
+            if environment != fleet.value.environment:
+                said = f"{policy_file}: environment: is {environment}, but fleet {name} is in {fleet.value.environment}"
+                raise DocumentError((said,))
+            await desk_policies.pin(self.pins, name, document, as_owner=as_owner)
         elif await self.policy(name) is None:
             raise PlanError(
                 f"no policy is pinned for fleet {name}, so nobody could start or approve anything",

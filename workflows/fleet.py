@@ -195,6 +195,7 @@ class Fleet:
                         plan=self._state.plan,
                         reviews={review.run: review.plan for review in self._state.reviews},
                     ),
+                    pin=self._state.pin,
                     quiet=self._state.refused >= KEPT_REFUSALS,
                 ),
                 "verify an order to the fleet",
@@ -265,7 +266,8 @@ class Fleet:
             spent = (*spent, verdict.nonce)[-KEPT * 10 :]
         refused = self._state.refused + (not verdict.accepted)
         verdicts = (*self._state.verdicts, verdict)[-KEPT:]
-        self._change(verdicts=verdicts, spent=spent, refused=refused)
+        pin = max(self._state.pin, verdict.pin)
+        self._change(verdicts=verdicts, spent=spent, refused=refused, pin=pin)
 
     def _expected(self) -> Expected:
         """An order to a fleet brings its own plan; the activity looks whether it is stored and of this fleet."""

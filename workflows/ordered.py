@@ -70,6 +70,8 @@ class OrderMemory(Frozen):
     spent: tuple[str, ...] = ()
     received: int = 0
     refused: int = 0
+    pin: int = 0
+    """The highest number of a policy that a worker had pinned."""
     gate: str = ""
     signed: tuple[OrderVerdict, ...] = ()
     envelopes: tuple[Envelope, ...] = ()
@@ -227,8 +229,9 @@ class Ordered:
         spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
         kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
         refused = self._memory.refused + (not verdict.accepted)
+        pin = max(self._memory.pin, verdict.pin)
         self._memory = self._memory.model_copy(
-            update={"spent": spent, "verdicts": kept, "refused": refused}
+            update={"spent": spent, "verdicts": kept, "refused": refused, "pin": pin}
         )
 
     async def _receive(self, envelope: Envelope) -> OrderVerdict:
@@ -341,6 +344,7 @@ class Ordered:
                 run=self._run,
                 gate=gate,
                 signed=self._memory.signed,
+                pin=self._memory.pin,
                 quiet=self._memory.refused >= KEPT_REFUSALS,
             ),
             "verify an order",

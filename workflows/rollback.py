@@ -31,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
         failure_of_the_run,
     )
     from kedge.model.status import RunStatus, Showing
-    from kedge.plan.progress import executed_again
+    from kedge.plan.progress import asked_again, executed_again, lacking
     from kedge.plan.wayback import Return
 
 from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
@@ -367,7 +367,7 @@ class Rollback(Ordered):
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         said = (
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
-            f"{executed_again(failures)}"
+            f"{executed_again(failures)}{asked_again(failures)}"
         )
         # What is wrong with the whole run is not mended by giving nodes up.
         of_nodes = all(failure.node != THE_RUN for failure in failures)
@@ -399,7 +399,9 @@ class Rollback(Ordered):
         self._close()
         self._failures = ()
         if chosen == "retry":
-            self._change(retries=self._state.retries + 1)
+            missing = lacking(failures)
+            consented = tuple(gate for gate in self._state.consented if gate not in missing)
+            self._change(retries=self._state.retries + 1, consented=consented)
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))

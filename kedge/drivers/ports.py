@@ -19,6 +19,7 @@ from kedge.model.evidence import Checkpoint
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.policy import Policy
 from kedge.model.provenance import ProvenanceRules
+from kedge.model.signed_policy import KeptPolicy
 from kedge.model.trusted import ReleaseName, Standing, TrustedRelease
 from kedge.trust.chain import EvidenceEntry, EvidenceHead
 
@@ -267,8 +268,23 @@ class PolicyPins(Protocol):
         """
         ...
 
-    async def pin(self, fleet: str, policy: Policy) -> Digest:
-        """Pins ``policy`` for ``fleet`` from now on; returns its digest."""
+    async def pinned(self, fleet: str) -> KeptPolicy:
+        """The same, with the signatures under it and how it came to be pinned; raises as :meth:`policy`."""
+        ...
+
+    async def kept(self, fleet: str) -> tuple[KeptPolicy, ...]:
+        """Every version that was ever pinned for ``fleet`` here, in order; raises as :meth:`policy`."""
+        ...
+
+    async def pin(
+        self, fleet: str, policy: Policy, *, signatures: tuple[str, ...] | None = None
+    ) -> Digest:
+        """Pins ``policy`` for ``fleet`` from now on, and keeps what was pinned before; returns its digest.
+
+        It is written down, not judged: with ``signatures`` as one that follows the version before
+        (:func:`kedge.trust.policies.judge_change`), without them as the first, or as one that who has the machine put
+        there. What is pinned already stays as it is.
+        """
         ...
 
 

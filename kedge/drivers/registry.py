@@ -14,9 +14,10 @@ from kedge.drivers.checkpoints import SignedEvidence
 from kedge.drivers.evidence import SqliteEvidence
 from kedge.drivers.evidence_writer import WrittenEvidence
 from kedge.drivers.local import LocalTransport
+from kedge.drivers.policy_pins import FilePolicyPins
 from kedge.drivers.ports import Evidence, HostEvent, SessionEnd, SessionRequest, Transport
 from kedge.drivers.sim import SimTransport
-from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
+from kedge.drivers.stores import FileBlobs, FileFleets
 from kedge.drivers.tuf_releases import TufReleases, TufSource
 from kedge.model.base import Digest
 from kedge.model.errors import DriverError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import stat
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,7 +13,6 @@ from kedge.drivers.files import read_bounded, store_error, write_atomic
 from kedge.drivers.ports import MAX_BLOB, Blobs, FleetRecord
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import DriverError
-from kedge.model.policy import Policy
 
 MAX_DOCUMENT = 8 * 1024 * 1024
 """The largest pinned policy or fleet record, in bytes."""
@@ -95,60 +93,6 @@ class FileBlobs:
         if not _DIGEST.fullmatch(digest):
             raise DriverError("NotFound", f"{digest[:80]!r} is not a digest", retryable=False)
         return self._root / digest[:2] / digest
-
-
-class FilePolicyPins:
-    """:class:`kedge.drivers.ports.PolicyPins` in ``<folder>/<fleet>.json``, mode 0600.
-
-    A pin that others than its owner may write is
-    refused: who can write it decides who may sign.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    async def policy(self, fleet: str) -> Policy:
-        """See :meth:`kedge.drivers.ports.PolicyPins.policy`."""
-        return await asyncio.to_thread(self._policy, fleet)
-
-    def _policy(self, fleet: str) -> Policy:
-        path = _file_of(self._folder, fleet)
-        try:
-            content = read_bounded(path, MAX_DOCUMENT)
-            open_to_all = content is not None and path.stat().st_mode & stat.S_IWOTH
-        except OSError as error:
-            raise store_error(f"read the policy pinned for {fleet}", error) from error
-        if content is None:
-            raise DriverError(
-                "NotFound",
-                f"no policy is pinned here for the fleet {fleet}",
-                retryable=False,
-                next_step="Pin the policy on this worker (kedge up does so for its fleet).",
-            )
-        if open_to_all:
-            raise DriverError(
-                "StoreError", f"{path} can be written by everyone", retryable=False,
-                next_step=f"chmod o-w {path}, after checking that it says what it should.",
-            )  # fmt: skip
-        try:
-            return Policy.model_validate_json(content)
-        except ValidationError as error:
-            raise DriverError(
-                "StoreError",
-                f"the policy pinned for {fleet} cannot be read: {error.errors()[0]['msg']}",
-                retryable=False,
-                next_step="Pin the policy again.",
-            ) from error
-
-    async def pin(self, fleet: str, policy: Policy) -> Digest:
-        """See :meth:`kedge.drivers.ports.PolicyPins.pin`."""
-        content = canonical(policy)
-        path = _file_of(self._folder, fleet)
-        try:
-            await asyncio.to_thread(write_atomic, path, content)
-        except OSError as error:
-            raise store_error(f"pin the policy of {fleet}", error) from error
-        return hashlib.sha256(content).hexdigest()
 
 
 class FileFleets:

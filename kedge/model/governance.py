@@ -20,6 +20,7 @@ from kedge.model.plan import Verb
 
 __all__ = [
     "BreakGlass",
+    "ChangeRule",
     "GateMinimums",
     "Hardware",
     "Minimum",
@@ -217,3 +218,13 @@ class BreakGlass(Frozen):
     ]
     reason_min: Annotated[int, Field(ge=1, le=1000)] = 10
     review: ReviewRule
+
+
+class ChangeRule(Frozen):
+    """Who signs the next version of this policy: so many distinct people with distinct keys, each of one of ``roles``,
+    and one of each role in ``each_of`` among them.
+    """
+
+    threshold: Annotated[int, Field(ge=1, le=20)] = 1
+    roles: Annotated[tuple[Name, ...], Field(min_length=1)]
+    each_of: tuple[Name, ...] = ()

@@ -168,6 +168,8 @@ class OrderVerdict(Frozen):
     comment: str = ""
     ticket: str = ""
     break_glass: bool = False
+    pin: int = 0
+    """The number of the policy that was pinned where it was judged."""
     closes: bool = False
     """Of a review: with it the policy has the signatures it asks for."""
     plan: str = ""

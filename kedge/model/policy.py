@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from kedge.model.base import Digest, Frozen, Name
 from kedge.model.governance import (
     BreakGlass,
+    ChangeRule,
     GateMinimums,
     Hardware,
     Minimum,
@@ -83,6 +84,12 @@ class Policy(Frozen):
     kind: Literal["Policy"] = "Policy"
     name: Name
     environment: Name
+    version: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Grows by one with each change, and never goes back."""
+    previous: Digest | None = None
+    """The digest of the version before; None for the first."""
+    change: ChangeRule | None = None
+    """Who signs the next version; None: nobody can, and only who has the machine can pin another policy."""
     people: tuple[Person, ...] = Field(min_length=1)
     may: dict[Verb, tuple[Name, ...]] = Field(min_length=1)
     requester_may_approve: bool = False
@@ -117,6 +124,7 @@ class Policy(Frozen):
             *self._key_problems(),
             *self._role_problems(),
             *self._review_problems(),
+            *self._version_problems(),
         ]
 
     def _people_problems(self) -> list[Problem]:
@@ -178,6 +186,34 @@ class Policy(Frozen):
             if role not in held
         ]
 
+    def _version_problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        if (self.version == 1) != (self.previous is None):
+            said = (
+                "the first version has none before it"
+                if self.version == 1
+                else f"is missing: version {self.version} names the digest of the one before (kedge policy show)"
+            )
+            problems.append((("previous",), said))
+        rule = self.change
+        if rule is None:
+            return problems
+        able = [
+            person
+            for person in self.people
+            if set(rule.roles) & set(person.roles) and person.name not in self.revoked.people
+        ]
+        if len(able) < rule.threshold:
+            who = ", ".join(person.name for person in able) or "nobody"
+            said = f"{rule.threshold} must sign a change, and only {who} may: nobody could ever change this policy"
+            problems.append((("change", "threshold"), said))
+        problems += [
+            (("change", "each_of", place), f"nobody who may sign a change has the role {role}")
+            for place, role in enumerate(rule.each_of)
+            if not any(role in person.roles for person in able)
+        ]
+        return problems
+
     def _review_problems(self) -> list[Problem]:
         said = "who reviews what broke the glass stands under break_glass.review.roles"
         problems: list[Problem] = [(("may", "review"), said)] if "review" in self.may else []
@@ -201,6 +237,8 @@ class Policy(Frozen):
         for risk, rule in self.risk.items():
             yield from _of_verbs(("risk", risk, "may"), rule.may)
             yield from _of_gates(("risk", risk, "gates"), rule.gates)
+        if self.change is not None:
+            yield from _of_roles(("change", "roles"), self.change.roles)
         if self.break_glass is not None:
             yield from _of_roles(("break_glass", "roles"), self.break_glass.roles)
             yield from _of_roles(("break_glass", "review", "roles"), self.break_glass.review.roles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -109,10 +110,22 @@ class TeamDone(Frozen):
     missed: tuple[Missed, ...] = ()
 
 
-def failure_of_the_run(kind: str, said: str, program: ProgramName = "forward") -> Failure:
+def failure_of_the_run(
+    kind: str,
+    said: str,
+    program: ProgramName = "forward",
+    saw: Mapping[str, Json] | None = None,
+) -> Failure:
     """A failure that lies with no node: its work may not or cannot be done at all."""
     return Failure(
-        node=THE_RUN, name="the run", program=program, leg=0, step="", type=kind, said=said[:2000]
+        node=THE_RUN,
+        name="the run",
+        program=program,
+        leg=0,
+        step="",
+        type=kind,
+        said=said[:2000],
+        saw=dict(saw or {}),
     )
 
 
@@ -294,6 +307,8 @@ class JudgeRequest(Frozen):
     signed: tuple[OrderVerdict, ...] = ()
     lease: Lease | None = None
     """For orders to a fleet: these name their plan themselves; it must be in the store and of this fleet."""
+    pin: int = 0
+    """The highest number of a policy that was seen pinned: a worker with an older one does not judge."""
     quiet: bool = False
     """So much was refused that what is not proven to be of a person is not written down any more."""
 
@@ -397,6 +412,8 @@ class FleetState(Frozen):
     verdicts: tuple[OrderVerdict, ...] = ()
     refused: int = 0
     """Refusals since the last run began."""
+    pin: int = 0
+    """The highest number of a policy that a worker had pinned."""
     reviews: tuple[Review, ...] = ()
     glass: tuple[Digest, ...] = ()
     """Orders that broke the glass and are known here, reviewed ones too: none is reviewed twice."""

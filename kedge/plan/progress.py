@@ -46,6 +46,8 @@ class UpgradeState(Frozen):
     again: Again | None = None
     round: int = 0
     passed: tuple[Name, ...] = ()
+    lacking: tuple[Name, ...] = ()
+    """Gates whose signatures did not count any more when they were needed: they are asked again before what comes next."""
     gate: Name | None = None
     down: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
@@ -130,7 +132,7 @@ Event = PreflightSeen | GateEnded | Widened | Finalized | WentBack | Ordered
 
 def gates_before(state: UpgradeState, facts: PlanFacts) -> tuple[str, ...]:
     """The gates that stand before what comes next and were not passed yet, in order."""
-    wanted: list[str] = [facts.start_gate] if facts.start_gate else []
+    wanted: list[str] = [*state.lacking, *([facts.start_gate] if facts.start_gate else [])]
     if state.wave < len(facts.waves):
         wanted += facts.waves[state.wave].gates
     elif facts.commit is not None and facts.commit.wave is None and facts.finalize_node is not None:
@@ -376,7 +378,7 @@ def _park(
         choices.append("rollback")
     choices.append("abort")
     number = state.parks + 1
-    again = executed_again(failures) if "retry" in choices else ""
+    again = executed_again(failures) + asked_again(failures) if "retry" in choices else ""
     parked = Parked(
         subject=f"{where}-{number}",
         where=where,
@@ -398,6 +400,25 @@ def executed_again(failures: tuple[Failure, ...]) -> str:
     first = unknown[0]
     more = f" (and on {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     return f"; retry executes it again: {first.step or 'the command'} on {first.name}{more}"
+
+
+def lacking(failures: tuple[Failure, ...]) -> tuple[str, ...]:
+    """The gates that lack signatures by what failed: who signed was taken out of the policy since."""
+    found: dict[str, None] = {}
+    for failure in failures:
+        gates = failure.saw.get("gates") if failure.type == "NotAuthorised" else None
+        found.update(
+            dict.fromkeys(gate for gate in gates if isinstance(gate, str))
+            if isinstance(gates, list)
+            else {}
+        )
+    return tuple(found)
+
+
+def asked_again(failures: tuple[Failure, ...]) -> str:
+    """What people must know before they say to try again: signatures that do not count any more are asked for anew."""
+    gates = lacking(failures)
+    return f"; retry asks {' and '.join(gates)} again" if gates else ""
 
 
 def _failures_said(where: str, failures: tuple[Failure, ...]) -> str:
@@ -445,16 +466,15 @@ def _decided(state: UpgradeState, parked: Parked, event: Ordered, facts: PlanFac
     failed = tuple(failure.node for failure in parked.failures if failure.node != THE_RUN)
     if event.choice == "skip":
         return _skipped(state, parked, failed, facts)
+    missing = lacking(parked.failures)
+    if missing:
+        passed = tuple(gate for gate in state.passed if gate not in missing)
+        state = state.model_copy(update={"lacking": missing, "passed": passed})
     if parked.where == "preflight":
         return state.model_copy(update={"stage": "preflight", "parked": None})
     if parked.where == "finalize":
-        return state.model_copy(
-            update={
-                "stage": "finalize",
-                "parked": None,
-                "round": state.round + 1 if failed else state.round,
-            }
-        )
+        round_ = state.round + 1 if failed else state.round
+        return _onward(state.model_copy(update={"parked": None, "round": round_}), facts)
     if parked.where == "gate":
         return _onward(state.model_copy(update={"parked": None}), facts)
     return _onward(_again(state, parked, failed, facts), facts)

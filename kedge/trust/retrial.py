@@ -32,7 +32,7 @@ AROUND = frozenset(
 """Rules that are decided around :func:`kedge.trust.orders.judge`, by what only the worker or the engine knew then."""
 
 _SAME = (
-    "verb", "target", "subject", "choice", "person", "roles", "key", "material", "touched", "pin_given", "nonce",
+    "verb", "target", "subject", "choice", "person", "key", "material", "touched", "pin_given", "nonce",
     "comment", "ticket", "break_glass", "plan", "shown", "issued", "digest",
 )  # fmt: skip
 
@@ -169,6 +169,7 @@ class Court:
             self._wrong(
                 "policy", seq, "the record does not say by which policy this order was accepted"
             )
+        held: list[tuple[str, ...]] = []
         for digest in digests:
             policy = self._papers.trusted.get(digest)
             if policy is None:
@@ -185,7 +186,12 @@ class Court:
                 return
             if accepted:
                 self._accept(seq, record, verdict, expected, gate)
+                held.append(verdict.roles)
         if accepted:
+            # By two policies a person has the roles that both give.
+            roles = [role for role in held[0] if all(role in one for one in held)] if held else []
+            if record.get("roles") != roles:
+                self._wrong("order", seq, "the verdict says other roles than the signer has")
             self._seen(seq, envelope)
 
     def _accept(

@@ -40,6 +40,8 @@ class WarrantVerdict(Frozen):
     said: str
     requester: str = ""
     tallies: tuple[Tally, ...] = ()
+    lacking: tuple[str, ...] = ()
+    """The gates that were passed and whose signatures do not count any more, when only that is wrong."""
 
 
 class _About(Frozen):
@@ -51,7 +53,11 @@ class _About(Frozen):
 
 
 class _NotCarriedError(Exception):
-    """Why the warrant does not carry the act."""
+    """Why the warrant does not carry the act; ``lacking`` are gates that lack signatures, when that is all."""
+
+    def __init__(self, said: str, lacking: tuple[str, ...] = ()) -> None:
+        super().__init__(said)
+        self.lacking = lacking
 
 
 def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the words of the run
@@ -88,12 +94,17 @@ def verify_warrant(  # noqa: PLR0913 - the act is said by its keywords, in the w
             gates = _gates_forward(plan, program, wave, nodes)
         else:
             gates = _gates_back(plan, program, wave, nodes, automatic=start.verb == "start")
-        for name in gates:
-            gate = _gate(plan, name)
-            found = warrant.approvals.get(name, ())
-            tallies.append(_approved(gate, found, about, policy, run_id, requester))
+        tallies += _all_approved(
+            tuple(_gate(plan, name) for name in gates), warrant, about, policy, (run_id, requester)
+        )
     except _NotCarriedError as why:
-        return WarrantVerdict(ok=False, said=str(why), requester=requester, tallies=tuple(tallies))
+        return WarrantVerdict(
+            ok=False,
+            said=str(why),
+            requester=requester,
+            tallies=tuple(tallies),
+            lacking=why.lacking,
+        )
     through = f", through {', '.join(gates)}" if gates else ""
     said = f"{run_id} acts on the order to {start.verb} by {requester}{through}"
     return WarrantVerdict(ok=True, said=said, requester=requester, tallies=tuple(tallies))
@@ -286,6 +297,27 @@ def _gate(plan: Plan, name: str) -> Gate:
     return gate
 
 
+def _all_approved(
+    gates: tuple[Gate, ...],
+    warrant: Warrant,
+    about: _About,
+    policy: Policy,
+    of: tuple[str, str],
+) -> list[Tally]:
+    """The tallies of all gates; when some are not met, all of those are told at once."""
+    found: list[Tally] = []
+    lacking: list[_NotCarriedError] = []
+    for gate in gates:
+        try:
+            found.append(_approved(gate, warrant.approvals.get(gate.name, ()), about, policy, *of))
+        except _NotCarriedError as why:
+            lacking.append(why)
+    if lacking:
+        names = tuple(name for one in lacking for name in one.lacking)
+        raise _NotCarriedError("; ".join(str(one) for one in lacking), names)
+    return found
+
+
 def _approved(
     gate: Gate,
     envelopes: tuple[Envelope, ...],
@@ -320,6 +352,7 @@ def _approved(
         roles = f" (roles {', '.join(result.missing_roles)})" if result.missing_roles else ""
         because = f"; refused: {'; '.join(refusals[:3])}" if refusals else ""
         raise _NotCarriedError(
-            f"the gate {gate.name} lacks {result.missing} signature(s){roles}{because}"
+            f"the gate {gate.name} lacks {result.missing} signature(s){roles}{because}",
+            (gate.name,),
         )
     return result

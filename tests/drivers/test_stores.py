@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from kedge.drivers.policy_pins import FilePolicyPins
 from kedge.drivers.ports import MAX_BLOB
-from kedge.drivers.stores import FileBlobs, FileFleets, FilePolicyPins
+from kedge.drivers.stores import FileBlobs, FileFleets
 from kedge.model.base import Frozen, canonical, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.policy import Policy
@@ -160,11 +161,43 @@ async def test_a_pin_is_replaced_whole(tmp_path: Path) -> None:
             assert isinstance(await pins.policy("etcd"), Policy)
 
     async def writes() -> None:
-        for _ in range(20):
-            await pins.pin("etcd", policy)
+        for number in range(20):
+            await pins.pin("etcd", policy.model_copy(update={"clock_skew": float(number % 2)}))
 
     await asyncio.gather(reads(), writes(), reads())
-    assert files_in(tmp_path) == ["etcd.json"]
+    kept = await pins.kept("etcd")
+    assert [(one.seq, one.by) for one in kept] == [
+        (1, "first"),
+        *((number, "owner") for number in range(2, 22)),
+    ]
+
+
+async def test_a_pin_that_was_put_back_changed_or_taken_away_is_refused(tmp_path: Path) -> None:
+    pins = FilePolicyPins(tmp_path)
+    policy = example_policy()
+    await pins.pin("etcd", policy)
+    first = (tmp_path / "etcd.json").read_bytes()
+    await pins.pin("etcd", policy.model_copy(update={"clock_skew": 1.0}))
+    later = (tmp_path / "etcd.json").read_bytes()
+    for content in (first, later + b"\n", b"{}", b"\xff", None):
+        if content is None:
+            (tmp_path / "etcd.json").unlink()
+        else:
+            (tmp_path / "etcd.json").write_bytes(content)
+        assert (await refused(pins.policy("etcd"))).kind == "StoreError"
+    (tmp_path / "etcd.json").write_bytes(later)
+    assert (await pins.pinned("etcd")).seq == 2
+    (tmp_path / "etcd" / "000002.json").write_text("{}")
+    assert (await refused(pins.policy("etcd"))).kind == "StoreError"
+
+
+async def test_a_policy_pinned_before_versions_were_kept_is_the_first(tmp_path: Path) -> None:
+    pins = FilePolicyPins(tmp_path)
+    policy = example_policy()
+    (tmp_path / "etcd.json").write_bytes(canonical(policy))
+    assert (await pins.pinned("etcd")).by == "first"
+    await pins.pin("etcd", policy.model_copy(update={"clock_skew": 1.0}))
+    assert [one.by for one in await pins.kept("etcd")] == ["first", "owner"]
 
 
 async def test_a_fleet_is_remembered_with_its_documents(tmp_path: Path) -> None:

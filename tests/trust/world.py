@@ -95,8 +95,15 @@ class HardwareKey:
     def line(self) -> str:
         return f"{self.kind} {base64.b64encode(self.blob).decode()} token"
 
-    def sign(self, order_bytes: bytes, *, flags: int = 0x01, counter: int = 7) -> str:
-        content = signed_bytes(order_bytes)
+    def sign(
+        self,
+        order_bytes: bytes,
+        *,
+        flags: int = 0x01,
+        counter: int = 7,
+        namespace: str = "kedge-order",
+    ) -> str:
+        content = signed_bytes(order_bytes, namespace=namespace)
         message = (
             hashlib.sha256(self.application).digest()
             + bytes([flags])
@@ -110,7 +117,7 @@ class HardwareKey:
             assert self.ed is not None
             raw = self.ed.sign(message)
         signature = string(self.kind.encode()) + string(raw) + bytes([flags]) + uint32(counter)
-        return compose(self.blob, signature)
+        return compose(self.blob, signature, namespace=namespace)
 
 
 def policy(**changes: Any) -> Policy:
