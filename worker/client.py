@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -47,14 +48,20 @@ def connect_config(settings: Settings) -> ClientConnectConfig:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineUnreachableError(
-            f"Temporal's configuration cannot be used: {error}; next: mend the profile, or unset "
-            "TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE to use the embedded engine"
-        ) from error
+            f"Temporal's configuration cannot be used: {_place_of(error)}; next: mend the profile, or "
+            "unset TEMPORAL_PROFILE and TEMPORAL_CONFIG_FILE to use the embedded engine"
+        ) from None
     if settings.temporal_address is not None:
         config["target_host"] = settings.temporal_address
     if settings.temporal_namespace is not None:
         config["namespace"] = settings.temporal_namespace
     return config
+
+
+def _place_of(error: Exception) -> str:
+    """What is wrong with Temporal's configuration, by its place: the library quotes the line, and an API key may be in it."""
+    first = str(error).strip().partition("\n")[0]
+    return re.sub(r"\"[^\"]*\"?|(?<=string ).*", "…", first)[:300]
 
 
 async def connect(
@@ -109,5 +116,5 @@ async def _connect_once(
         else:
             step = "check the address, the profile and the network; `kedge doctor` looks closer"
         raise EngineUnreachableError(
-            f"no Temporal server answers on {address}: {error}; next: {step}"
+            f"no Temporal server answers on {address.rpartition('@')[2]}: {error}; next: {step}"
         ) from error

@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     def _host_and_port(cls, value: str | None) -> str | None:
         if value is not None:
             host, _, port = value.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+            if not host or "@" in host or not port.isdecimal() or not 0 < int(port) <= 65535:
                 raise ValueError("should be host:port, such as temporal.internal:7233")
         return value
 

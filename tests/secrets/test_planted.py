@@ -44,6 +44,8 @@ MARKS = {
     "the passphrase of a person's key": "crownpassphrase-7150",
     "the API key of a Temporal cloud": "crownapikey-3071",
     "the password of the evidence's database": "crownpostgres-8842",
+    "an API key in a profile with a mistake in it": "crownprofile-5540",
+    "a password in an address": "crownaddress-1093",
 }
 DAEMON = """#!/bin/sh
 # Says its password aloud and dies where it is a release that does that.
@@ -274,6 +276,16 @@ def whole_story(world: World) -> None:
     world.run("doctor", code=None)
     world.run("status", run, "--json", code=None)
     del world.environment["KEDGE_EVIDENCE_URL"]
+    profile = world.top / "temporal.toml"
+    for broken in ('"crownprofile-5540', '["crownprofile-5540"]', "crownprofile-5540"):
+        profile.write_text(f'[profile.default]\naddress = "127.0.0.1:1"\napi_key = {broken}\n')
+        world.environment["TEMPORAL_CONFIG_FILE"] = str(profile)
+        world.run("list", code=None)
+        assert "line 3" in world.said[-1]
+    del world.environment["TEMPORAL_CONFIG_FILE"]
+    world.environment["TEMPORAL_ADDRESS"] = "kedge:crownaddress-1093@127.0.0.1:1"
+    world.run("list", code=Exit.BAD_INPUT)
+    del world.environment["TEMPORAL_ADDRESS"]
 
 
 def test_marked_secrets_are_where_they_belong_and_nowhere_else(world: World) -> None:
