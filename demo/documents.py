@@ -1,5 +1,5 @@
-"""The documents of the show, written as a person would write them: fleet, releases, runbook, settings; the policy is
-in :mod:`demo.policies`.
+"""The documents of the show, written as a person would write them: fleet, releases, runbook. The policy is in
+:mod:`demo.policies`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from demo.archives import PLATFORM, Archive
 from demo.cluster import HOST, Member
-from demo.keys import KEEPERS, PEOPLE, make_key
+from demo.keys import OTHER_KEEPER, PEOPLE, make_key
 
 FLEET = "etcd"
 COMPONENT = "etcd"
@@ -49,8 +49,8 @@ class Paths:
 
     @property
     def archives(self) -> Path:
-        """The release archives, beside the documents that name them."""
-        return self.folder / "releases"
+        """What was built: archives, and the documents that name them."""
+        return self.folder / "built"
 
     def root(self, member: str) -> Path:
         """The directory of one node."""
@@ -58,12 +58,12 @@ class Paths:
 
     @property
     def repository(self) -> Path:
-        """The signed release repository."""
-        return self.folder / "repository"
+        """The signed release repository, where ``kedge init`` makes it."""
+        return self.folder / "releases"
 
     def release_file(self, version: str) -> str:
         """The name of a release document as it is typed."""
-        return f"releases/{version}.yaml"
+        return f"built/{version}.yaml"
 
 
 def free_members(count: int) -> tuple[Member, ...]:
@@ -98,20 +98,13 @@ def _is_free(port: int) -> bool:
 def write_documents(paths: Paths, members: Sequence[Member], archives: dict[str, Archive]) -> None:
     """Writes what the show's commands name, but for the policy, and a new key for each person."""
     paths.archives.mkdir(parents=True, exist_ok=True)
-    paths.home.mkdir(parents=True, exist_ok=True)
-    (paths.home / "kedge.toml").write_text(settings_text(paths), encoding="utf-8")
     (paths.folder / "fleet.yaml").write_text(fleet_text(paths, members), encoding="utf-8")
     for version, archive in archives.items():
         text = release_text(version, archive)
         (paths.folder / paths.release_file(version)).write_text(text, encoding="utf-8")
     (paths.folder / RUNBOOK.name).write_bytes(RUNBOOK.read_bytes())
-    for person in (*PEOPLE, *KEEPERS):
+    for person in (*PEOPLE, OTHER_KEEPER):
         make_key(paths.keys, person.name)
-
-
-def settings_text(paths: Paths) -> str:
-    """``kedge.toml``: where signed releases come from."""
-    return f"release_repository = {json.dumps(str(paths.repository), ensure_ascii=False)}\n"
 
 
 def hardening() -> dict[str, bytes]:

@@ -19,18 +19,16 @@ class Person:
     what: str
 
 
+KEEPER = Person("rita", ("maintainer",), "who builds the releases")
 OPERATOR = Person("olga", ("operator", "sre"), "an operator, who may also sign as sre")
 APPROVER = Person("anna", ("sre",), "an sre")
 OTHER_APPROVER = Person("ben", ("db-owner",), "the owner of the database")
 ROBBED = Person("dana", ("sre",), "an sre, too")
 ON_CALL = Person("omar", ("on-call",), "on call tonight")
-PEOPLE = (OPERATOR, APPROVER, OTHER_APPROVER, ROBBED, ON_CALL)
+PEOPLE = (KEEPER, OPERATOR, APPROVER, OTHER_APPROVER, ROBBED, ON_CALL)
 """Who stands in the policy."""
 
-KEEPER = Person("rita", (), "keeper of the releases")
-OTHER_KEEPER = Person("sven", (), "the second one")
-KEEPERS = (KEEPER, OTHER_KEEPER)
-"""Who signs releases; they have no say in migrations."""
+OTHER_KEEPER = Person("sven", (), "who builds them, too, and has no say in migrations")
 
 
 def make_key(folder: Path, name: str) -> str:

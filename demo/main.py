@@ -30,7 +30,7 @@ from demo.documents import (
     write_documents,
 )
 from demo.hosts import HostsError
-from demo.keys import KEEPERS, PEOPLE
+from demo.keys import PEOPLE
 from demo.screen import Screen
 from demo.show import Show, ShowError
 from demo.summary import summarise
@@ -173,8 +173,8 @@ def _set_scene(screen: Screen, paths: Paths, commands: Commands, count: int) -> 
 def _say_scene(screen: Screen, paths: Paths, archives: dict[str, Archive], seconds: float) -> None:
     screen.say(
         "Real etcd members will run on this machine, and a writer will put keys into them all the time. "
-        f"Everything is in {paths.folder}: fleet.yaml, etcd-patch.yaml, three releases, and a new SSH key for each of "
-        f"{len(PEOPLE) + len(KEEPERS)} people. Each command below is really run, in that folder, as you would "
+        f"Everything is in {paths.folder}: fleet.yaml, etcd-patch.yaml, three built releases, and a new SSH key for each of "
+        f"{len(PEOPLE) + 1} people. Each command below is really run, in that folder, as you would "
         "type it there; `kedge` is .venv/bin/kedge of this checkout."
     )
     for version, archive in archives.items():

@@ -1,4 +1,4 @@
-"""The policy of the show, written as a person would write it: who may say what, with which key, and what is demanded."""
+"""The policy of the show, as its people make it out of the one that ``kedge init`` writes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,34 @@ POLICY = "policy.yaml"
 
 
 def policy_text(keys: Mapping[str, str], root: Digest, witness: str) -> str:
-    """The Policy document. ``keys`` are public key lines by person, ``root`` the digest of the repository's first root
-    metadata, ``witness`` the public line of the worker's checkpoint key.
+    """The Policy document. ``keys`` are public key lines by person; ``root``, the repository's first root metadata, and
+    ``witness``, the worker's checkpoint key, are those that ``kedge init`` wrote.
     """
-    people = "\n".join(_person(person, keys[person.name]) for person in PEOPLE)
     return f"""\
 kind: Policy
 name: demo
 environment: demo
 
-people:
-{people}
+{people(keys)}
+{powers()}
+releases: {{root: {root}}} # nothing else can be moved to
+evidence:
+  signers: [{json.dumps(witness)}] # the worker's own key signs the record
+"""
 
+
+def people(keys: Mapping[str, str]) -> str:
+    """Who there is."""
+    lines = "\n".join(_person(person, keys[person.name]) for person in PEOPLE)
+    return f"""\
+people:
+{lines}
+"""
+
+
+def powers() -> str:
+    """Who may say what, and how power is shared."""
+    return """\
 may:
   start: [operator]
   approve: [sre, db-owner]
@@ -33,34 +49,15 @@ may:
   abort: [operator, on-call]
   decide: [operator, on-call]
   rollback: [db-owner]
-
-{break_glass()}
-{demands(root, witness)}"""
-
-
-def break_glass() -> str:
-    """What somebody may do alone in an emergency, and what that owes."""
-    return """\
+gates:
+  every: {threshold: 2} # two people at every gate, whatever a runbook says; who asks does not count
 break_glass: # what who is on call may say alone in an emergency
   roles: [on-call]
   verbs: [rollback, pause]
   reason_min: 20 # letters
-  review: {threshold: 1, roles: [sre, db-owner]} # and nothing is started until somebody else signed for it
-"""
-
-
-def demands(root: Digest, witness: str) -> str:
-    """What the policy demands of releases and of the record."""
-    return f"""\
-releases: {{root: {root}}} # only what is in this repository
-evidence:
-  signers: [{json.dumps(witness)}] # the worker's own key: it signs the record as that grows
+  review: {threshold: 1, roles: [sre, db-owner]} # nothing is started until somebody else signed for it
 """
 
 
 def _person(person: Person, key: str) -> str:
-    return (
-        f"  - name: {person.name} # {person.what}\n"
-        f"    roles: [{', '.join(person.roles)}]\n"
-        f"    keys: [{json.dumps(key)}]"
-    )
+    return f"  - {{name: {person.name}, roles: [{', '.join(person.roles)}], keys: [{json.dumps(key)}]}}"

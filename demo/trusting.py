@@ -1,4 +1,4 @@
-"""Before anything moves: a release repository that people sign, payloads that Temporal cannot read, and two attacks."""
+"""Before anything moves: a home, a release repository that people sign, a policy of all of them, and two attacks."""
 
 from __future__ import annotations
 
@@ -7,59 +7,60 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.documents import COMPONENT, HARDENED, NEW, OLD, release
-from demo.keys import KEEPER, OTHER_KEEPER, PEOPLE, make_key
-from demo.policies import POLICY, demands, policy_text
+from demo.keys import KEEPER, OTHER_KEEPER, PEOPLE
+from demo.policies import POLICY, policy_text
 from demo.show import Show, ShowError
-from demo.wheels import sha256_of
-from worker.settings import Settings
+from worker.documents import read_policy
 
 REFUSED = 3
 """Exit code of kedge for what is not as it was signed."""
 
 
 def trust(show: Show) -> None:
-    """The releases get into a signed repository, the policy names its root; a changed byte of it is refused."""
-    screen = show.screen
+    """A home, a signed repository with three releases, and a policy; what is changed in the repository is refused."""
+    screen, keeper = show.screen, KEEPER
     screen.act("Before anything moves · what is trusted, and by whose word")
     screen.say(
-        "Temporal's server keeps the histories of all runs. With a ring of keys of its own, kedge gives it nothing "
-        "but ciphertext; what that leaves in its database is looked for at the end."
+        f"{keeper.name.capitalize()} begins alone, in a folder of her own. One command makes all that kedge needs: a signed "
+        "release repository, a policy, a key for the record, and a ring of keys, so that Temporal's database is given "
+        "nothing but ciphertext."
     )
-    show.kedge("codec", "init")
-    _fill(show)
-    _name_root(show)
+    key = ["--key", f"keys/{keeper.name}"]
+    show.kedge("init", "--person", keeper.name, "--environment", "demo", *key)
+    _fill(show, key)
+    _share(show)
     _attack(show)
 
 
-def _fill(show: Show) -> None:
+def _fill(show: Show, key: list[str]) -> None:
     keeper, other = KEEPER.name, OTHER_KEEPER.name
-    key = ["--key", f"keys/{keeper}"]
     show.screen.say(
-        f"Releases come from a signed repository (TUF). {keeper.capitalize()} is {KEEPER.what}, with a plain SSH key; "
-        f"nothing counts as an etcd release unless {other.capitalize()}, {OTHER_KEEPER.what}, signs it as well."
+        f"The releases get into the repository (TUF, so any client of it can read it). What she builds does not count "
+        f"alone: {other.capitalize()} has to sign for etcd, too."
     )
-    show.kedge("release", "init", *key)
     both = f"2:keys/{keeper}.pub,keys/{other}.pub"
     for version, more in ((OLD, ["--component", both]), (NEW, []), (HARDENED, [])):
         words = ["release", "add", show.paths.release_file(version), "--author", keeper]
-        show.kedge(*words, *key, *more, last=2)
+        show.kedge(*words, *key, *more, last=1)
     show.kedge("release", "sign", "--key", f"keys/{other}")
     show.kedge("release", "publish", *key)
 
 
-def _name_root(show: Show) -> None:
-    """Writes the policy, and shows what it demands."""
+def _share(show: Show) -> None:
+    """The policy becomes that of all of them, before it is pinned for the first time."""
     paths = show.paths
-    root = sha256_of(paths.repository / "metadata" / "1.root.json")
-    key = Settings.load(paths.home).checkpoint_key
-    witness = make_key(key.parent, key.name)
+    file = paths.folder / POLICY
+    first = read_policy(file).value
+    if first.releases is None or first.evidence is None:
+        raise ShowError(f"{file} names neither releases nor the worker's key")
     keys = {one.name: (paths.keys / f"{one.name}.pub").read_text().strip() for one in PEOPLE}
-    (paths.folder / POLICY).write_text(policy_text(keys, root, witness), encoding="utf-8")
+    text = policy_text(keys, first.releases.root, first.evidence.signers[0])
+    file.write_text(text, encoding="utf-8")
     show.screen.say(
-        "The policy says who may do what. It names the root of that repository, by its digest: from now on nothing else "
-        "can be moved to. And it names the key with which the worker signs the record of all that happens."
+        f"Then others come in, and power is shared: they put into {POLICY} who they are, who may do what, and how many must "
+        "agree."
     )
-    show.screen.excerpt(f"in {POLICY}", demands(root, witness).splitlines())
+    show.screen.excerpt(POLICY, text.splitlines())
 
 
 def _attack(show: Show) -> None:

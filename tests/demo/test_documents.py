@@ -22,13 +22,12 @@ from demo.documents import (
     release,
     write_documents,
 )
-from demo.keys import KEEPERS, OPERATOR, PEOPLE
+from demo.keys import OPERATOR, OTHER_KEEPER, PEOPLE
 from demo.policies import POLICY, policy_text
 from kedge.drivers.checkpoints import ensure_key
 from kedge.model.plan import Plan
 from kedge.model.trusted import ReleaseName
 from worker.documents import compiled, lint, read_documents
-from worker.settings import Settings
 
 REVIEWED = Path(__file__).parents[2] / "runbooks" / RUNBOOK.name
 ROOT = "f" * 64
@@ -100,9 +99,9 @@ def test_only_the_hardened_release_has_the_setting_that_breaks_it(paths: Paths) 
 
 def test_private_keys_are_their_owners_alone(paths: Paths) -> None:
     assert sorted(path.name for path in paths.keys.iterdir()) == sorted(
-        name for person in (*PEOPLE, *KEEPERS) for name in (person.name, f"{person.name}.pub")
+        name for person in (*PEOPLE, OTHER_KEEPER) for name in (person.name, f"{person.name}.pub")
     )
-    for person in (*PEOPLE, *KEEPERS):
+    for person in (*PEOPLE, OTHER_KEEPER):
         assert stat.S_IMODE((paths.keys / person.name).stat().st_mode) == 0o600
     policy = (paths.folder / POLICY).read_text()
     assert "PRIVATE" not in policy
@@ -115,10 +114,6 @@ def test_keys_are_made_anew_each_time(paths: Paths, tmp_path: Path) -> None:
     write_documents(other, [Member("etcd-1", 21000, 21001)], archives)
     name = f"{OPERATOR.name}.pub"
     assert (paths.keys / name).read_text() != (other.keys / name).read_text()
-
-
-def test_the_settings_name_the_repository(paths: Paths) -> None:
-    assert Settings.load(paths.home).release_repository == str(paths.repository)
 
 
 def test_the_runbook_is_the_reviewed_one_but_for_its_times() -> None:
