@@ -249,7 +249,7 @@ def judge_again(
             for platform, digest in sorted(archives.items())
         ),
     )
-    rules = ImportRules(read_pins(pins), needed=recorded.needed)
+    rules = ImportRules(read_pins(pins), needed=recorded.needed, in_spite=recorded.in_spite)
     return recorded, judge_import(published, rules, recorded.at)
 
 

@@ -247,9 +247,8 @@ def _judge_before(
             f"it is signed by {best} at best; {strongest.version} was by {strongest.best}, which is stronger"
         )
     if newest is not None and len(good) < len(newest.signed_by):
-        faults.append(
-            f"{len(good)} pinned keys signed it; {newest.version} was signed by {len(newest.signed_by)}"
-        )
+        keys = "1 pinned key" if len(good) == 1 else f"{len(good)} pinned keys"
+        faults.append(f"{keys} signed it; {newest.version} was signed by {len(newest.signed_by)}")
     if not faults:
         return ""
     if not rules.in_spite:

@@ -238,6 +238,22 @@ def test_a_downgrade_is_refused_until_a_person_says_why(world: World, tmp_path: 
     assert len(past_imports(world.repository, "daemon")) == 2
 
 
+def test_an_archive_of_another_version_is_taken_in_spite_and_says_so_when_judged_again(
+    world: World, tmp_path: Path
+) -> None:
+    vendor = Vendor(tmp_path, "1.1.0").minisign()
+    vendor.version = "1.1.1"
+    done = bring_in(world, vendor)
+    assert done.exit_code == Exit.REFUSED
+    assert "is called by another version than 1.1.1" in done.stdout
+    assert bring_in(world, vendor, "--in-spite", "the vendor forgot to rename it").exit_code == 0
+    root = hashlib.sha256((world.folder / "metadata" / "1.root.json").read_bytes()).hexdigest()
+    words = ["provenance", "daemon@1.1.1", "--policy", str(policy(world, root=root)), "--json"]
+    found = json.loads(run(world, *words).stdout)
+    assert found["vendor_again"]["rule"] == "accepted"
+    assert found["vendor_again"]["in_spite"] == "the vendor forgot to rename it"
+
+
 def test_the_memory_of_imports_cannot_be_changed_on_the_disk(world: World, tmp_path: Path) -> None:
     assert bring_in(world, Vendor(tmp_path, "1.2.0").ssh()).exit_code == 0
     (kept,) = world.folder.rglob("*.vendor-import.json")

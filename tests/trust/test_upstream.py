@@ -179,7 +179,7 @@ BEFORE: list[tuple[str, str, Callable[[Vendor, VendorImport], VendorImport]]] = 
     ("an older version", "1.2 was imported before", lambda v, two: judge({"a": v.pgp("anna")}, v.pins("anna"), before=(two.model_copy(update={"version": "1.2", "signed_by": two.signed_by[:1]}),))),
     ("an old archive sold as a new one", "is called by another version than 1.2", lambda v, _: judge({"a": v.pgp("anna")}, v.pins("anna"), version="1.2")),
     ("the archives of an older release", "was imported before, as 1.0", lambda v, two: _one(v, archives=(archive(),), before=(two.model_copy(update={"signed_by": two.signed_by[:1]}),))),
-    ("fewer keys", "1 pinned keys signed it; 1.0 was signed by 2", lambda v, two: judge({"a": v.pgp("anna")}, v.pins("anna"), before=(two,))),
+    ("fewer keys", "1 pinned key signed it; 1.0 was signed by 2", lambda v, two: judge({"a": v.pgp("anna")}, v.pins("anna"), before=(two,))),
     ("a weaker kind", "signed by minisign at best; 1.0 was by openpgp", lambda v, two: judge({"a": minisigned("mia", sums()), "b": v.ssh("sam")}, {"p": minisign_public("mia"), **v.ssh_pin("sam")}, before=(two,))),
 ]  # fmt: skip
 
