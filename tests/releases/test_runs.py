@@ -14,11 +14,13 @@ from kedge.model.base import Json, canonical
 from kedge.model.order import OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import ReleaseRules
+from kedge.model.run import WaveResult, WideningRequest, WideningStop
 from kedge.model.trusted import ReleaseName
 from tests.releases.world import World
 from tests.spine.conftest import Stage
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
 from tests.spine.scene import Scene
+from tests.spine.test_forged import Forger, hosts
 from worker.wiring import drivers_of
 
 pytestmark = pytest.mark.temporal
@@ -184,6 +186,24 @@ async def test_the_way_back_is_open_whatever_became_of_either_release(
     (record,) = await scene.records("release-back")
     assert not record["stands"]
     assert record["type"] == "ReleaseRevoked"
+
+
+async def test_no_workflow_that_anybody_starts_brings_what_is_not_signed_for(
+    stage: Stage, tmp_path: Path
+) -> None:
+    # The order is olga's own, and good; the fleet refused it. Who reaches the engine carries it past the fleet.
+    scene, _ = await signed_scene(stage, tmp_path)
+    forger = Forger(scene, scene.plan(scene.runbook(**ONE_BY_ONE), after="1.2.0"))
+    async with scene.playing():
+        before = hosts(scene)
+        run = await forger.run(await forger.warrant(forger.order("olga")))
+        wave: WaveResult = await forger.start("Wave", forger.wave(run), WaveResult)
+        assert wave.done == 0
+        assert [failure.type for failure in wave.failures] == ["ReleaseUnknown"]
+        request = WideningRequest(run=run, facts=forger.facts, wave=0, serial=1)
+        stop: WideningStop = await forger.start("CanaryWidening", request, WideningStop)
+        assert [failure.type for failure in stop.failures] == ["ReleaseUnknown"]
+        assert hosts(scene) == before
 
 
 async def test_who_made_a_release_does_not_approve_it(stage: Stage, tmp_path: Path) -> None:
