@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -220,6 +221,11 @@ class _Init:
         folder = Path(location) if location is not None else self._folder / "releases"
         first = folder / "metadata" / "1.root.json"
         there = first.exists()
+        if not there and pins.pinned() is not None:
+            raise PlanError(
+                f"there is no repository in {folder}, and the home is pinned to another root than a new one would have",
+                next_step="put the repository back, or begin in an empty folder",
+            )
         if not there:
             signer = (
                 AgentKey(key.line)
@@ -228,9 +234,15 @@ class _Init:
             )
             own = TufReleases(str(folder), self._settings.home / "trust" / "releases")
             await ReleaseDesk(own, str(folder)).init(folder, (), [signer])
-        root = pins.pin(first.read_bytes()) if pins.pinned() is None else pins.pinned()
+        content = first.read_bytes()
+        root = pins.pinned() or pins.pin(content)
+        if root != sha256(content).hexdigest():
+            raise PlanError(
+                f"{folder} begins with another root than the one that is pinned in {self._settings.home}",
+                next_step="name the repository that belongs to this home, or begin in an empty folder",
+            )
         self._item("releases", folder, _RELEASES, made=not there)
-        return root or ""
+        return root
 
     def _config(self) -> None:
         path = self._settings.home / CONFIG_FILE

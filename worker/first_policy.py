@@ -84,7 +84,7 @@ releases:
 evidence:
   signers:
     - <witness>
-  named: optional
+  named: required  # who signs says up to where the record was seen
 
 # Who may read, in Temporal's web page, what was sealed: `kedge codec serve`.
 codec:
