@@ -38,6 +38,7 @@ _TEXT = """\
 # Who may say what, and with which keys. Written by `kedge init`, yours to change: `kedge runbook lint policy.yaml`
 # checks it, `kedge up --policy policy.yaml` pins it on this machine. docs/documents.md says all that may stand here.
 kind: Policy
+version: 1
 name: <name>
 environment: <environment>  # fleets that this is for say the same
 
@@ -46,8 +47,8 @@ people:
     roles: [operator, approver, on-call, maintainer]
     keys:
       - <key>
-  # A second person: take the signs away and put in the line of the .pub file. Then raise the numbers below, and set
-  # what stands under "alone" to false.
+  # A second person: take the signs away and put in the line of the .pub file. Then raise the numbers below, set what
+  # stands under "alone" to false, and make it version 2, with `previous:` and the digest of this one.
   # - name: ben
   #   roles: [approver, on-call, maintainer]
   #   keys:
@@ -62,6 +63,9 @@ may:
   approve: [approver]
   reject: [approver]
   rollback: [on-call]
+
+# Who signs the next version of this policy. With two people: 2, so that neither changes it alone.
+change: {threshold: 1, roles: [maintainer]}
 
 # How many different people a gate needs at least, whatever a runbook says. With two people: 2.
 gates:
