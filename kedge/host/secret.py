@@ -281,28 +281,35 @@ def _forms(value: str) -> List[str]:
 
 
 def _without(text: str, secret: str, instead: str) -> str:
-    """A text without a secret, also where the secret was cut off at its end or, where the text begins, at its beginning."""
+    """A text without a secret, also where the secret was cut off at its end or, where the text begins, at its beginning.
+
+    One pass: a text may be a megabyte in which a daemon says the same thing all the time.
+    """
+    text = _behind(text, secret, instead)
     begins = secret[:BEGINNING]
-    at = text.find(begins)
+    parts: List[str] = []
+    start, at = 0, text.find(begins)
     while at >= 0:
-        end = at + _alike(text[at : at + len(secret)], secret)
-        text = text[:at] + instead + text[end:]
-        at = text.find(begins, at + len(instead))
-    if len(secret) > BEGINNING:
-        for cut in range(1, len(secret) - SHORTEST):
-            if text.startswith(secret[cut:]):
-                return instead + text[len(secret) - cut :]
-            if cut > 4096:
-                break
+        parts += [text[start:at], instead]
+        start = at + _alike(text, at, secret)
+        at = text.find(begins, start)
+    return "".join([*parts, text[start:]]) if parts else text
+
+
+def _behind(text: str, secret: str, instead: str) -> str:
+    """A text that may begin in the middle of a secret, without that."""
+    for cut in range(1, min(len(secret) - SHORTEST, 4096) + 1):
+        if text.startswith(secret[cut : cut + BEGINNING]) and text.startswith(secret[cut:]):
+            return instead + text[len(secret) - cut :]
     return text
 
 
-def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    for at, (mine, theirs) in enumerate(zip(one, other)):
-        if mine != theirs:
-            return at
-    return min(len(one), len(other))
+def _alike(text: str, at: int, secret: str) -> int:
+    """How many characters of a secret stand in a text from a place on."""
+    count, most = 0, min(len(secret), len(text) - at)
+    while count < most and text[at + count] == secret[count]:
+        count += 1
+    return count
 
 
 def without(fault: Fault, told: Told) -> Fault:

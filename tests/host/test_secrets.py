@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kedge.host import secret as host_secret
 
 MARK = "s3cret-of-the-crown-7261"
 TALKER = """#!/bin/sh
@@ -308,3 +312,36 @@ def test_killed_at_any_instant_a_leg_goes_on_and_leaves_the_secret_in_one_place(
     host.good(*made)
     assert holding(host) == {".kedge/secrets/g1/etc/app.conf", "logs/service.log"}
     assert (host.root / "config/current/etc/app.conf").read_text().endswith(f"= {MARK}\n")
+
+
+LETTERS = st.text(alphabet="ab1 ", max_size=20)
+VALUES = st.text(alphabet="ab1", min_size=host_secret.SHORTEST, max_size=40)
+
+
+@given(LETTERS, VALUES, LETTERS, st.integers(0, 40), st.integers(0, 40))
+def test_no_part_that_could_be_used_is_left_of_a_secret(
+    before: str, value: str, after: str, begin: int, end: int
+) -> None:
+    whole = host_secret._without(before + value + after, value, "#")
+    assert value not in whole
+    known = value[: host_secret.BEGINNING]
+    assert known not in whole
+    cut = host_secret._without(before + value[: max(end, host_secret.BEGINNING)], value, "#")
+    assert known not in cut
+    rest = value[min(begin, len(value) - host_secret.SHORTEST) :]
+    assert rest not in host_secret._without(rest, value, "#")
+
+
+@given(st.text(alphabet="xyz \n", max_size=60), VALUES)
+def test_a_text_without_the_secret_stays_as_it_is(text: str, value: str) -> None:
+    assert host_secret._without(text, value, "#") == text
+
+
+def test_a_megabyte_of_secrets_is_looked_through_at_once() -> None:
+    # A quadratic way would take hours, and run into the test's time-out.
+    for value, text in (
+        ("0123456789abcdef", "0123456789abcdef" * 65_536),
+        ("a" * 65_536, "a" * (1 << 20)),
+        ("0123456789ab" + "x" * 60_000, "0123456789ab" * 87_000),
+    ):
+        assert value[:12] not in host_secret._without(text, value, "#")

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
-from temporalio.api.common.v1 import Payload
+from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.query.v1 import WorkflowQuery
+from temporalio.api.workflowservice.v1 import QueryWorkflowRequest
 from temporalio.client import Client, WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
@@ -24,8 +26,10 @@ from kedge.model.base import Json
 from kedge.model.errors import CodecError
 from kedge.trust import codec
 from tests.secrets.conftest import Place, Staged, found
+from tests.spine.scene import eventually
 from worker import desk_codec
 from worker.codec import NoCodec, ring_file, sealing_converter
+from worker.desk_runs import Runs
 from worker.sandbox import BoundRunner
 from worker.wiring import PURE
 from workflows.every import EVERY_WORKFLOW
@@ -99,6 +103,55 @@ def with_converter(client: Client, converter: DataConverter) -> Client:
 
 def open_converter() -> DataConverter:
     return dataclasses.replace(pydantic_data_converter, payload_codec=NoCodec())
+
+
+async def test_what_a_run_says_meanwhile_is_sealed_too_and_its_own_people_read_it(
+    place: Place, staged: Staged
+) -> None:
+    slow: dict[str, Json] = {"pace": 1.0, "seconds": {"stop": 4.0}}
+    scene = await staged(await place.client(), fleet={"nodes": NODES}, options=slow)
+    runs = Runs(scene.client, scene.settings.task_queue, lambda: True)
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(gates={}, waves={"widen": ["100%"]})))
+        await scene.until(run, lambda status: status.child is not None)
+
+        async def beats() -> bool:
+            return bool((await runs.pieces(run, seconds=5)).steps)
+
+        await eventually(beats)
+        sent = [
+            payload
+            for workflow in await running(scene.client, run)
+            for payload in await meanwhile(scene.client, workflow)
+        ]
+        assert len(sent) >= 2, "heartbeats of activities, and the words a workflow has about itself"
+        assert {payload.metadata["encoding"] for payload in sent} == {b"binary/encrypted"}
+        assert (await scene.end_of(run)).phase == "done"
+        await scene.freed()
+
+
+async def running(client: Client, run: str) -> list[str]:
+    """The workflows of a run that are open now."""
+    asked = f'WorkflowId STARTS_WITH "{run}" AND ExecutionStatus = "Running"'
+    return [one.id async for one in client.list_workflows(asked)]
+
+
+async def meanwhile(client: Client, workflow: str) -> list[Payload]:
+    """What the server hands out of a workflow that runs, without a codec: heartbeats, and its current details."""
+    bare = with_converter(client, DataConverter.default)
+    described = await bare.get_workflow_handle(workflow).describe()
+    found = [
+        payload
+        for pending in described.raw_description.pending_activities
+        for payload in pending.heartbeat_details.payloads
+    ]
+    asked = QueryWorkflowRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=workflow),
+        query=WorkflowQuery(query_type="__temporal_workflow_metadata"),
+    )
+    answer = await client.workflow_service.query_workflow(asked)
+    return [*found, *answer.query_result.payloads]
 
 
 # -- keys that change, are wrong, or are missing ------------------------------------------------------------------
