@@ -15,6 +15,7 @@ from cli.session import Session
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.evidence import EvidenceReport, Happening
 from kedge.model.order import EvidenceSeen
+from kedge.model.policy import Policy
 from kedge.trust.evidence import verify_parts
 from worker import desk_evidence
 from worker.desk_evidence import Exported, Held
@@ -96,9 +97,9 @@ def verify_export(session: Session, file: Path, trusted: Trusted, *, quiet: bool
     """A file, held against the policy that is trusted."""
     held = trusted.held()
     parts = desk_evidence.read_file(file)
-    pinned = None
+    pinned: tuple[Policy, ...] = ()
     if not held.policies and not held.roots and parts.header is not None:
-        pinned = session.run(session.desk().policy(parts.header.fleet))
+        pinned = session.run(desk_evidence.pinned_here(session.desk().pins, parts.header.fleet))
     report = verify_parts(parts, desk_evidence.asked_of(held, pinned))
     if not quiet:
         session.say(*_story(report.story))
@@ -126,10 +127,11 @@ async def _check(session: Session, fleets: tuple[str, ...]) -> list[EvidenceRepo
         names = [record.fleet for record in await desk.fleets.every()]
     if not names:
         raise DriverError("NotFound", "no fleet is known here", retryable=False)
-    return [
-        await desk_evidence.check(desk.evidence, desk.blobs, name, await desk.policy(name))
-        for name in names
-    ]
+    reports = []
+    for name in names:
+        pinned = await desk_evidence.pinned_here(desk.pins, name)
+        reports.append(await desk_evidence.check(desk.evidence, desk.blobs, name, pinned))
+    return reports
 
 
 def _leave(report: EvidenceReport) -> None:

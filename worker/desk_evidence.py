@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from kedge.drivers.ports import Blobs, Evidence
+from kedge.drivers.ports import Blobs, Evidence, PolicyPins
 from kedge.model.base import Digest, Frozen, digest_of
 from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.evidence import (
@@ -28,8 +28,15 @@ from kedge.trust import evidence_file
 from kedge.trust.chain import EvidenceEntry, genesis
 from kedge.trust.checkpoints import materials, verify_checkpoint
 from kedge.trust.effects import MAX_JOURNAL
-from kedge.trust.evidence import Asked, ends, named_documents, verify_parts
+from kedge.trust.evidence import (
+    Asked,
+    ends,
+    named_documents,
+    policy_changes,
+    verify_parts,
+)
 from kedge.trust.evidence_file import MAX_LINE, Parts
+from kedge.trust.policies import read_policy
 from kedge.trust.story import happening
 
 PAGE = 2000
@@ -139,6 +146,10 @@ async def export(
         end = max((seq for seq in places if seq >= last), default=len(entries))
     part = entries[begin:end]
     documents = await _documents(blobs, part)
+    # However long ago a policy was changed: what its versions follow from is in every file.
+    changes = policy_changes(entries[:end], {one.digest: one.content for one in policies})
+    known = {one.digest: one for one in (*policies, *changes, *documents)}
+    documents = list(known.values())
     kept = [one for one in checkpoints if begin <= one.seq <= end and one.seq > 0]
     header = ExportHeader(
         fleet=fleet,
@@ -214,11 +225,22 @@ def read_file(path: Path) -> Parts:
         return evidence_file.read(iter(lambda: file.readline(MAX_LINE + 1), b""))
 
 
-def asked_of(held: Held, pinned: Policy | None) -> Asked:
+async def pinned_here(pins: PolicyPins, fleet: str) -> tuple[Policy, ...]:
+    """The policies that this home trusts without a signature: the one it pinned first, and those its owner put there."""
+    try:
+        kept = await pins.kept(fleet)
+    except DriverError as error:
+        if error.kind == "NotFound":
+            return ()
+        raise
+    return tuple(read_policy(one.document.policy) for one in kept if one.by != "signed")
+
+
+def asked_of(held: Held, pinned: tuple[Policy, ...]) -> Asked:
     """The policies, journals and heads by which a record is verified."""
-    policies = [_policy(path) for path in held.policies]
-    if not policies and not held.roots and pinned is not None:
-        policies = [pinned]
+    policies = tuple(_policy(path) for path in held.policies)
+    if not policies and not held.roots:
+        policies = pinned
     if not policies and not held.roots:
         raise DriverError(
             "NotFound",
@@ -256,7 +278,7 @@ def _bounded(path: Path, limit: int) -> bytes:
 
 
 async def check(
-    evidence: Evidence, blobs: Blobs, fleet: str, pinned: Policy | None
+    evidence: Evidence, blobs: Blobs, fleet: str, pinned: tuple[Policy, ...]
 ) -> EvidenceReport:
     """What comes of verifying the record of a fleet as it stands in the store. Raises ``DriverError``."""
     head = await evidence.head(fleet)
@@ -267,6 +289,8 @@ async def check(
     entries = (await everything(evidence, fleet))[: head.seq]
     checkpoints = await every_checkpoint(evidence, fleet)
     documents = await _documents(blobs, entries)
+    texts = {one.digest: one.content for one in documents if one.what == "policy"}
+    documents += policy_changes(entries, texts)
     parts = Parts(
         header=ExportHeader(
             fleet=fleet,

@@ -7,13 +7,14 @@ place; behind the first break of the chain nothing is believed any more.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from kedge.model.base import Digest, Json, digest_of
+from kedge.model.base import Digest, Json, canonical, digest_of
 from kedge.model.errors import OrderError
 from kedge.model.evidence import (
     Checkpoint,
@@ -24,12 +25,23 @@ from kedge.model.evidence import (
     Happening,
 )
 from kedge.model.policy import Policy
+from kedge.model.signed_policy import MAX_POLICY, SignedPolicy
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, verify
 from kedge.trust.checkpoints import materials, verify_checkpoint
 from kedge.trust.effects import Ledger, compare
 from kedge.trust.evidence_file import Parts
+from kedge.trust.policies import (
+    PolicyRefusedError,
+    follow,
+    policy_text,
+    read_policy,
+    text_digest,
+)
 from kedge.trust.retrial import Court, Papers
 from kedge.trust.story import happening
+
+MAX_CHANGES = 1000
+"""Changes of policies that are looked at in one file."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +61,66 @@ class Asked:
 def trusted_policies(
     documents: Mapping[Digest, Document], asked: Asked
 ) -> tuple[dict[Digest, Policy], list[Finding]]:
-    """The policies that may be judged by: those pinned, and those of the record that follow from them."""
-    trusted = dict(asked.pinned)
+    """The policies that may be judged by: those that are pinned, the versions that follow from them by the signatures that
+    each asked for, and the versions that they themselves name as the ones before them.
+    """
     findings: list[Finding] = []
+    trusted = {
+        text_digest(policy_text(policy)): SignedPolicy(policy=policy_text(policy))
+        for policy in asked.pinned.values()
+    }
     for digest in asked.roots:
         document = documents.get(digest)
-        if document is None:
-            continue
+        if document is not None and len(document.content) <= MAX_POLICY:
+            trusted[digest] = SignedPolicy(policy=document.content)
+    trusted = follow(trusted, _changes(documents))
+    found: dict[Digest, Policy] = {}
+    waiting = [document.policy for document in trusted.values()]
+    while waiting:
+        text = waiting.pop()
+        digest = text_digest(text)
         try:
-            policy = Policy.model_validate_json(document.content)
-        except ValidationError:
-            findings.append(
-                Finding(kind="policy", said=f"{digest[:12]} is pinned, and is no policy")
-            )
+            policy = read_policy(text)
+        except PolicyRefusedError as refusal:
+            said = f"{digest[:12]} is pinned, and is no policy: {refusal.message}"
+            findings.append(Finding(kind="policy", said=said))
             continue
-        if digest_of(policy) == digest:
-            trusted[digest] = policy
-    return trusted, findings
+        # A policy of an earlier format is judged by in its present form, which has a digest of its own.
+        found[digest] = found[digest_of(policy)] = policy
+        before = documents.get(policy.previous or "")
+        if before is not None and before.digest not in found:
+            waiting.append(before.content)
+    return found, findings
+
+
+def _changes(documents: Mapping[Digest, Document]) -> list[SignedPolicy]:
+    """The versions of policies that are in the file with their signatures."""
+    found: list[SignedPolicy] = []
+    for document in documents.values():
+        if document.what == "policy-change" and len(found) < MAX_CHANGES:
+            with contextlib.suppress(ValidationError):
+                found.append(SignedPolicy.model_validate_json(document.content))
+    return found
+
+
+def policy_changes(
+    entries: Iterable[EvidenceEntry], documents: Mapping[Digest, str]
+) -> list[Document]:
+    """The changes of policies that records tell of, each as a document of its own; ``documents`` are texts by digest."""
+    found: dict[Digest, Document] = {}
+    for entry in entries:
+        record = entry.record
+        if not isinstance(record, dict) or record.get("what") != "policy":
+            continue
+        text, signatures = documents.get(str(record.get("text"))), record.get("signatures")
+        if text is None or not isinstance(signatures, list):
+            continue
+        with contextlib.suppress(ValidationError, ValueError):
+            change = SignedPolicy(policy=text, signatures=tuple(str(one) for one in signatures))
+            content = canonical(change).decode()
+            digest = text_digest(content)
+            found[digest] = Document(digest=digest, what="policy-change", content=content)
+    return list(found.values())
 
 
 def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, DocumentKind]:
@@ -82,6 +137,7 @@ def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, DocumentKi
             policies = holder.get("policies")
             for digest in policies if isinstance(policies, list) else ():
                 _name(found, digest, "policy")
+        _name(found, record.get("text"), "policy")
         attested = record.get("attestations")
         for digest in attested if isinstance(attested, list) else ():
             _name(found, digest, "attestation")

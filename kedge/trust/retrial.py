@@ -100,6 +100,8 @@ class Court:
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
         self._released: set[str] = set()
+        self._authors: dict[Digest, tuple[str, ...]] = {}
+        """By release document: who made it, as was verified."""
         self._shown: set[tuple[Any, ...]] = set()
         self._nonces: dict[str, Digest] = {}
         self._leases: dict[Digest, tuple[str, int]] = {}
@@ -212,6 +214,9 @@ class Court:
         plan = self._papers.plan(verdict.plan)
         if gate is not None and (plan is None or gate not in plan.plan.gates):
             self._wrong("gate", seq, f"the plan has no such gate {quoted(gate.name)}")
+        known = None if plan is None else self._authors.get(plan.plan.after.document)
+        if known is not None and verdict.verb in ("start", "approve") and expected.authors != known:
+            self._wrong("order", seq, "the release was made by others than it was judged by")
         requester = self.requesters.get(verdict.target)
         if requester is not None and expected.requester not in (None, requester):
             self._wrong(
@@ -317,7 +322,12 @@ class Court:
     def released(self, seq: int, record: Mapping[str, Any]) -> None:
         """A worker verified the release of a run: it is the plan's, and what it was built by is in the file."""
         run = record.get("run")
-        if record.get("ok") is not True or not isinstance(run, str) or not run:
+        if record.get("ok") is not True or not isinstance(run, str):
+            return
+        authors = record.get("authors")
+        if isinstance(authors, list):
+            self._authors[str(record.get("document"))] = tuple(str(one) for one in authors)
+        if not run:
             return
         basis = [one for (of, _, _), one in self._warrants.items() if of == run]
         plan = self._papers.plan(str(basis[-1].get("plan"))) if basis else None
@@ -399,6 +409,7 @@ class Court:
                 run_id=run,
                 program=record["program"],
                 nodes=nodes,
+                authors=self._authors.get(plan.plan.after.document, ()),
             )
             if not verdict.ok:
                 return verdict.said

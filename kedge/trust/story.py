@@ -150,6 +150,15 @@ def _looked(record: Mapping[str, Any]) -> _Told:
     return f"looked at {many} nodes ({_text(record.get('why'))}){bad}", "", ()
 
 
+def _policy(record: Mapping[str, Any]) -> _Told:
+    by = {"first": "on first use", "owner": "by who has the machine, against no signature"}
+    signatures = record.get("signatures") or ()
+    signed = f"by {len(signatures)} signatures of the version before"
+    how = by.get(_text(record.get("by")), signed)
+    details = tuple(f"the policy {_text(one)}" for one in record.get("policies") or ())
+    return f"version {record.get('version')} of the policy is pinned {how}", "", details[:5]
+
+
 def _release(record: Mapping[str, Any]) -> _Told:
     authors = [_text(one) for one in record.get("authors") or () if isinstance(one, str)]
     details = [f"by {', '.join(authors)}"] if authors else []
@@ -182,6 +191,7 @@ _TELL: dict[str, Any] = {
     "opened": _said("a wave is opened"),
     "finalize-begun": _said("the finalize steps begin"),
     "restore-begun": _said("snapshots begin to be restored"),
+    "policy": _policy,
     "release": _release,
     "release-back": _said("the release that is gone back to"),
 }

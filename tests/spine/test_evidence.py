@@ -17,13 +17,17 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from kedge.drivers.checkpoints import CheckpointKey, ensure_key
+from kedge.drivers.signers import sign_with_key
 from kedge.model.base import Json, canonical, digest_of
 from kedge.model.evidence import EvidenceReport
+from kedge.model.governance import ChangeRule
 from kedge.model.order import EvidenceSeen
 from kedge.model.policy import EvidenceRules, Policy
+from kedge.model.signed_policy import POLICY_NAMESPACE
 from kedge.trust import evidence_file
 from kedge.trust.chain import append, genesis, linked
 from kedge.trust.evidence import Asked, verify_parts
+from kedge.trust.policies import policy_text
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
 from tests.spine.scene import Scene
@@ -533,3 +537,51 @@ async def test_whoever_changes_the_store_is_found_by_a_check(stage: Stage) -> No
         assert (report["findings"][0]["kind"], report["findings"][0]["seq"]) == ("deleted", 7)
 
     await asyncio.to_thread(look)
+
+
+async def test_policies_that_were_changed_by_signature_follow_from_the_first(stage: Stage) -> None:
+    scene = await stage()
+    key = ensure_key(scene.settings.checkpoint_key)
+    rules = EvidenceRules(signers=(key.public.line,))
+    change = ChangeRule(threshold=2, roles=("sre", "db-owner"))
+    first = scene.policy.model_copy(update={"evidence": rules, "change": change})
+    await scene.drivers.pins.pin(scene.name, first)
+    scene.policy = first
+    runbook = scene.runbook(waves={"widen": ["100%"], "max_unavailable": 1}, gates={})
+    async with scene.playing():
+        one = await scene.start(scene.plan(runbook))
+        assert (await scene.end_of(one)).phase == "done"
+        second = first.model_copy(
+            update={"version": 2, "previous": digest_of(first), "max_lifetime": 1800.0}
+        )
+        text = policy_text(second)
+        signatures = tuple(
+            sign_with_key(scene.keys[who], text.encode(), namespace=POLICY_NAMESPACE)
+            for who in ("ada", "bob")
+        )
+        await scene.drivers.pins.pin(scene.name, second, signatures=signatures)
+        scene.policy = second
+        await asyncio.sleep(1.2)
+        two = await scene.start(scene.plan(runbook, before="1.1.0", after="1.2.0"))
+        assert (await scene.end_of(two)).phase == "done"
+    parts = evidence_file.read(await exported(scene, two))
+    assert parts.header is not None
+    assert parts.header.after.seq > 0
+    root = digest_of(first)
+    report = verify_parts(parts, Asked(roots=frozenset({root})))
+    assert (report.findings, report.policies) == ((), (digest_of(second),))
+    # The second vouches for the first, which it was made from.
+    older = evidence_file.read(await exported(scene, one))
+    assert verify_parts(older, Asked(pinned={digest_of(second): second})).ok
+    # Without its signatures it follows from nothing.
+    lines = await exported(scene, two)
+    unsigned = [
+        line for line in split(lines) if line.get("document", {}).get("what") != "policy-change"
+    ]
+    unsigned[0]["header"]["documents"] -= 1
+    found = verify_parts(evidence_file.read(joined(unsigned)), Asked(roots=frozenset({root})))
+    assert "policy" in {one.kind for one in found.findings}
+    report = await desk_evidence.check(
+        scene.drivers.evidence, scene.drivers.blobs, scene.name, (first,)
+    )
+    assert report.findings == ()
