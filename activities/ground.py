@@ -127,9 +127,19 @@ class Ground:
         self.trust = ReleaseTrust(self.releases, self.blobs, self.evidence)
 
     async def stands(self, run: Run, *, within: float = 2.0) -> None:
-        """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``)."""
-        policy = (await self.pinned(run.fleet)).policy
-        await self.trust.stands(run, await self.plan(run.plan), policy, within=within)
+        """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``).
+
+        By the policy that is pinned now, and by the one that the run began under: taking its rules for releases out of a
+        policy frees no run under way of them.
+        """
+        plan, now = await self.plan(run.plan), await self.pinned(run.fleet)
+        rules = [now.policy.releases]
+        if plan.policy.digest != now.digest:
+            began = (await self.began_under(run)).policy.releases
+            rules += [began] if began not in rules else []
+        for one in rules:
+            if one is not None:
+                await self.trust.stands(run, plan, one, within=within)
 
     async def went_back(self, run: Run) -> None:
         """Write down how the release stands that a way back leads to. Nothing is closed by it, whatever is wrong."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import NoReturn, TypeVar
 
 from kedge.drivers.ports import Blobs, Evidence, Releases
-from kedge.model.base import Digest, Json
+from kedge.model.base import Digest, Json, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy, ReleaseRules
@@ -34,8 +34,8 @@ class ReleaseTrust:
     releases: Releases
     blobs: Blobs
     evidence: Evidence
-    _judged: OrderedDict[tuple[str, Digest], ReleaseRules] = field(default_factory=OrderedDict)
-    """The rules under which each run's release was found good in this process."""
+    _judged: OrderedDict[tuple[str, Digest, Digest], None] = field(default_factory=OrderedDict)
+    """The runs, their plans and the rules under which their release was found good in this process."""
     _authors: OrderedDict[tuple[Digest, Digest], tuple[str, ...]] = field(
         default_factory=OrderedDict
     )
@@ -67,24 +67,25 @@ class ReleaseTrust:
                 await self.blobs.put(attestation.content.encode())
         return verdict
 
-    async def stands(self, run: Run, plan: Plan, policy: Policy, *, within: float = 2.0) -> None:
+    async def stands(
+        self, run: Run, plan: Plan, rules: ReleaseRules, *, within: float = 2.0
+    ) -> None:
         """Raise ``DriverError`` of a kind in ``OF_RELEASES`` unless the release may still be moved to.
 
         Whatever a start order's verdict was: each worker judges for itself before its first step in a run, and what it
         saw is evidence. From then on the repository is asked whether the release still stands; what was seen ``within``
         so many seconds counts.
         """
-        rules = policy.releases
-        if rules is None:
-            return
-        asked = (run.id, run.plan)
+        asked = (run.id, run.plan, digest_of(rules))
         async with self._locks.setdefault(run.id, asyncio.Lock()):
-            if self._judged.get(asked) != rules:
+            if asked not in self._judged:
                 verdict = await self.judged(plan, rules)
-                await self.note(run.fleet, f"release/{run.id}", run.id, verdict)
+                first = all(one[0] != run.id for one in self._judged)
+                key = f"release/{run.id}" if first else f"release/{run.id}/{asked[2][:16]}"
+                await self.note(run.fleet, key, run.id, verdict)
                 if not verdict.ok:
                     raise DriverError(NOT_TRUSTED, verdict.said, retryable=False)
-                _keep(self._judged, asked, rules)
+                _keep(self._judged, asked, None)
                 return
         name = ReleaseName(component=plan.after.component, version=plan.after.version)
         try:

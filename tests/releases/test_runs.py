@@ -148,6 +148,37 @@ async def test_a_release_that_is_revoked_under_way_parks_the_run_and_asks(
     assert [scene.host(name).counts.starts for name in ("n0", "n1", "n2")] == [2, 2, 2]
 
 
+async def test_taking_the_rules_out_of_the_policy_frees_no_run_under_way(
+    stage: Stage, tmp_path: Path
+) -> None:
+    scene, world = await signed_scene(stage, tmp_path)
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        await scene.waits_for(run, "ship")
+        loose = scene.policy.model_copy(update={"releases": None})
+        await scene.drivers.pins.pin(scene.name, loose)
+        await revoke(world, "1.1.0")
+        await scene.approve(run)
+        status = await scene.waits_for(run, "wave-1")
+        assert "ReleaseRevoked" in status.said
+
+
+async def test_rules_put_into_the_policy_hold_for_runs_under_way_too(
+    stage: Stage, tmp_path: Path
+) -> None:
+    scene, _ = await signed_scene(stage, tmp_path)
+    strict = scene.policy
+    scene.policy = strict.model_copy(update={"releases": None})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    async with scene.playing():
+        run = await scene.start(scene.plan(after="1.2.0"))
+        await scene.waits_for(run, "ship")
+        await scene.drivers.pins.pin(scene.name, strict)
+        verdict = await scene.order("approve", run, "ada")
+        assert (verdict.accepted, verdict.rule) == (False, "release")
+        assert "lists no release daemon@1.2.0" in verdict.said
+
+
 async def test_a_repository_that_is_not_renewed_parks_the_run_until_it_is(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -160,3 +161,40 @@ async def test_a_server_that_keeps_one_waiting_or_never_stops_is_given_up(
     finally:
         over.set()
         listener.close()
+
+
+async def test_a_repository_that_is_away_for_a_moment_stops_nothing_and_no_news_is_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await world_with_a_release(tmp_path)
+    reader = world.reader()
+    found = await reader.trusted(NAME)
+    stood = await reader.standing(NAME, found.digest)
+    world.folder.rename(tmp_path / "away")
+    assert await reader.standing(NAME, found.digest, within=0.0) == stood
+    # Who has not seen it stand knows nothing, and after a while nobody does.
+    with pytest.raises(DriverError) as refused:
+        await world.reader().standing(NAME, found.digest)
+    assert refused.value.kind == "Unreachable"
+    monkeypatch.setattr("kedge.drivers.tuf_releases.GRACE", 0.0)
+    with pytest.raises(DriverError) as late:
+        await reader.standing(NAME, found.digest, within=0.0)
+    assert late.value.kind == "Unreachable"
+    (tmp_path / "away").rename(world.folder)
+    assert await reader.standing(NAME, found.digest) == stood
+
+
+async def test_many_at_once_share_one_memory(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    readers = [world.reader() for _ in range(4)]
+    found = await asyncio.gather(*(reader.trusted(NAME) for reader in readers for _ in range(4)))
+    assert len({one.digest for one in found}) == 1
+    await world.publish(renew=[])
+    stood = await asyncio.gather(
+        *(
+            reader.standing(NAME, found[0].digest, within=0.0)
+            for reader in readers
+            for _ in range(4)
+        )
+    )
+    assert {one.versions.timestamp for one in stood} == {3}
