@@ -24,12 +24,12 @@ MEANINGS: dict[Exit, str] = {
     Exit.UNEXPECTED: "something unexpected failed; the message says where its details are",
     Exit.BAD_INPUT: "bad input: an option, a document, a key or an order that cannot be used",
     Exit.REFUSED: "refused: the order broke the rule that is named, and the run is unchanged; or the evidence does not "
-    "hold, and it is said where",
+    "hold, and it is said where; or a release, or its repository, is not to be trusted",
     Exit.NOT_FOUND: "there is no such run, fleet, gate, item or file",
     Exit.UNREACHABLE: "the engine, or a worker behind it, cannot be had or does not answer",
     Exit.ENDED_BADLY: "the run ended otherwise than wanted (rolled back, aborted, rejected, pre-empted), "
     "or a node could not be brought up",
     Exit.WAITING: "a result was asked for, but the run still goes on or waits for a person; or evidence holds, and the run "
-    "goes on behind its end",
+    "goes on behind its end; or a draft of release metadata waits for signatures",
     Exit.INTERRUPTED: "interrupted with Ctrl-C, or answered no; what was begun on the engine goes on",
 }
