@@ -7,9 +7,13 @@ import contextlib
 import copy
 import json
 import random
+import re
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +32,7 @@ from kedge.trust import evidence_file
 from kedge.trust.chain import append, genesis, linked
 from kedge.trust.evidence import Asked, verify_parts
 from kedge.trust.policies import policy_text
+from kedge.trust.signers_file import export_signers
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
 from tests.spine.scene import Scene
@@ -585,3 +590,41 @@ async def test_policies_that_were_changed_by_signature_follow_from_the_first(sta
         scene.drivers.evidence, scene.drivers.blobs, scene.name, (first,)
     )
     assert report.findings == ()
+
+
+@pytest.mark.skipif(
+    shutil.which("jq") is None, reason="jq is not installed: tools/packages installs it"
+)
+async def test_the_recipe_verifies_by_hand_what_was_not_changed(kept: Kept, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evidence.md").read_text()
+    recipe = re.search(r"## By hand.*?```sh\n(.*?)```", text, re.DOTALL)
+    assert recipe is not None
+    (tmp_path / "allowed_signers").write_text(export_signers(kept.policy.people))
+
+    def follow(lines: list[bytes]) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "run.evidence").write_bytes(b"".join(lines))
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", recipe[1]],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    done = await asyncio.to_thread(follow, kept.lines)
+    assert done.returncode == 0, done.stderr
+    plan = next(
+        one["document"]
+        for one in split(kept.lines)
+        if one.get("document", {}).get("what") == "plan"
+    )
+    assert plan["digest"] in done.stdout
+    assert done.stdout.count("Good ") == 2
+
+    def edit(entries: list[Entry]) -> None:
+        entries[6]["record"]["said"] = "nothing happened"
+
+    assert (await asyncio.to_thread(follow, changed(kept.lines, edit))).returncode != 0
+    other = ensure_key(tmp_path / "other")
+    forged = relinked(kept.lines, lambda _: None, other)
+    again = await asyncio.to_thread(follow, forged)
+    # Whose key it is is for the policy to say: that part of the recipe is the reader's.
+    assert again.returncode == 0
+    assert (tmp_path / "workers").read_text().split()[3] not in str(kept.policy.evidence)
