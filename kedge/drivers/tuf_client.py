@@ -136,9 +136,8 @@ class Client:
             components = sorted(top.delegations.roles or ()) if top.delegations is not None else []
             found: dict[ReleaseName, TargetFile] = {}
             for component in components:
-                asked = ReleaseName(component=component, version="0")
                 try:
-                    listed = self._component(view, asked)
+                    listed = self._component(view, component)
                 except DriverError as error:
                     if error.kind != UNKNOWN:
                         raise
@@ -203,18 +202,20 @@ class Client:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return 0
 
-    def _component(self, view: View, name: ReleaseName) -> Listed:
-        """What the component of a release lists. Loads its metadata if it was not."""
-        self._named(lambda: view.updater.get_targetinfo(name.tombstone), name)
+    def _component(self, view: View, component: str, name: ReleaseName | None = None) -> Listed:
+        """What a component lists. Loads its metadata if it was not. ``name`` is the release that is asked for, if one is."""
+        # Whatever is looked for, the library walks down to the metadata of the component.
+        sought = name or ReleaseName(component=component, version="0")
+        self._named(lambda: view.updater.get_targetinfo(sought.tombstone), name)
         top: Targets = view.metadata("targets").signed
         delegated = top.delegations.roles if top.delegations is not None else None
-        if delegated is None or name.component not in delegated:
+        if delegated is None or component not in delegated:
             raise DriverError(
-                UNKNOWN, f"the repository has no component {name.component}", retryable=False,
+                UNKNOWN, f"the repository has no component {component}", retryable=False,
                 next_step="kedge release list shows the releases there are",
             )  # fmt: skip
-        metadata = view.metadata(name.component)
-        signers = self._named(lambda: _signers(top, name.component, metadata), name)
+        metadata = view.metadata(component)
+        signers = self._named(lambda: _signers(top, component, metadata), name)
         every = [view.metadata(role) for role in ("root", "timestamp", "snapshot", "targets")]
         versions = [one.signed.version for one in every]
         expires = min(one.signed.expires for one in (*every, metadata))
@@ -237,7 +238,7 @@ class Client:
 
     def _listed(self, view: View, name: ReleaseName) -> Listed:
         """The same, of a release that is there and was not revoked."""
-        listed = self._component(view, name)
+        listed = self._component(view, name.component, name)
         tombstone = self._named(lambda: view.updater.get_targetinfo(name.tombstone), name)
         if tombstone is not None:
             raise self._revoked(view, name, tombstone)
