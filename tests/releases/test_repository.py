@@ -168,7 +168,7 @@ async def test_what_expired_is_refused_as_a_freeze_and_a_renewal_mends_it(
     monkeypatch.undo()
     reader = world.reader()
 
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(3.1)
     with pytest.raises(DriverError) as refused:
         await reader.trusted(NAME)
     assert refused.value.kind == "RepositoryStale"
