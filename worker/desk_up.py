@@ -12,6 +12,7 @@ from kedge.model.base import Frozen
 from kedge.model.errors import EngineError
 from worker.background import BackgroundWorker, WorkerError
 from worker.client import EngineUnreachableError, connect_config
+from worker.codec import rings_of
 from worker.engine import Engine
 from worker.engine import EngineError as EngineFault
 from worker.processes import ProcessError
@@ -70,15 +71,16 @@ def faults() -> Iterator[None]:
 async def start(settings: Settings, say: Say) -> Place:
     """Starts the engine and the worker where they do not run, and waits until both answer.
 
-    They are detached: they outlive this process. Raises ``EngineError``.
+    They are detached: they outlive this process. Raises ``EngineError``, and ``CodecError`` before anything is started.
     """
     with faults():
         return await asyncio.to_thread(_start, settings, say)
 
 
 def _start(settings: Settings, say: Say) -> Place:
-    # Before the worker needs it: a key that cannot be used is told to who can mend it.
+    # Before the worker needs them: a key or a ring that cannot be used is told to who can mend it.
     key = ensure_key(settings.checkpoint_key)
+    rings_of(settings)
     started: list[str] = []
     engine = None
     if settings.embedded:

@@ -21,7 +21,7 @@ from kedge.drivers.codec_ring import FixedRing, RingFile
 from kedge.model.errors import CodecError
 from kedge.model.run import Run
 from kedge.trust import codec
-from worker import desk_codec, desk_doctor
+from worker import desk_codec, desk_doctor, desk_up
 from worker.codec import (
     ENCODING,
     KEYS_VARIABLE,
@@ -211,6 +211,14 @@ def test_a_home_that_had_a_ring_does_nothing_without_it(settings: Settings) -> N
         with pytest.raises(CodecError) as caught:
             act(settings)
         assert caught.value.kind == "NoRing"
+
+
+async def test_nothing_is_started_in_a_home_that_lost_its_ring(settings: Settings) -> None:
+    desk_codec.init(settings)
+    ring_file(settings).path.unlink()
+    with pytest.raises(CodecError, match="is not there"):
+        await desk_up.start(settings, lambda _: None)
+    assert not settings.engine_dir.exists()
 
 
 @pytest.mark.parametrize("given", [{"codec_required": True}, {"codec_ring": Path("nowhere")}])
