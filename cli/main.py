@@ -18,6 +18,7 @@ from cli import (
     commands_order,
     commands_order_files,
     commands_plan,
+    commands_policy,
     commands_release,
     commands_run,
     commands_runbook,
@@ -29,7 +30,7 @@ from cli.session import Session, report, tell_misuse
 HELP = ("-h", "--help")
 ORDER = (
     "init", "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
-    "abort", "decide", "rollback", "review", "order", "release", "evidence", "runbook", "codec", "doctor",
+    "abort", "decide", "rollback", "review", "order", "policy", "release", "evidence", "runbook", "codec", "doctor",
     "demo",
 )  # fmt: skip
 """How the commands are listed: in the order in which people meet them."""
@@ -122,6 +123,7 @@ commands_plan.register(app)
 commands_run.register(app)
 commands_order.register(app)
 app.add_typer(commands_order_files.app, name="order")
+app.add_typer(commands_policy.app, name="policy")
 app.add_typer(commands_evidence.app, name="evidence")
 commands_upstream.register(commands_release.app)
 app.add_typer(commands_release.app, name="release")

@@ -40,6 +40,7 @@ def _parts(told: Explanation) -> Iterator[Iterator[Text]]:
     yield _programs(told, ("forward",))
     yield _waves(told)
     yield _boundary(told)
+    yield _risk(told)
     yield _gates(told)
     yield _programs(told, ("back", "restore", "finalize"))
     yield _company(told)
@@ -139,6 +140,19 @@ def _boundary(told: Explanation) -> Iterator[Text]:
     yield Text(f"     {told.point_of_no_return}", style="red" if told.lost else "green")
     if told.lost:
         yield Text(f"     lost behind it: {told.lost}", style="red")
+
+
+RISKS = {"routine": "green", "elevated": "yellow", "irreversible": "bold red"}
+
+
+def _risk(told: Explanation) -> Iterator[Text]:
+    yield Text()
+    yield _title("What is at stake")
+    line = Text(f"     {told.risk}", style=RISKS[told.risk])
+    line.append(f": {told.risk_why}", style="not bold default")
+    yield line
+    for said in told.policy_asks:
+        yield Text(f"     {said}", style="dim")
 
 
 def _gates(told: Explanation) -> Iterator[Text]:

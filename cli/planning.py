@@ -23,7 +23,7 @@ from worker.desk_orders import Asked, Signer
 def show_plan(session: Session, documents: Documents) -> None:
     """The plan as a person wants to read it; with ``--json`` all of it."""
     made = session.desk().make_plan(documents.files())
-    told = explain(made.plan)
+    told = explain(made.plan, made.policy)
     if not session.json:  # a plan of thousands of nodes is enough to print once
         session.say(*page(told))
     session.document(
@@ -60,7 +60,7 @@ async def _start(
         life=life_of(signing.valid),
     )
     draft = await desk.draft_start(asked, made.digest, policy=made.policy)
-    session.aside(*page(explain(made.plan)))
+    session.aside(*page(explain(made.plan, made.policy)))
     show_draft(session, draft)
     submitted = await sign_and_send(session, desk, draft, signer, yes=signing.yes)
     refuse_if_refused(session, submitted.verdict)

@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kedge.model.base import Digest, Frozen, Json
-from kedge.model.plan import Effect, Gate, Plan, PointOfNoReturn, Program, Step, Wave, WayBack
+from kedge.model.plan import (
+    Effect,
+    Gate,
+    Plan,
+    PointOfNoReturn,
+    Program,
+    Risk,
+    Step,
+    Wave,
+    WayBack,
+)
+from kedge.model.policy import Policy
 from kedge.plan.digest import plan_digest
+from kedge.plan.policies import asks
+from kedge.plan.risk import risk_found
 
 _SHOWN_NODES = 8
 
@@ -77,6 +90,10 @@ class Explanation(Frozen):
     settings_changed: tuple[str, ...]
     failure_budget: int
     on_failure: str
+    risk: Risk = "irreversible"
+    risk_why: str = ""
+    policy_asks: tuple[str, ...] = ()
+    """What the policy asks for a plan of this class, where the policy is known."""
 
 
 def duration(seconds: float) -> str:
@@ -90,9 +107,10 @@ def duration(seconds: float) -> str:
     return parts or "0s"
 
 
-def explain(plan: Plan) -> Explanation:
-    """The plan in words."""
+def explain(plan: Plan, policy: Policy | None = None) -> Explanation:
+    """The plan in words, with what the policy it was made with asks for it."""
     done = 0
+    risk = risk_found(plan)
     waves: list[ExplainedWave] = []
     for wave in plan.waves:
         done += len(wave.nodes)
@@ -119,6 +137,9 @@ def explain(plan: Plan) -> Explanation:
         settings_changed=_settings(plan),
         failure_budget=plan.failure_budget,
         on_failure=plan.on_failure,
+        risk=risk.risk,
+        risk_why=risk.why,
+        policy_asks=asks(policy, risk.risk) if policy is not None else (),
     )
 
 

@@ -20,6 +20,7 @@ from kedge.model.base import Name
 from kedge.model.errors import DocumentError, OrderError
 from kedge.model.order import NAMESPACE
 from kedge.model.policy import Person
+from kedge.model.signed_policy import POLICY_NAMESPACE
 from kedge.trust.keys import parse_public_key
 from kedge.trust.refusal import quoted
 
@@ -76,7 +77,7 @@ def import_signers(
 def export_signers(people: Iterable[Person]) -> str:
     """The text for ``ssh-keygen -Y verify -f``; raises ``OrderError`` for a key that may not sign orders."""
     return "".join(
-        f'{person.name} namespaces="{NAMESPACE}" {parse_public_key(line).line}\n'
+        f'{person.name} namespaces="{NAMESPACE},{POLICY_NAMESPACE}" {parse_public_key(line).line}\n'
         for person in people
         for line in person.keys
     )
