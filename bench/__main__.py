@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import artifact, evidence, local, simulated
+from bench import artifact, evidence, local, simulated, verification
 
-PARTS = ("artifact", "evidence", "simulated", "local")
+PARTS = ("artifact", "evidence", "verification", "simulated", "local")
 
 
 def main() -> int:
@@ -33,6 +33,10 @@ def main() -> int:
         verified = asyncio.run(evidence.measure(say))
         print("\n".join(evidence.report(verified)))
         figures["evidence"] = verified.model_dump(mode="json")
+    if "verification" in parts:
+        judged = verification.measure(say)
+        print("\n".join(verification.report(judged)))
+        figures["verification"] = [one.model_dump(mode="json") for one in judged]
     if "simulated" in parts:
         found = asyncio.run(simulated.measure_all(say))
         print("\n".join(simulated.report(found)))
