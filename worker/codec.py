@@ -241,6 +241,22 @@ def checked(ring: Ring, settings: Settings) -> Ring:
     return ring
 
 
+class OwnRing:
+    """A home's own ring in its file: another one is refused whenever it comes, also while a process runs."""
+
+    def __init__(self, file: Rings, settings: Settings) -> None:
+        self._file = file
+        self._settings = settings
+        self._good: Ring | None = None
+
+    def ring(self) -> Ring:
+        """The ring as it is now. Raises ``CodecError``."""
+        found = self._file.ring()
+        if found is not self._good:
+            self._good = checked(found, self._settings)
+        return found
+
+
 def rings_of(settings: Settings) -> Rings | None:
     """The ring these settings mean; None where payloads are in the open.
 
@@ -252,8 +268,7 @@ def rings_of(settings: Settings) -> Rings | None:
     file = ring_file(settings)
     wanted = settings.codec_required or settings.codec_ring is not None
     if wanted or file.there() or required_mark(settings).exists():
-        checked(file.ring(), settings)
-        return LivingRing(file)
+        return LivingRing(OwnRing(file, settings))
     return None
 
 

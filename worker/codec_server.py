@@ -28,7 +28,7 @@ from starlette.routing import Route
 from temporalio.api.common.v1 import Payload
 
 from kedge.drivers.codec_ring import Rings
-from kedge.model.base import Frozen
+from kedge.model.base import Frozen, canonical
 from kedge.model.errors import CodecError, KedgeError
 from kedge.trust.codec_access import Reader, fleet_of
 from kedge.trust.refusal import RefusalError
@@ -198,7 +198,8 @@ class CodecServer:
         """What is to be signed."""
         await self._json(request, _SMALL)
         await self._look()
-        return JSONResponse(self._sessions.challenge().model_dump(mode="json"))
+        # The very bytes to sign: whoever signs by hand needs nothing but these.
+        return Response(canonical(self._sessions.challenge()), media_type="application/json")
 
     async def login(self, request: Request) -> Response:
         """A token, or a one-time code, for a signed challenge."""

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,53 @@ async def test_a_sign_in_is_by_this_challenge_for_this_server_in_this_namespace_
     assert server.ask("/login", told)[0] == 403
     for rubbish in ({}, {"nonce": 7}, {"nonce": "x", "signature": "y" * 40_000}):
         assert server.ask("/login", rubbish)[0] in (400, 403)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a stock ssh-agent."""
+    socket = tmp_path / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        wait_for(socket)
+        yield {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def test_stock_ssh_keygen_and_an_agent_sign_in_as_well(
+    place: Place, scene: Scene, server: Server, agent: dict[str, str], tmp_path: Path
+) -> None:
+    key = str(scene.keys["ada"])
+    challenge = tmp_path / "challenge"
+    challenge.write_bytes(server.ask("/challenge", b"")[2])
+    sign = ["ssh-keygen", "-q", "-Y", "sign", "-n", "kedge-codec-login", "-f", key, str(challenge)]
+    await asyncio.to_thread(subprocess.run, sign, check=True, capture_output=True, timeout=30)
+    nonce = json.loads(challenge.read_text())["nonce"]
+    told = {"nonce": nonce, "signature": challenge.with_name("challenge.sig").read_text()}
+    status, _, said = server.ask("/login", told)
+    assert status == 200, said
+
+    await asyncio.to_thread(
+        subprocess.run, ["ssh-add", "-q", key], env=agent, check=True, timeout=30
+    )
+    login = [str(KEDGE), "--home", str(place.settings.home), "codec", "login", "--json"]
+    done = await asyncio.to_thread(
+        subprocess.run, [*login, "--agent", f"{key}.pub"], env=agent, check=True,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    signed = json.loads(done.stdout)
+    assert (signed["person"], signed["kind"]) == ("ada", "token")
+    payload = await sealed(place, scene)
+    assert server.decode([payload], Authorization=f"Bearer {signed['secret']}")
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(200):
+        if path.exists():
+            return
+        time.sleep(0.05)
 
 
 async def test_a_fleet_that_the_reader_has_nothing_to_do_with_stays_sealed(

@@ -25,7 +25,6 @@ from worker import desk_codec, desk_doctor, desk_up
 from worker.codec import (
     ENCODING,
     KEYS_VARIABLE,
-    LivingRing,
     NoCodec,
     converter_of,
     ring_file,
@@ -257,7 +256,8 @@ def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
 ) -> None:
     desk_codec.init(settings)
     file = ring_file(settings)
-    living = LivingRing(file)
+    living = rings_of(settings)
+    assert living is not None
     for _ in range(3):
         shown = desk_codec.rotate(settings)
         assert living.ring().active == shown.keys[0].id
@@ -274,6 +274,11 @@ def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
     newest = next(key.id for key in prepared.keys if key.id not in {one.id for one in shown.keys})
     desk_codec.rotate(settings, activate=newest)
     assert living.ring().active == newest
+    # Another home's ring in its place is none of its own.
+    own = file.path.read_bytes()
+    file.path.write_bytes(codec.ring_document(OTHER))
+    assert living.ring().active == newest
+    file.path.write_bytes(own)
     desk_codec.retire(settings, shown.keys[0].id)
     assert shown.keys[0].id not in living.ring().keys
 
