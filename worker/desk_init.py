@@ -27,7 +27,9 @@ from worker.first_policy import FirstPolicy, policy_text
 from worker.settings import CONFIG_FILE, Settings
 
 State = Literal["made", "there"]
-What = Literal["key", "home", "evidence key", "payload keys", "releases", "settings", "policy"]
+What = Literal[
+    "key", "release key", "home", "evidence key", "payload keys", "releases", "settings", "policy"
+]
 
 _NAME = re.compile(r"[^a-z0-9._-]+")
 
@@ -103,9 +105,10 @@ class _Init:
         try:
             self._home()
             key = await self._key(person, policy)
+            keeper = self._keeper(key)
             witness = await asyncio.to_thread(self._witness)
             await asyncio.to_thread(self._codec)
-            root = await self._releases(key)
+            root = await self._releases(keeper)
             self._config()
             if policy is None:
                 self._write_policy(person, key, root, witness)
@@ -120,7 +123,7 @@ class _Init:
             fingerprint=key.fingerprint,
             root=root,
             items=tuple(self._items),
-            next=self._next(key),
+            next=self._next(key, keeper),
         )
 
     def _item(self, what: What, path: Path | str, use: str, *, made: bool) -> None:
@@ -140,9 +143,14 @@ class _Init:
         home = self._settings.home
         made = not home.exists()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if home.stat().st_mode & 0o077:
-            home.chmod(0o700)
-        use = "all that kedge keeps here: engine, stores, record, logs; nobody else may look"
+        _not_for_git(home)
+        use = "all that kedge keeps here: engine, stores, record, logs"
+        shared = home.stat().st_mode & 0o077
+        use += (
+            "; others may look into it, `chmod 700` ends that"
+            if shared
+            else "; nobody else may look"
+        )
         self._item("home", home, use, made=made)
 
     async def _key(self, person: str, policy: Policy | None) -> FoundKey:
@@ -151,13 +159,28 @@ class _Init:
         key = await self._found(own, policy)
         made = key is None
         if key is None:
+            _not_for_git(own.parent)
             key = make(own, f"{person}@{_slug(self._folder.name, 'kedge')}")
         where: Path | str = key.file if key.file is not None else f"ssh-agent {key.fingerprint}"
-        use = f"signs as {person}: orders, and releases"
+        use = f"signs as {person}: orders" + ("" if key.hardware else ", and releases")
         if made or (there and key.file == own):
             use += f"; it has no passphrase, `ssh-keygen -p -f {own.relative_to(self._folder)}` gives it one"
         self._item("key", where, use, made=made)
         return key
+
+    def _keeper(self, key: FoundKey) -> FoundKey:
+        """The key that signs the repository's metadata: the same, but for hardware keys, which sign something around
+        every message and so nothing that a stock client of the repository would take.
+        """
+        if not key.hardware:
+            return key
+        path = self._folder / "keys" / "releases"
+        found = in_file(path)
+        made = found is None
+        use = "signs releases: a hardware key cannot; `ssh-keygen -p -f keys/releases` gives it a passphrase"
+        self._item("release key", path, use, made=made)
+        _not_for_git(path.parent)
+        return found or make(path, "releases")
 
     async def _found(self, own: Path, policy: Policy | None) -> FoundKey | None:
         """The key that is named, or the one of the policy, or one that this person has already."""
@@ -178,11 +201,12 @@ class _Init:
         if policy is not None:
             lines = {parse_public_key(line).line for one in policy.people for line in one.keys}
             every = tuple(one for one in every if one.line in lines)
-        # A hardware key signs orders and policies, but no metadata of a repository; who has no terminal opens no lock.
+        # Who has no terminal opens no lock. A hardware key is taken where it is named, or stands in the policy.
         usable = (
             one
             for one in every
-            if not one.hardware and (not one.locked or self._passphrase is not None)
+            if (not one.hardware or policy is not None)
+            and (one.hardware or not one.locked or self._passphrase is not None)
         )
         found = next(usable, None)
         if found is None and policy is not None:
@@ -296,15 +320,17 @@ class _Init:
             )
         self._item("policy", self._policy_file, _POLICY, made=False)
 
-    def _next(self, key: FoundKey) -> tuple[str, ...]:
-        option = " ".join(_short(part, self._folder) for part in key.option)
+    def _next(self, key: FoundKey, keeper: FoundKey) -> tuple[str, ...]:
+        option, keeps = (
+            " ".join(_short(part, self._folder) for part in one.option) for one in (key, keeper)
+        )
         name = self._policy_file.name
         documents = "--fleet FLEET.yaml --release NAME@VERSION --runbook RUNBOOK.yaml"
         return (
-            f"release add RELEASE.yaml {option} --publish",
+            f"release add RELEASE.yaml {keeps} --publish",
             f"up --fleet FLEET.yaml --policy {name}",
             f"start {documents} --policy {name} {option}",
-            f"release publish --renew {option}",
+            f"release publish --renew {keeps}",
         )
 
 
@@ -312,6 +338,13 @@ _RELEASES = (
     "the signed repository: what it lists may run, nothing else; its root is pinned in the home"
 )
 _POLICY = "who may say what, and how many must agree"
+
+
+def _not_for_git(folder: Path) -> None:
+    """Nothing of a folder gets into a repository by an ``add`` of everything."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not (folder / ".gitignore").exists():
+        write_atomic(folder / ".gitignore", b"*\n")
 
 
 def _of_agent(wanted: str, held: tuple[FoundKey, ...]) -> FoundKey:

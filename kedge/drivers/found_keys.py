@@ -16,8 +16,8 @@ from kedge.model.base import Frozen
 from kedge.model.errors import OrderError
 from kedge.trust.keys import PublicKey, parse_public_key
 
-USUAL = ("id_ed25519", "id_ecdsa", "id_rsa")
-"""Files of ``~/.ssh``, in the order in which they are looked for; those of hardware keys are in an agent where they sign."""
+USUAL = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
+"""Files of ``~/.ssh``, in the order in which they are looked for."""
 AGENT_SECONDS = 5.0
 _MAX_KEY = 65_536
 
@@ -37,8 +37,9 @@ class FoundKey(Frozen):
 
     @property
     def option(self) -> tuple[str, str]:
-        """How the command line names it."""
-        return ("--agent", self.fingerprint) if self.file is None else ("--key", str(self.file))
+        """How the command line names it. A hardware key signs by way of an agent, wherever its handle lies."""
+        in_agent = self.file is None or self.hardware
+        return ("--agent", self.fingerprint) if in_agent else ("--key", str(self.file))
 
 
 async def held_by_agent(agent: str | None = None) -> tuple[FoundKey, ...]:

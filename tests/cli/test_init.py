@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.sk_eddsa import _SKEd25519Key
 
 from demo.documents import free_members
 from kedge.model.errors import DriverError, PlanError
@@ -121,6 +123,15 @@ def test_nobody_else_can_read_what_was_made(laptop: Laptop) -> None:
     secret = ("keys/ada", ".kedge/trust/checkpoint_key", ".kedge/trust/codec.json")
     for name in (*secret, ".kedge/kedge.toml", "policy.yaml"):
         assert stat.S_IMODE((laptop.folder / name).stat().st_mode) == 0o600, name
+
+
+def test_no_secret_gets_into_a_git_repository_by_an_add_of_everything(laptop: Laptop) -> None:
+    git = ["git", "-C", str(laptop.folder)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    laptop.init("ada")
+    subprocess.run([*git, "add", "--all"], check=True)
+    listed = subprocess.run([*git, "ls-files"], check=True, capture_output=True, text=True).stdout
+    assert {line.split("/")[0] for line in listed.splitlines()} == {"policy.yaml", "releases"}
 
 
 def test_called_again_it_says_what_is_there_and_changes_nothing(laptop: Laptop) -> None:
@@ -246,6 +257,24 @@ def test_a_key_of_an_agent_is_taken_before_any_file(
     assert in_agent in laptop.policy().people[0].keys[0]
     assert in_file not in laptop.policy().people[0].keys[0]
     assert f"--agent {told.fingerprint}" in told.next[0]
+
+
+def test_a_hardware_key_signs_orders_and_a_key_of_its_own_the_releases(laptop: Laptop) -> None:
+    bare = asyncssh.generate_private_key("ssh-ed25519").export_public_key().split()[1]
+    point = base64.b64decode(bare)[-32:]
+    handle = _SKEd25519Key(point, "ssh:", 1, b"handle of a token", b"")
+    path = laptop.own / "id_ed25519_sk"
+    handle.write_private_key(str(path))
+    path.chmod(0o600)
+    told = laptop.init("ada", key=path)
+    assert (states(told)["key"], states(told)["release key"]) == ("there", "made")
+    (line,) = laptop.policy().people[0].keys
+    assert line.startswith("sk-ssh-ed25519@openssh.com ")
+    add, _, start, renew = told.next
+    assert "--key keys/releases" in add
+    assert "--key keys/releases" in renew
+    assert f"--agent {told.fingerprint}" in start
+    assert set(states(laptop.init(key=path)).values()) == {"there"}
 
 
 @pytest.fixture
