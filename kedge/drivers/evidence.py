@@ -82,11 +82,16 @@ class SqliteStore:
 
     def read_head(self, fleet: str) -> EvidenceHead:
         """See :meth:`kedge.drivers.ports.Evidence.head`."""
+        if not self._path.exists():
+            # Who only looks makes no file: a face may be asked in any home.
+            return EvidenceHead(0, genesis(fleet))
         with self._reading() as database:
             return _head(database, fleet)
 
     def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
         """See :meth:`kedge.drivers.ports.Evidence.read`."""
+        if not self._path.exists():
+            return ()
         with self._reading() as database:
             rows = database.execute(
                 "SELECT seq, key, record, previous, hash FROM entries"

@@ -395,3 +395,10 @@ async def test_the_cluster_of_compose_gets_a_role_and_a_database(
     monkeypatch.setenv("PGPASSWORD", "wrong")
     with pytest.raises(DriverError, match="password authentication failed"):
         await PostgresEvidence(address).head("etcd")
+
+
+async def test_looking_makes_no_file(tmp_path: Path) -> None:
+    evidence = SqliteEvidence(tmp_path / "evidence.db")
+    assert (await evidence.head("etcd")).seq == 0
+    assert await evidence.read("etcd") == ()
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
+from kedge.model.evidence import EvidenceReport
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
+from worker import desk_evidence
 from worker import engine as engines
 from worker.client import connect
 from worker.engine import Engine
@@ -32,9 +34,20 @@ async def staged(tmp_path: Path) -> AsyncIterator[Stage]:
         return scene
 
     yield make
+    reports = [await verified(scene) for scene in made if not scene.meddled]
     for scene in made:
         await scene.drivers.aclose()
         end_daemons(scene)
+    assert [report.findings for report in reports if report is not None and report.findings] == []
+
+
+async def verified(scene: Scene) -> EvidenceReport | None:
+    """Whatever a test did: the record of it verifies, from its first line on. None where there is none."""
+    drivers = scene.drivers
+    if (await drivers.evidence.head(scene.name)).seq == 0:
+        return None
+    pinned = await desk_evidence.pinned_here(drivers.pins, scene.name)
+    return await desk_evidence.check(drivers.evidence, drivers.blobs, scene.name, pinned)
 
 
 @pytest.fixture

@@ -93,6 +93,8 @@ class Scene:
     releases: dict[str, Release]
     keys: dict[str, Path]
     nonce: Callable[[], str] = field(default=lambda: secrets.token_hex(16))
+    meddled: str = ""
+    """What the test did to this scene behind kedge's back, so that its evidence need not verify at the end."""
 
     def runbook(self, **given: Json) -> Runbook:
         """A small runbook: canary, gate, the rest; ``given`` replaces whole keys."""
