@@ -35,8 +35,8 @@ def policy_text(first: FirstPolicy) -> str:
 
 
 _TEXT = """\
-# Who may say what, and with which keys. Written by `kedge init`, yours to change: `kedge runbook lint policy.yaml`
-# checks it, `kedge up --policy policy.yaml` pins it on this machine. docs/documents.md says all that may stand here.
+# Who may say what, and with which keys. Written by `kedge init`, yours to change: `kedge policy lint policy.yaml` checks
+# it, `kedge policy explain policy.yaml` says it in words. docs/policy.md says all that may stand here.
 kind: Policy
 version: 1
 name: <name>
@@ -47,8 +47,8 @@ people:
     roles: [operator, approver, on-call, maintainer]
     keys:
       - <key>
-  # A second person: take the signs away and put in the line of the .pub file. Then raise the numbers below, set what
-  # stands under "alone" to false, and make it version 2, with `previous:` and the digest of this one.
+  # A second person: take the signs away and put in the line of the .pub file. Then set what stands under "alone" to
+  # false, and `change` to 2. `kedge policy sign policy.yaml --for FLEET` makes the next version of it.
   # - name: ben
   #   roles: [approver, on-call, maintainer]
   #   keys:
@@ -67,7 +67,8 @@ may:
 # Who signs the next version of this policy. With two people: 2, so that neither changes it alone.
 change: {threshold: 1, roles: [maintainer]}
 
-# How many different people a gate needs at least, whatever a runbook says. With two people: 2.
+# How many different people a gate needs at least, whatever a runbook says. Beside who asked for the run, once nobody is
+# alone: with two people 1 is both of them, with three make it 2.
 gates:
   every: {threshold: 1}
   point_of_no_return: {threshold: 1}

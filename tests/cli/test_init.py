@@ -108,7 +108,7 @@ def test_an_empty_folder_gets_everything_and_the_policy_names_it(laptop: Laptop)
     assert [line.split()[1] for line in policy.evidence.signers] == [witness]
     settings = tomllib.loads((laptop.folder / ".kedge/kedge.toml").read_text())
     assert settings == {"release_repository": str(laptop.folder / "releases")}
-    assert laptop.kedge("runbook", "lint", "policy.yaml")["problems"] == []
+    assert laptop.kedge("policy", "lint", "policy.yaml")["problems"] == []
     laptop.kedge("release", "verify")
 
 
@@ -313,3 +313,11 @@ def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(cleared: Pat
     assert said.returncode == 0, whole
     versions = re.findall(r'^\{"version": "(.*)"\}$', said.stdout, re.MULTILINE)
     assert versions == ["1.0.0", "1.1.0"], whole
+    file = cleared / "own" / "policy.yaml"
+    policy = parse(file.read_bytes(), str(file), Policy).value
+    assert [person.name for person in policy.people] == ["ada", "ben"]
+    assert (policy.requester_may_approve, policy.separation.author_may_approve) == (False, False)
+    assert policy.change is not None
+    assert policy.change.threshold == 2
+    pinned = (cleared / "own" / ".kedge" / "policies" / "hello.json").read_text()
+    assert '"version":2' in pinned
