@@ -22,6 +22,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+import yaml
 
 from cli.exits import Exit
 from kedge.trust import codec
@@ -208,7 +209,7 @@ def write_documents(top: Path, kept: Path, keys: dict[str, str]) -> None:
         "nodes": [{"name": node} for node in NODES],
     }  # fmt: skip
     for name, document in (("policy", policy), ("fleet", fleet)):
-        (top / f"{name}.yaml").write_text(json.dumps(document))
+        (top / f"{name}.yaml").write_text(yaml.safe_dump(document))
     (top / "runbook.yaml").write_text(RUNBOOK)
     for version in ("1.0.0", "1.0.1", "1.0.2"):
         import hashlib
