@@ -162,9 +162,10 @@ def sign(  # noqa: PLR0913 - as above
             help="Take over signatures from a copy of a draft. Repeatable.",
         ),
     ] = None,
+    yes: options.YesOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Sign drafts. People who are elsewhere sign a copy of the folder and send back the files in drafts/."""
+    """Sign drafts, after seeing what they change. People who are elsewhere sign a copy of the folder and send back the files in drafts/."""
     from cli.releases import Signing, sign_drafts
 
     sign_drafts(
@@ -173,6 +174,7 @@ def sign(  # noqa: PLR0913 - as above
         Signing(key, agent),
         tuple(role or ()),
         tuple(merge or ()),
+        yes=yes,
     )
 
 

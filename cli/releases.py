@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -126,10 +127,20 @@ def sign_drafts(
     signing: Signing,
     roles: tuple[str, ...],
     copies: tuple[Path, ...],
+    *,
+    yes: bool,
 ) -> None:
-    """``sign``."""
+    """``sign``: what the drafts change is shown first."""
     desk = session.desk()
     folder = repository or own_folder(desk)
+
+    told = desk.release_desk().changes(folder, roles)
+    for role, said in told.items():
+        session.aside(Text(f"draft of {role}:", style="bold"), *(f"   {one}" for one in said))
+    asked = bool(told) and bool(signing.keys or signing.agents) and not yes and sys.stdin.isatty()
+    if asked and not typer.confirm("sign this?", default=False, err=True):
+        session.note("nothing was signed")
+        raise typer.Exit(Exit.INTERRUPTED)
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
         return await releases.sign(folder, roles, signers, copies=copies)
@@ -333,6 +344,11 @@ def _tell(session: Session, changed: Changed) -> None:
         session.note(f"signed: {', '.join(changed.signed)}")
     if changed.published:
         session.say(Text(f"published: {', '.join(changed.published)}", style="green"))
+    for role in changed.unseen:
+        session.note(
+            f"the draft of {role} was there before, and is not signed along: "
+            "`kedge release sign` shows what is in it, and signs it"
+        )
     for one in changed.drafts:
         if not one.missing:
             session.say(f"draft of {one.role}: signed by enough people, not published")

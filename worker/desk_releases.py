@@ -78,6 +78,8 @@ class Changed(Frozen):
     """The digest of the first root metadata, once that is published: what policies name."""
     signed: tuple[str, ...] = ()
     """The roles that got a signature in this call."""
+    unseen: tuple[str, ...] = ()
+    """Drafts that were there before, with changes of others: they were not signed along."""
 
     @property
     def waiting(self) -> tuple[RoleView, ...]:
@@ -159,11 +161,12 @@ class ReleaseDesk:
 
         Raises as :meth:`kedge.drivers.tuf_repository.Repository.add_release`.
         """
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
+            before = repository.layout.drafted()
             keys = None if component is None else _role_keys(component)
             repository.add_release(new, _now(), keys=keys)
-            return await _finish(repository, signers, publish=publish)
+            return await _finish(repository, signers, publish=publish, before=before)
 
     async def attach(
         self,
@@ -175,10 +178,11 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Puts attestations (``provenance-<n>.json``) or vendor's material beside a release that is there."""
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
+            before = repository.layout.drafted()
             repository.attach(name, extra, _now())
-            return await _finish(repository, signers, publish=publish)
+            return await _finish(repository, signers, publish=publish, before=before)
 
     async def sign(
         self,
@@ -193,7 +197,7 @@ class ReleaseDesk:
         """
         from kedge.drivers.tuf_layout import MAX_METADATA, read_metadata
 
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
             merged: list[str] = []
             for copy in copies:
@@ -222,15 +226,17 @@ class ReleaseDesk:
         """Publishes every draft that has its signatures. ``renew``: roles to give a new expiry; empty: those that need
         it soonest, snapshot and timestamp.
         """
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
-            now = _now()
+            now, before = _now(), repository.layout.drafted()
             if renew is not None:
                 for role in renew:
                     if role not in ("snapshot", "timestamp"):
                         repository.authority(role)
                         repository.renew(role, now)
-            return await _finish(repository, signers, publish=True, renew=renew is not None)
+            return await _finish(
+                repository, signers, publish=True, renew=renew is not None, before=before
+            )
 
     async def revoke(
         self,
@@ -243,10 +249,11 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Takes a release out for good."""
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
+            before = repository.layout.drafted()
             repository.revoke(name, reason=reason, by=by, now=_now())
-            return await _finish(repository, signers, publish=publish)
+            return await _finish(repository, signers, publish=publish, before=before)
 
     async def reinstate(
         self,
@@ -257,10 +264,11 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Takes a revocation back: the release is listed again, with the very files that it had."""
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
+            before = repository.layout.drafted()
             repository.reinstate(name, _now())
-            return await _finish(repository, signers, publish=publish)
+            return await _finish(repository, signers, publish=publish, before=before)
 
     async def rotate(
         self,
@@ -271,8 +279,9 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Changes the keys of a role."""
-        repository = _opened(folder)
+        repository = self._opened(folder)
         with repository.layout.locked():
+            before = repository.layout.drafted()
             repository.rotate(
                 change.role,
                 add=[_public_key(path) for path in change.add],
@@ -280,11 +289,11 @@ class ReleaseDesk:
                 threshold=change.threshold,
                 now=_now(),
             )
-            return await _finish(repository, signers, publish=publish)
+            return await _finish(repository, signers, publish=publish, before=before)
 
     def drafts(self, folder: Path) -> tuple[RoleView, ...]:
         """Every role of the repository, with how far it is."""
-        return _views(_opened(folder), drafts_only=False)
+        return _views(self._opened(folder), drafts_only=False)
 
     async def new_release(
         self,
@@ -309,6 +318,27 @@ class ReleaseDesk:
             files[platform] = _named_like(files[platform], one.source)
         return NewRelease(document=release, files=files, author=author, extra=dict(extra or {}))
 
+    def changes(self, folder: Path, roles: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+        """What each draft changes, in sentences, for who is to sign it."""
+        from kedge.drivers.tuf_audit import changes
+
+        repository = self._opened(folder)
+        return {
+            role: changes(repository, role)
+            for role in repository.layout.drafted()
+            if not roles or role in roles
+        }
+
+    def _opened(self, folder: Path) -> Repository:
+        """The keepers' folder, after it was verified: whoever can write there could put something under our signatures."""
+        from kedge.drivers.tuf_audit import verify_published
+        from kedge.drivers.tuf_repository import Repository
+
+        repository = Repository.open(folder)
+        own = self.location is not None and Path(self.location) == Path(folder).absolute()
+        verify_published(repository, self._releases.pinned() if own else None)
+        return repository
+
     # -- readers ----------------------------------------------------------------------------------
 
     def trust(self, root: Digest) -> Digest:
@@ -317,17 +347,19 @@ class ReleaseDesk:
 
     def listed(self, root: Digest | None = None) -> tuple[ListedRelease, ...]:
         """Every release, the revoked ones too, as a worker sees them."""
+        from kedge.drivers.tuf_client import custom_of
+
         found: list[ListedRelease] = []
         for name, target in sorted(
             self._releases.client(root).names().items(), key=lambda one: str(one[0])
         ):
-            custom = (target.custom or {}).get("kedge", {})
+            custom = custom_of(target)
             found.append(
                 ListedRelease(
                     name=name,
                     revoked=target.path == name.tombstone,
-                    added=str(custom.get("added", "")),
-                    author=str(custom.get("author", "")),
+                    added=custom.get("added", ""),
+                    author=custom.get("author", ""),
                 )
             )
         return tuple(found)
@@ -406,12 +438,6 @@ def fingerprint_of(signer: MetadataKey) -> str:
 # -- inside ---------------------------------------------------------------------------------------
 
 
-def _opened(folder: Path) -> Repository:
-    from kedge.drivers.tuf_repository import Repository
-
-    return Repository.open(folder)
-
-
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
@@ -441,37 +467,59 @@ async def _finish(
     *,
     publish: bool,
     renew: bool = False,
+    before: Sequence[str] = (),
 ) -> Changed:
-    """Signs what the keys at hand can sign, and publishes what is complete, when that is wanted."""
+    """Signs what the keys at hand can sign, and publishes what is complete, when that is wanted.
+
+    Drafts that were there ``before`` are not signed along: who signs them is to see what is in them. Snapshot and
+    timestamp say nothing but which files there are.
+    """
     from kedge.drivers import tuf_publish
 
-    signed = await _sign(repository, repository.layout.drafted(), signers)
+    fresh = [role for role in repository.layout.drafted() if role not in before]
+    signed = await _sign(repository, fresh, signers)
+    unseen = _unseen(repository, before, signers)
     if not publish:
-        return _changed(repository, signed=signed)
+        return _changed(repository, signed=signed, unseen=unseen)
     now = _now()
     try:
         found = tuf_publish.ready(repository)
-    except PlanError:
-        if _views(repository, drafts_only=True):
-            # Something waits for people, and it is said which: no mistake.
-            return _changed(repository, signed=signed)
-        raise
+    except tuf_publish.NotSignedError:
+        # Something waits for people, and it is said which: no mistake.
+        return _changed(repository, signed=signed, unseen=unseen)
     snapshot = tuf_publish.compose_snapshot(repository, found, now, renew=renew)
     signed += await _sign(repository, ["snapshot"], signers)
     snapshot = repository.current("snapshot") or snapshot
     if not tuf_publish.signed_enough(found, "snapshot", snapshot):
-        return _changed(repository, signed=signed)
+        return _changed(repository, signed=signed, unseen=unseen)
     timestamp = tuf_publish.compose_timestamp(repository, found, snapshot, now, renew=renew)
     signed += await _sign(repository, ["timestamp"], signers)
     timestamp = repository.current("timestamp") or timestamp
     if not tuf_publish.signed_enough(found, "timestamp", timestamp):
-        return _changed(repository, signed=signed)
+        return _changed(repository, signed=signed, unseen=unseen)
     published = tuf_publish.commit(repository, found, snapshot, timestamp, now)
-    return _changed(repository, signed=signed, published=published)
+    return _changed(repository, signed=signed, unseen=unseen, published=published)
+
+
+def _unseen(
+    repository: Repository, before: Sequence[str], signers: Sequence[MetadataKey]
+) -> tuple[str, ...]:
+    """The drafts of others that the keys at hand could have signed, and that lack signatures."""
+    hands = {signer.key.keyid for signer in signers}
+    found: list[str] = []
+    for role in before:
+        state = repository.state(role) if role not in ("snapshot", "timestamp") else None
+        if state is not None and state.waits and hands & state.unsigned.keys():
+            found.append(role)
+    return tuple(found)
 
 
 def _changed(
-    repository: Repository, *, signed: tuple[str, ...] = (), published: tuple[str, ...] = ()
+    repository: Repository,
+    *,
+    signed: tuple[str, ...] = (),
+    published: tuple[str, ...] = (),
+    unseen: tuple[str, ...] = (),
 ) -> Changed:
     from hashlib import sha256
 
@@ -482,6 +530,7 @@ def _changed(
         published=published,
         root=sha256(first.read_bytes()).hexdigest() if first.exists() else None,
         signed=tuple(dict.fromkeys(signed)),
+        unseen=unseen,
     )
 
 

@@ -161,6 +161,8 @@ class Settings(BaseSettings):
     @classmethod
     def _folder_or_address(cls, value: str | None) -> str | None:
         if value is None or value.startswith(("http://", "https://")):
+            if "@" in (value or "").partition("://")[2].partition("/")[0]:
+                raise ValueError("should have no name or password in it: addresses are shown")
             return value
         if "://" in value or not value:
             raise ValueError(

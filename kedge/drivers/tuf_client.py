@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -55,6 +55,7 @@ from kedge.model.trusted import (
     Revocation,
     Standing,
     TrustedRelease,
+    release_name,
 )
 from kedge.plan.digest import document_digest
 from kedge.trust.tufkeys import content_digest, fingerprints
@@ -120,8 +121,7 @@ class Client:
         """See :meth:`kedge.drivers.ports.Releases.standing`."""
         with self._refreshed(name) as view:
             listed = self._listed(view, name)
-            custom = (listed.targets[name.document].custom or {}).get("kedge", {})
-            if custom.get("document") != document:
+            if custom_of(listed.targets[name.document]).get("document") != document:
                 found = self._named(lambda: self._read(view, name, listed), name)
                 if found.digest != document:
                     raise _not_trusted(
@@ -143,9 +143,9 @@ class Client:
                         raise
                     continue
                 for path, target in sorted(listed.targets.items()):
-                    _, version, base = path.split("/")
-                    if base in ("release.json", "revoked.json"):
-                        found[ReleaseName(component=component, version=version)] = target
+                    name = _release_of(path)
+                    if name is not None and name.component == component:
+                        found[name] = target
             return found
 
     def fetch(self, path: str, into: Path) -> None:
@@ -176,6 +176,7 @@ class Client:
             yield self._named(self._refresh, name)
 
     def _refresh(self) -> View:
+        self._fetcher.scratch = self._memory
         config = UpdaterConfig(max_root_rotations=256, max_delegations=8)
         folder = self._memory / "metadata"
         folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +248,14 @@ class Client:
                 UNKNOWN, f"the repository lists no release {name}", retryable=False,
                 next_step="kedge release list shows the releases there are",
             )  # fmt: skip
+        self._may_list(view, name, listed, name.document)
         return listed
+
+    def _may_list(self, view: View, name: ReleaseName, listed: Listed, path: str) -> None:
+        """Raise unless it is the component that says what a file is: by its delegation, and before anybody else."""
+        found = self._named(lambda: view.updater.get_targetinfo(path), name)
+        if found != listed.targets[path]:
+            self._named(lambda: _foreign(path, name), name)
 
     def _revoked(self, view: View, name: ReleaseName, target: TargetFile) -> DriverError:
         content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
@@ -284,6 +292,8 @@ class Client:
         content = self._named(lambda: self._bytes(view, target, MAX_DOCUMENT), name, target=target)
         release = _document(content, name)
         own = {path: one for path, one in listed.targets.items() if path.startswith(name.folder)}
+        for path in own:
+            self._may_list(view, name, listed, path)
         artifacts = tuple(_artifacts(release, name, own))
         extra = [path for path in own if EXTRA.fullmatch(path.removeprefix(name.folder))]
         known = {name.document, *extra, *(one.source.removeprefix("tuf:") for one in artifacts)}
@@ -298,8 +308,8 @@ class Client:
             raise RepositoryRefusalError(
                 "endless-data", f"{name} has more than {MOST_ATTESTATIONS} attestations"
             )
-        custom = (target.custom or {}).get("kedge", {})
-        author = custom.get("author") if isinstance(custom, dict) else None
+        custom = custom_of(target)
+        author = custom.get("author")
         return TrustedRelease(
             name=name,
             root=self.root,
@@ -307,10 +317,10 @@ class Client:
             target=content_digest(content),
             digest=document_digest(release),
             artifacts=artifacts,
-            authors=tuple(dict.fromkeys([*([str(author)] if author else []), *listed.signers])),
+            authors=tuple(dict.fromkeys([*([author] if author else []), *listed.signers])),
             attestations=tuple(self._attestation(view, own[path], name) for path in attested),
             vendor=tuple(sorted(path for path in extra if path not in attested)),
-            added=str(custom.get("added", "")) if isinstance(custom, dict) else "",
+            added=custom.get("added", ""),
             versions=listed.versions,
             expires=listed.expires,
         )
@@ -406,6 +416,27 @@ class Client:
         if number.isdigit() and int(number) != last.version:
             return "mix-and-match"
         return "rollback"
+
+
+def custom_of(target: TargetFile) -> dict[str, str]:
+    """What the keepers wrote beside a target: author, when it was added, the document's digest. Only texts are taken."""
+    custom = target.custom.get("kedge") if isinstance(target.custom, dict) else None
+    pairs = custom.items() if isinstance(custom, dict) else ()
+    return {str(key): value[:200] for key, value in pairs if isinstance(value, str)}
+
+
+def _release_of(path: str) -> ReleaseName | None:
+    """The release whose document or revocation a target is."""
+    component, _, rest = path.partition("/")
+    version, _, base = rest.partition("/")
+    named = release_name(f"{component}@{version}")
+    return named if base in ("release.json", "revoked.json") else None
+
+
+def _foreign(path: str, name: ReleaseName) -> NoReturn:
+    raise RepositoryRefusalError(
+        "arbitrary-software", f"{path} is listed by who has no say about {name.component}"
+    )
 
 
 def fetcher_of(location: str, seen: Callable[[str], int]) -> FolderFetcher | HttpFetcher:

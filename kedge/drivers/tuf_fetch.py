@@ -10,15 +10,19 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.parse import unquote
 
 from tuf.api.exceptions import (
     DownloadError,
     DownloadHTTPError,
+    DownloadLengthMismatchError,
     RepositoryError,
     SlowRetrievalError,
 )
@@ -66,10 +70,28 @@ class Fetched(threading.local):
 
 
 class _Guarded(FetcherInterface):
-    """``seen`` gives the version of a role's metadata that was trusted last, 0 for none."""
+    """``seen`` gives the version of a role's metadata that was trusted last, 0 for none. What comes is kept in
+    ``scratch`` while it is verified: archives are large, and ``/tmp`` may be memory.
+    """
 
     last: Fetched
     seen: Callable[[str], int]
+    scratch: Path | None = None
+
+    @contextmanager
+    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
+        """As the base class, in ``scratch``."""
+        received = 0
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            for chunk in self.fetch(url):
+                received += len(chunk)
+                if received > max_length:
+                    raise DownloadLengthMismatchError(
+                        f"{url.rsplit('/', 1)[-1]} goes on beyond the {max_length} bytes that it may have"
+                    )
+                file.write(chunk)
+            file.seek(0)
+            yield file
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """As the base class: metadata, looked at before it is handed on."""

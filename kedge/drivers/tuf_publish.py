@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
 from kedge.drivers.tuf_layout import AnyMetadata
 from kedge.drivers.tuf_repository import Repository, RoleState
 from kedge.model.errors import PlanError
+
+
+class NotSignedError(PlanError):
+    """Root or targets lack signatures, and nothing can be published before they have them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def clean(holder: Root | Targets, role: str, metadata: AnyMetadata) -> bool:
 
 def _not_yet(waiting: list[RoleState], role: str) -> NoReturn:
     missing = next((one.missing for one in waiting if one.role == role), 1)
-    raise PlanError(
+    raise NotSignedError(
         f"{role} lacks {missing} signature(s), and nothing can be published before",
         next_step=f"kedge release sign {role} --key FILE",
     )
@@ -123,19 +127,14 @@ def compose_snapshot(
     meta = {
         f"{role}.json": _meta(metadata) for role, metadata in found.state.items() if role != "root"
     }
-    root: Root = found.state["root"].signed
-    for known in _known(repository, "snapshot"):
-        same = isinstance(known.signed, Snapshot) and known.signed.meta == meta
-        published = known.signed.version in repository.layout.versions("snapshot")
-        fit = not published or (clean(root, "snapshot", known) and not renew)
-        if same and fit and not known.signed.is_expired(now):
-            return known
-    draft = repository.draft("snapshot", now)
     made: AnyMetadata = Metadata(
-        Snapshot(version=_next(repository, "snapshot"), expires=draft.signed.expires, meta=meta)
+        Snapshot(
+            version=_next(repository, "snapshot"),
+            expires=_until(repository, "snapshot", now),
+            meta=meta,
+        )
     )
-    repository.layout.keep_draft("snapshot", made)
-    return made
+    return _composed(repository, found, made, now, renew=renew)
 
 
 def compose_timestamp(
@@ -147,23 +146,53 @@ def compose_timestamp(
     renew: bool = False,
 ) -> AnyMetadata:
     """The timestamp for this snapshot: the published one or a draft that says the same, else a new draft."""
-    meta = _meta(snapshot)
-    root: Root = found.state["root"].signed
-    for known in _known(repository, "timestamp"):
-        same = isinstance(known.signed, Timestamp) and known.signed.snapshot_meta == meta
-        newest = repository.layout.newest("timestamp")
-        published = newest is not None and newest.signed.version == known.signed.version
-        fit = not published or (clean(root, "timestamp", known) and not renew)
-        if same and fit and not known.signed.is_expired(now):
-            return known
-    draft = repository.draft("timestamp", now)
     made: AnyMetadata = Metadata(
         Timestamp(
-            version=_next(repository, "timestamp"), expires=draft.signed.expires, snapshot_meta=meta
+            version=_next(repository, "timestamp"),
+            expires=_until(repository, "timestamp", now),
+            snapshot_meta=_meta(snapshot),
         )
     )
-    repository.layout.keep_draft("timestamp", made)
+    return _composed(repository, found, made, now, renew=renew)
+
+
+def _composed(
+    repository: Repository, found: Ready, made: AnyMetadata, now: datetime, *, renew: bool
+) -> AnyMetadata:
+    """``made``, unless the published metadata or a draft says the same already.
+
+    Of a draft every word counts, and it may not be valid for longer: others may have written it.
+    """
+    role = made.signed.type
+    root: Root = found.state["root"].signed
+    draft, published = repository.layout.draft(role), repository.layout.newest(role)
+    if (
+        draft is not None
+        and now < draft.signed.expires <= made.signed.expires
+        and _words(draft) == _words(made)
+    ):
+        return draft
+    if (
+        published is not None
+        and not renew
+        and not published.signed.is_expired(now)
+        and _words(published, version=made.signed.version) == _words(made)
+        and clean(root, role, published)
+    ):
+        return published
+    repository.layout.keep_draft(role, made)
     return made
+
+
+def _words(metadata: AnyMetadata, *, version: int | None = None) -> dict[str, Any]:
+    """What metadata says, but for its expiry; with ``version`` as if it were that one."""
+    said: dict[str, Any] = metadata.signed.to_dict()
+    return {**said, "expires": "", "version": version or metadata.signed.version}
+
+
+def _until(repository: Repository, role: str, now: datetime) -> datetime:
+    until: datetime = repository.draft(role, now).signed.expires
+    return until
 
 
 def signed_enough(found: Ready, role: str, metadata: AnyMetadata) -> bool:
@@ -198,11 +227,6 @@ def commit(
     for role in changed:
         layout.drop_draft(role)
     return tuple(changed)
-
-
-def _known(repository: Repository, role: str) -> list[AnyMetadata]:
-    both = (repository.layout.draft(role), repository.layout.newest(role))
-    return [one for one in both if one is not None]
 
 
 def _next(repository: Repository, role: str) -> int:

@@ -101,7 +101,7 @@ class TufReleases:
         if wanted is None:
             raise DriverError(
                 "NotFound", "no root of a release repository is pinned here", retryable=False,
-                next_step="kedge release trust --root DIGEST, with the digest from who keeps its root keys",
+                next_step="kedge release trust DIGEST, with the digest from who keeps its root keys",
             )  # fmt: skip
         found = self._clients.get(wanted)
         if found is None:

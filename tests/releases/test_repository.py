@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -162,13 +161,12 @@ async def test_a_threshold_that_too_few_keys_could_meet_is_refused(world: World)
 async def test_what_expired_is_refused_as_a_freeze_and_a_renewal_mends_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long_ago = datetime.now(UTC) - timedelta(days=13, hours=23, minutes=59, seconds=57)
+    long_ago = datetime.now(UTC) - timedelta(days=14)
     monkeypatch.setattr("worker.desk_releases._now", lambda: long_ago)
     await world.publish(renew=[])
     monkeypatch.undo()
     reader = world.reader()
 
-    await asyncio.sleep(3.1)
     with pytest.raises(DriverError) as refused:
         await reader.trusted(NAME)
     assert refused.value.kind == "RepositoryStale"
@@ -225,3 +223,65 @@ async def test_components_have_keys_of_their_own_and_list_their_own_files_only(
     assert found.authors == ("ada", fingerprint)
     await world.desk.add(world.folder, world.release("2.1.0", "other"), world.signers("ada"))
     assert [one.role for one in (await world.publish()).waiting] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        ("daemon", "daemon metadata is not signed"),
+        ("targets", "targets metadata is not signed"),
+        ("snapshot", "snapshot metadata is not signed"),
+        ("root", "pinned in this home"),
+    ],
+)
+async def test_nothing_is_signed_on_top_of_metadata_that_somebody_changed(
+    world: World, role: str, said: str
+) -> None:
+    # Whoever can write in the keepers' folder would have his release signed with the next one.
+    metadata = world.repository.layout.newest(role)
+    assert metadata is not None
+    metadata.signed.expires += timedelta(days=1)
+    if role == "root":
+        metadata.signatures.clear()
+        for person in ("root", "rita"):
+            key = world.keys[person]
+            metadata.signatures[key.key.keyid] = await key.sign(metadata.signed_bytes)
+    world.repository.layout.publish(role, metadata)
+    with pytest.raises(DriverError, match=said) as refused:
+        await world.desk.add(world.folder, world.release("1.1.0"), world.signers("ada", "bob"))
+    assert refused.value.kind == "RepositoryRefused"
+    assert world.repository.layout.drafted() == ()
+
+
+async def test_who_signs_is_told_what_the_draft_changes(world: World) -> None:
+    await world.desk.add(world.folder, world.release("1.1.0"), [])
+    new = world.release("1.2.0")
+    await world.desk.add(world.folder, new, [])
+    digest = new.document.artifacts["linux/amd64"].digest
+    (file,) = world.folder.glob(f"targets/daemon/1.2.0/{digest}.*")
+    file.write_bytes(b"something else")
+    told = world.desk.changes(world.folder)["daemon"]
+    assert any("lists daemon/1.1.0/linux-amd64.tar.gz, sha256 " in one for one in told)
+    (evil,) = [one for one in told if "daemon/1.2.0/linux-amd64" in one]
+    assert evil.endswith("AND THE FILE IN THIS FOLDER IS ANOTHER")
+    world.repository.rotate(
+        "targets", add=[world.keys["carol"].key], threshold=3, now=datetime.now(UTC)
+    )
+    told = world.desk.changes(world.folder, ["root"])["root"]
+    assert any(
+        one.startswith("lets carol (SHA256:") and one.endswith("sign targets") for one in told
+    )
+    assert "asks for 3 signature(s) of targets, 2 until now" in told
+
+
+async def test_a_draft_that_others_began_is_not_signed_unseen(world: World) -> None:
+    # It may hold whatever somebody put there: whoever adds to it is asked to look first.
+    await world.desk.add(world.folder, world.release("6.6.6"), [])
+    changed = await world.desk.add(
+        world.folder, world.release("1.1.0"), world.signers("ada", "bob", "robot"), publish=True
+    )
+    assert changed.published == ()
+    assert changed.unseen == ("daemon",)
+    assert [(one.role, one.missing) for one in changed.waiting] == [("daemon", 2)]
+    await world.desk.sign(world.folder, [], world.signers("ada", "bob"))
+    assert "daemon" in (await world.publish()).published
