@@ -16,6 +16,7 @@ from kedge.drivers.evidence_writer import MAX_RECORD, Append, WrittenEvidence
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, link, linked
+from kedge.trust.evidence_file import too_deep
 
 __all__ = ["MAX_RECORD", "SqliteEvidence"]
 
@@ -199,6 +200,8 @@ def entry_of(seq: int, key: str, record: str, previous: str, digest: str) -> Evi
     """A row as a value. A record that somebody made unreadable is kept as text: the chain says that it was edited."""
     try:
         read = json.loads(record)
+        if too_deep(read):
+            read = record
     except (ValueError, RecursionError):
         read = record
     return EvidenceEntry(seq, key, read, previous, digest)

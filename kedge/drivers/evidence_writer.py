@@ -17,6 +17,7 @@ from kedge.model.base import Json, canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.trust.chain import EvidenceEntry, EvidenceHead
+from kedge.trust.evidence_file import too_deep
 
 MAX_RECORD = 1024 * 1024
 """The largest canonical record, in bytes."""
@@ -107,7 +108,7 @@ class WrittenEvidence:
         """
         try:
             _check_name(fleet, key)
-            text = canonical(record)
+            text = _text_of(record)
         except ValueError as error:
             raise DriverError("StoreError", f"evidence {key}: {error}", retryable=False) from error
         if len(text) > MAX_RECORD:
@@ -201,6 +202,13 @@ def _check_name(fleet: str, key: str) -> None:
         raise ValueError(f"its key has more than {MAX_KEY} bytes")
     if "\0" in fleet or "\0" in key:
         raise ValueError("its key has a NUL character")
+
+
+def _text_of(record: Json) -> bytes:
+    """The canonical form; raises ``ValueError`` for what has none, or is nested deeper than anybody reads."""
+    if too_deep(record):
+        raise ValueError("it is nested too deep")
+    return canonical(record)
 
 
 def _next_batch(waiting: queue.SimpleQueue[_Waiting | None]) -> tuple[list[_Waiting], bool]:

@@ -149,7 +149,7 @@ def _fault(
     """Where it breaks, how and why, when the link at ``place`` does not fit; ``earlier`` has by hash how many links."""
     try:
         sound = link(one.previous, one.record) == one.hash
-    except ValueError:
+    except (ValueError, RecursionError):
         sound = False
     if not sound:
         return place, "edited", "the record is not the one its hash was taken over"

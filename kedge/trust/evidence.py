@@ -302,6 +302,7 @@ class _Trial:
                 self._one(entry, entry.record, court, ledger)
                 ended = ended or ends(entry.record, self._run)
         self.findings += [*court.findings, *ledger.findings]
+        self.unproven += court.owed()
         self._journals(ledger)
         self._tail(ended)
         head = self._parts.entries[-1] if self._parts.entries else None

@@ -29,6 +29,7 @@ MAX_LINE = 192 * 1024 * 1024
 MAX_ENTRY = 4 * 1024 * 1024
 MAX_ENTRIES = 5_000_000
 MAX_FILE = 4 * 1024 * 1024 * 1024
+MAX_DEPTH = 64
 MAX_FINDINGS = 100
 """Findings told one by one; a file with more is not read on."""
 
@@ -152,7 +153,7 @@ def _parsed(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
         parts.wrong(number, "the line has no end: the file was cut off in it, or it is too long")
         return None
     try:
-        value = json.loads(line)
+        value = _loaded(line)
         exact = canonical(value) == line[:-1]
     except (ValueError, RecursionError):
         parts.wrong(number, "this is no line of JSON in its one canonical form (RFC 8785)")
@@ -164,6 +165,30 @@ def _parsed(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
     if not exact:
         parts.wrong(number, "the line is not in its canonical form (RFC 8785)", _seq_of(held))
     return what, held
+
+
+def _loaded(line: bytes) -> Any:
+    """The value of a line; ``ValueError`` or ``RecursionError`` for what is none, or nested too deep."""
+    value = json.loads(line)
+    if too_deep(value):
+        raise ValueError("nested too deep")
+    return value
+
+
+def too_deep(value: Json) -> bool:
+    """Whether lists and objects are nested in each other more than ``MAX_DEPTH`` times."""
+    level: list[Json] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Json] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def _seq_of(held: object) -> int | None:

@@ -99,6 +99,7 @@ class Court:
         self.policies: set[Digest] = set()
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
+        self._glass: dict[Digest, tuple[str, str]] = {}
         self._released: set[str] = set()
         self._authors: dict[Digest, tuple[str, ...]] = {}
         """By release document: who made it, as was verified."""
@@ -226,6 +227,16 @@ class Court:
         if verdict.verb in ("approve", "reject", "decide") and shown not in self._shown:
             self._wrong("order", seq, "nobody was shown what its signer says he was shown")
         self.accepted[verdict.digest] = Accepted(verdict, seq)
+        if verdict.break_glass:
+            said = f"{verdict.person} broke the glass (record {seq}, {verdict.verb})"
+            self._glass.setdefault(verdict.digest, (verdict.target, said))
+        if verdict.verb == "review" and record.get("closes") is True:
+            # A rollback is said to the fleet, and reviewed under the run that it broke into.
+            self._glass = {
+                digest: (target, said)
+                for digest, (target, said) in self._glass.items()
+                if target != verdict.subject and not target.startswith("fleet/")
+            }
 
     def _closed(self, record: Mapping[str, Any]) -> None:
         """An order that was accepted, and refused at once by who asked for the verdict: it counts for nothing."""
@@ -248,6 +259,12 @@ class Court:
         elif self._hashes.get(seen.seq) != seen.hash:
             said = f"who signed it saw another record: at {seen.seq} it ended in {seen.hash[:12]}"
             self._wrong("rewritten", seq, said)
+
+    def owed(self) -> tuple[str, ...]:
+        """Where the glass was broken, and no review behind it closes that."""
+        return tuple(
+            f"{said}, and no review that closes that is in here" for _, said in self._glass.values()
+        )
 
     def asked(self, seq: int, record: Mapping[str, Any]) -> None:
         """People were asked: what they were shown is what its digest says."""
@@ -313,9 +330,12 @@ class Court:
             return
         if self._unreleased(run, program):
             self._wrong("release", seq, f"{where} acted before its release was verified")
-        if program in ("back", "restore") and node is not None:
+        if program in ("back", "restore") and plan is not None and node is not None:
             basis = self._warrants[run, int(epoch or 0), program]
-            why = self._may({**basis, "wave": wave}, (node,))
+            # What stands before a way back depends on the wave of a node: one of each is looked at.
+            own = plan.waves.get(name)
+            one = node if own is None else plan.plan.waves[own].nodes[0]
+            why = self._may({**basis, "wave": wave}, (one,))
             if why is not None:
                 self._wrong("gate", seq, f"{where}: {why}")
 

@@ -381,6 +381,26 @@ async def test_no_single_byte_can_be_changed(kept: Kept) -> None:
         assert report.findings[0].said
 
 
+@pytest.mark.parametrize(
+    ("sentence", "content"),
+    [
+        ("nothing", b""),
+        ("no evidence", b"hello\n"),
+        ("another document", b'{"kind":"Policy"}\n'),
+        ("a line that is nested too deep", b'{"header":' + b"[" * 500 + b"]" * 500 + b"}\n"),
+        ("a line that no parser takes", b"[" * 100_000 + b"]" * 100_000 + b"\n"),
+        ("a number that is none", b'{"header":NaN}\n'),
+        ("binary", bytes(range(256)) * 40),
+        ("a header alone", b'{"header":{"after":{"hash":"' + b"0" * 64 + b'","seq":0}}}\n'),
+    ],
+)
+def test_what_is_no_evidence_is_said_so(sentence: str, content: bytes) -> None:
+    parts = evidence_file.read(content.splitlines(keepends=True))
+    report = verify_parts(parts, Asked())
+    assert not report.ok, sentence
+    assert report.findings[0].line is not None
+
+
 async def test_another_policy_judges_otherwise(kept: Kept) -> None:
     people = tuple(one for one in kept.policy.people if one.name != "bob")
     other = kept.policy.model_copy(update={"people": people})
@@ -525,6 +545,7 @@ async def test_the_commands_show_export_verify_and_check(stage: Stage) -> None:
 
 async def test_whoever_changes_the_store_is_found_by_a_check(stage: Stage) -> None:
     scene = await witnessed(stage)
+    scene.meddled = "a record is taken out of the store"
     async with scene.playing():
         run = await scene.start(scene.plan(scene.runbook(waves={"widen": ["100%"]}, gates={})))
         assert (await scene.end_of(run)).phase == "done"
