@@ -80,4 +80,5 @@ def facts_of(plan: Plan) -> PlanFacts:
         failure_budget=plan.failure_budget,
         on_failure=plan.on_failure,
         way_back=plan.way_back,
+        policy=plan.policy.digest,
     )

@@ -58,7 +58,7 @@ def sign_policy(session: Session, asked: SignAsked) -> None:
         return
     output = asked.output or _own_name(asked.file)
     desk_policies.write_document(output, document)
-    session.say(f"written to {output}")
+    session.say(f"written to {output}; plans are made with it, too: --policy {output}")
     verdict = None if pinned is None else judge_change(pinned.document, document)
     _say_verdict(session, verdict, asked.fleet, output)
     session.document(

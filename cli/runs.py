@@ -14,6 +14,7 @@ from cli.exits import Exit
 from cli.reviewing import owed_lines
 from cli.session import Session
 from cli.tree import PHASES, render
+from kedge.model.base import Digest, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.status import FleetStatus, RunStatus
 from worker.desk import Desk
@@ -58,16 +59,36 @@ def show_status(session: Session, run: str, *, result: bool) -> None:
 
 
 def _show_run(session: Session, run: str, *, result: bool) -> None:
-    view = session.run(_view(session.desk(), run))
+    desk = session.desk()
+    view = session.run(_view(desk, run))
     status = view.status
     session.say(render(view, program=session.program))
+    pinned = session.run(_pinned(desk, status.fleet))
+    if pinned is not None and status.policy not in {None, pinned} and not view.ended:
+        session.say(
+            Text(
+                "the policy was changed since this run began: both hold for it, so it lost what was taken away and got "
+                "nothing that was added; `kedge policy show` lists the versions",
+                style="yellow",
+            )
+        )
     document = status.model_dump(mode="json")
+    document["policy_now"] = pinned
     document["answers"] = [one.command for one in answers(status, session.program)]
     back = way_back(status, session.program)
     document["rollback"] = back.command if back is not None else None
     session.document(document)
     if result:
         raise typer.Exit(ending(view))
+
+
+async def _pinned(desk: Desk, fleet: str) -> Digest | None:
+    """The digest of the policy pinned here now; None where none is, or none that can be gone by."""
+    try:
+        policy = await desk.policy(fleet)
+    except DriverError:
+        return None
+    return None if policy is None else digest_of(policy)
 
 
 async def _view(desk: Desk, run: str) -> RunView:

@@ -59,8 +59,27 @@ def render(
     if view.gone is not None:
         parts.append(_gone(view))
     parts.append(_tree(view, rows))
+    parts.extend(_glass(view, program))
     parts.extend(_below(view, program))
     return Group(*parts)
+
+
+def _glass(view: RunView, program: Sequence[str]) -> list[Text]:
+    """Who broke the glass for this run, and where it stands whether somebody reviewed that."""
+    lines: list[Text] = []
+    for verdict in view.status.orders:
+        if verdict.accepted and verdict.break_glass:
+            line = Text(f"{verdict.person} broke the glass to {verdict.verb}", style="bold red")
+            line.append(f": {verdict.comment}", style="not bold default")
+            lines.append(line)
+    if lines:
+        command = words.command(*program, "review", view.status.run)
+        lines.append(
+            Text(
+                f"somebody else reviews that; {command} says whether it is owed still", style="dim"
+            )
+        )
+    return lines
 
 
 def _gone(view: RunView) -> Text:

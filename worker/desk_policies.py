@@ -49,26 +49,12 @@ class Versions(Frozen):
 def read_document(path: Path) -> SignedPolicy:
     """A policy from a file: the document as people write it, its canonical text, or one with signatures.
 
-    Raises ``DocumentError`` with every problem of a document, ``OrderError`` for what is none.
+    Raises ``DocumentError`` with every problem.
     """
     content = documents.read_bytes(path)
-    if not content.lstrip().startswith(b"{"):
-        return SignedPolicy(policy=policy_text(documents.read_policy(path).value))
-    try:
-        signed = b'"SignedPolicy"' in content
-        if not signed:
-            text = content.decode()
-            read_policy(text)
-            return SignedPolicy(policy=text)
-        document = SignedPolicy.model_validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not text"
-        raise OrderError(
-            f"{path} is no policy with signatures: {said}",
-            next_step="`kedge policy sign FILE --key KEY` writes one",
-        ) from error
-    read_policy(document.policy)
-    return document
+    if content.lstrip().startswith(b"{"):
+        return documents.read_signed(path, content)
+    return SignedPolicy(policy=policy_text(documents.read_policy(path).value))
 
 
 def write_document(path: Path, document: SignedPolicy) -> None:

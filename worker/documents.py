@@ -14,18 +14,22 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
 
+from pydantic import ValidationError
+
 from kedge.model.base import Digest
-from kedge.model.errors import DocumentError
+from kedge.model.errors import DocumentError, OrderError
 from kedge.model.fleet import Fleet
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
+from kedge.model.signed_policy import SignedPolicy
 from kedge.model.trusted import ReleaseName, release_name
 from kedge.plan.check import cycles, install_problems
 from kedge.plan.compile import ConflictsError, compile_plan
 from kedge.plan.parse import D, Parsed, parse, parse_any
-from kedge.plan.yamltree import MAX_BYTES
+from kedge.plan.yamltree import MAX_BYTES, read
+from kedge.trust.policies import read_policy as policy_of
 
 Signed: TypeAlias = Callable[[ReleaseName], str]
 """Gives the text of a signed Release document. Raises ``DriverError`` as :class:`kedge.drivers.ports.Releases`."""
@@ -100,8 +104,31 @@ def read_runbook(path: Path) -> Parsed[Runbook]:
 
 
 def read_policy(path: Path) -> Parsed[Policy]:
-    """A Policy document. Raises ``DocumentError`` with every problem."""
-    return parse(read_bytes(path), str(path), Policy)
+    """A Policy document, or the policy in one with signatures. Raises ``DocumentError`` with every problem."""
+    content = read_bytes(path)
+    if not content.lstrip().startswith(b"{"):
+        return parse(content, str(path), Policy)
+    text = read_signed(path, content).policy
+    return Parsed(str(path), policy_of(text), read(text.encode(), str(path)).root)
+
+
+def read_signed(path: Path, content: bytes) -> SignedPolicy:
+    """A policy's canonical text, or one with signatures (JSON). Raises ``DocumentError`` with one problem."""
+    try:
+        text = content.decode()
+        if '"SignedPolicy"' not in text:
+            policy_of(text)
+            return SignedPolicy(policy=text)
+        document = SignedPolicy.model_validate_json(content)
+        policy_of(document.policy)
+    except (ValidationError, UnicodeDecodeError, OrderError) as error:
+        said = str(error)
+        if isinstance(error, ValidationError):
+            said = error.errors()[0]["msg"]
+        step = "`kedge policy sign FILE --key KEY` writes a policy with signatures"
+        problem = f"{path}:1:1: is no policy in JSON: {said}"
+        raise DocumentError((problem,), next_step=step) from error
+    return document
 
 
 def _anchored(release: Release, path: Path) -> Release:

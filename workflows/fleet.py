@@ -350,7 +350,12 @@ class Fleet:
     ) -> None:
         await workflow.start_child_workflow(
             Rollback.run,
-            RollbackRequest(run=run, requester=verdict.person, of=of),
+            RollbackRequest(
+                run=run,
+                requester=verdict.person,
+                of=of,
+                ordered=verdict if verdict.break_glass else None,
+            ),
             id=run.id,
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             search_attributes=attributes(run.fleet, "fencing", facts.before),

@@ -85,6 +85,8 @@ class Rollback(Ordered):
             else None
         )
         super().__init__(request.run, request.requester, carried.memory if carried else None)
+        if carried is None and request.ordered is not None:
+            self._memory = self._memory.model_copy(update={"verdicts": (request.ordered,)})
         if carried is not None:
             self._run = request.run.model_copy(update={"warrant": carried.memory.warrant})
         self._request = request

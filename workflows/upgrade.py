@@ -151,6 +151,7 @@ class Upgrade(Ordered):
             steps=state.steps,
             replayed=state.replayed,
             seconds=self._spent_seconds(),
+            policy=facts.policy if facts else None,
         )
 
     # -- the interpreter -----------------------------------------------------------------------------------------

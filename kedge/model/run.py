@@ -179,6 +179,8 @@ class PlanFacts(Frozen):
     failure_budget: int = 0
     on_failure: Literal["park", "rollback"] = "park"
     way_back: tuple[WayBack, ...] = ()
+    policy: Digest | None = None
+    """The policy the plan was made with."""
 
 
 class WaveRequest(Frozen):
@@ -351,6 +353,8 @@ class RollbackRequest(Frozen):
     run: Run
     requester: str
     of: str
+    ordered: OrderVerdict | None = None
+    """The order that broke the glass for it, if one did: people see it with the run."""
     automatic: bool = False
     serial: int = 1
     state: Json = None

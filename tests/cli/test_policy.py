@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cli.exits import Exit
 from cli.main import app
+from worker.documents import read_policy
 
 POLICY = """\
 kind: Policy
@@ -84,6 +85,7 @@ def test_a_change_is_signed_by_two_one_of_them_with_ssh_keygen_and_pinned(place:
     signed = place.file("next.signed.json")
     by_ada = place.json("sign", changed, "--for", "db", "--key", place.file("ada"), "-o", signed)
     assert (by_ada["version"], by_ada["verdict"]["missing"]) == (2, 1)
+    assert read_policy(Path(signed)).value.version == 2, "plans are made with it"
     assert "lacks 1" in place.json("pin", "db", signed, code=Exit.BAD_INPUT)["error"]["message"]
 
     text = place.file("text.json")

@@ -10,6 +10,7 @@ from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
 from cli.tree import render
+from kedge.model.order import OrderVerdict
 from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.cli import worlds
 from worker.desk_views import Pieces, RunView, StepNow, view_of
@@ -188,3 +189,21 @@ def test_without_the_plan_a_run_is_still_shown() -> None:
 )
 def test_the_very_command_that_answers_is_shown(status: RunStatus, words: str) -> None:
     assert words in drawn(view_of(Pieces(status=status), worlds.plan(), worlds.NOW))
+
+
+def test_who_broke_the_glass_is_shown_with_the_run() -> None:
+    verdict = OrderVerdict(
+        accepted=True,
+        rule="accepted",
+        said="",
+        digest="a" * 64,
+        verb="pause",
+        person="olga",
+        comment="writes are lost",
+        break_glass=True,
+    )
+    pieces = upgrading()
+    status = pieces.status.model_copy(update={"orders": (verdict,)})
+    text = drawn(view_of(pieces.model_copy(update={"status": status}), worlds.plan(), worlds.NOW))
+    assert "olga broke the glass to pause: writes are lost" in text
+    assert f"kedge review {status.run}" in text

@@ -75,6 +75,8 @@ async def test_one_person_takes_the_fleet_back_alone_and_others_review_it(stage:
         assert broken.accepted, broken.said
         fleet = await scene.freed()
         back = fleet.runs[-1]
+        (seen,) = (await scene.status(back)).orders
+        assert (seen.person, seen.break_glass) == ("olga", True)
         assert (await scene.end_of(run)).phase == "preempted"
         assert (await scene.end_of(back)).phase == "rolled-back"
         assert set(scene.running().values()) == {"1.0.0"}

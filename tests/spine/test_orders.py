@@ -16,6 +16,7 @@ import pytest
 
 from kedge.drivers.signers import sign_with_key
 from kedge.model.base import canonical
+from kedge.model.governance import Revoked
 from kedge.model.order import Envelope, Rule
 from kedge.model.plan import Plan
 from kedge.model.policy import Person
@@ -62,6 +63,8 @@ class Desk:
             "evidence": None,
             "person": "bob",
             "comment": "",
+            "ticket": "",
+            "break_glass": False,
             "issued": at(now),
             "expires": at(now + timedelta(minutes=5)),
             "nonce": self.scene.nonce(),
@@ -114,6 +117,8 @@ CHANGED: list[tuple[Fields, Rule]] = [
     ({"person": "ada"}, "unknown-key"),
     ({"person": "zoe"}, "unknown-person"),
     ({"comment": "looks good"}, "signature"),
+    ({"ticket": "CHG-1"}, "signature"),
+    ({"break_glass": True}, "signature"),
     ({"issued": "2025-01-31T12:00:00Z"}, "signature"),
     ({"expires": "2035-01-31T12:00:00Z"}, "signature"),
     ({"nonce": "0" * 32}, "signature"),
@@ -162,8 +167,16 @@ def by_token(desk: Desk) -> Envelope:
 
 
 def weakly(desk: Desk) -> Envelope:
-    text = desk.text(person="gus")
+    text = desk.text()
     return Envelope(order=text.decode(), signature=world.sign(text, desk.weak))
+
+
+def with_the_glass_broken(desk: Desk) -> Envelope:
+    why = "nobody answers, and writes are lost"
+    shown = desk.status.plan
+    return desk.signed(
+        "olga", person="olga", verb="pause", subject="", shown=shown, break_glass=True, comment=why
+    )
 
 
 def aborted_by_ada(desk: Desk) -> Envelope:
@@ -181,7 +194,9 @@ RULES: list[tuple[str, Rule, Break]] = [
     ("signed by nobody known", "unknown-key", said("stranger")),
     ("signed for git", "namespace", broken(lambda d, t: world.sign(t, d.loaded("bob"), namespace="git"))),
     ("a hash nobody takes", "algorithm", broken(with_sha384)),
-    ("a short RSA key", "algorithm", weakly),
+    ("a short RSA key, which stands in no policy", "unknown-key", weakly),
+    ("somebody who was revoked", "revoked", said("gus", person="gus")),
+    ("the glass broken where nobody may", "break-glass", with_the_glass_broken),
     ("another text's signature", "signature", broken(lambda d, _: world.sign(d.text(), d.loaded("bob")))),
     ("no signature", "signature", broken(lambda _, __: "trust me")),
     ("a key nobody touched", "touch", by_token),
@@ -214,20 +229,23 @@ def stands(status: RunStatus) -> dict[str, Any]:
 
 
 async def asked(stage: Stage) -> tuple[Scene, Plan]:
-    """A scene with more people: one who starts and might approve, one with a hardware key, one with a weak one."""
+    """A scene with more people: one who starts and might approve, one with a hardware key, one who was revoked."""
     scene = await stage()
     more = make_keys(scene.home / "more")
     scene.keys["stranger"], scene.keys["ira"] = more["eve"], more["olga"]
+    scene.keys["gus"] = more["ada"]
     weak = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
     weak.write_private_key(str(scene.home / "weak"))
     lines = {
         "ira": public_line(more["olga"]),
         "fay": TOKEN.line,
-        "gus": weak.export_public_key().decode().strip(),
+        "gus": public_line(more["ada"]),
     }
     roles = {"ira": ("operator", "sre"), "fay": ("sre",), "gus": ("sre",)}
     people = [Person(name=name, roles=roles[name], keys=(line,)) for name, line in lines.items()]
-    scene.policy = scene.policy.model_copy(update={"people": (*scene.policy.people, *people)})
+    scene.policy = scene.policy.model_copy(
+        update={"people": (*scene.policy.people, *people), "revoked": Revoked(people=("gus",))}
+    )
     await scene.drivers.pins.pin(scene.name, scene.policy)
     return scene, scene.plan()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kedge.model.base import Json, canonical
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.policy import Person, Policy
 from kedge.model.run import RunEnd
 from kedge.trust.policies import policy_text, text_digest
@@ -55,6 +55,7 @@ async def test_who_is_added_by_a_change_has_no_say_in_a_run_under_way(stage: Sta
             scene.policy, people=(*scene.policy.people, newcomer(scene, "sre", "operator"))
         )
         await change(scene, more)
+        assert (await scene.status(run)).policy == digest_of(scene.policy) != digest_of(more)
         for verb in ("approve", "pause", "abort"):
             given: dict[str, Any] = {} if verb == "approve" else {"subject": ""}
             found = await scene.order(verb, run, "zoe", **given)
