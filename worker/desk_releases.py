@@ -163,7 +163,7 @@ class ReleaseDesk:
         """
         repository = self._opened(folder)
         with repository.layout.locked():
-            before = repository.layout.drafted()
+            before = _begun(repository)
             keys = None if component is None else _role_keys(component)
             repository.add_release(new, _now(), keys=keys)
             return await _finish(repository, signers, publish=publish, before=before)
@@ -180,7 +180,7 @@ class ReleaseDesk:
         """Puts attestations (``provenance-<n>.json``) or vendor's material beside a release that is there."""
         repository = self._opened(folder)
         with repository.layout.locked():
-            before = repository.layout.drafted()
+            before = _begun(repository)
             repository.attach(name, extra, _now())
             return await _finish(repository, signers, publish=publish, before=before)
 
@@ -228,7 +228,7 @@ class ReleaseDesk:
         """
         repository = self._opened(folder)
         with repository.layout.locked():
-            now, before = _now(), repository.layout.drafted()
+            now, before = _now(), _begun(repository)
             if renew is not None:
                 for role in renew:
                     if role not in ("snapshot", "timestamp"):
@@ -251,7 +251,7 @@ class ReleaseDesk:
         """Takes a release out for good."""
         repository = self._opened(folder)
         with repository.layout.locked():
-            before = repository.layout.drafted()
+            before = _begun(repository)
             repository.revoke(name, reason=reason, by=by, now=_now())
             return await _finish(repository, signers, publish=publish, before=before)
 
@@ -266,7 +266,7 @@ class ReleaseDesk:
         """Takes a revocation back: the release is listed again, with the very files that it had."""
         repository = self._opened(folder)
         with repository.layout.locked():
-            before = repository.layout.drafted()
+            before = _begun(repository)
             repository.reinstate(name, _now())
             return await _finish(repository, signers, publish=publish, before=before)
 
@@ -281,7 +281,7 @@ class ReleaseDesk:
         """Changes the keys of a role."""
         repository = self._opened(folder)
         with repository.layout.locked():
-            before = repository.layout.drafted()
+            before = _begun(repository)
             repository.rotate(
                 change.role,
                 add=[_public_key(path) for path in change.add],
@@ -499,6 +499,14 @@ async def _finish(
         return _changed(repository, signed=signed, unseen=unseen)
     published = tuf_publish.commit(repository, found, snapshot, timestamp, now)
     return _changed(repository, signed=signed, unseen=unseen, published=published)
+
+
+def _begun(repository: Repository) -> tuple[str, ...]:
+    """The drafts that are there and say something new: who signs them is to see it first."""
+    from kedge.drivers.tuf_audit import only_renews
+
+    drafted = repository.layout.drafted()
+    return tuple(role for role in drafted if not only_renews(repository, role))
 
 
 def _unseen(

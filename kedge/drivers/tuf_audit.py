@@ -146,6 +146,15 @@ def changes(repository: Repository, role: str) -> tuple[str, ...]:
     return (*said, f"is valid until {draft.signed.expires:%Y-%m-%dT%H:%M:%SZ}")
 
 
+def only_renews(repository: Repository, role: str) -> bool:
+    """Whether the draft of a role says word for word what is published, for longer."""
+    draft, published = repository.layout.draft(role), repository.layout.newest(role)
+    if draft is None or published is None:
+        return False
+    anew = {name: draft.signed.to_dict()[name] for name in ("version", "expires")}
+    return bool({**published.signed.to_dict(), **anew} == draft.signed.to_dict())
+
+
 def _held(signed: object) -> dict[str, tuple[int, dict[str, Key]]]:
     """Threshold and keys of every role that this metadata gives keys to."""
     if isinstance(signed, Root):
