@@ -51,8 +51,8 @@ chaos: setup packages ## kill every process at every point, and look whether any
 scale: setup ## a thousand nodes and more
 	$(PYTEST) -m scale $(ARGS)
 
-docker: setup ## tests that need a container engine
-	$(PYTEST) -m docker $(ARGS)
+docker: setup ## tests that need a container engine (as root on Debian one is started for them)
+	tools/containers $(PYTEST) -m docker $(ARGS)
 
 bench: setup ## print the time per node, the largest history and the worker's memory
 	@$(VENV)/python -m bench
