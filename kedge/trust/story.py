@@ -201,5 +201,7 @@ def _text(value: object) -> str:
     """A value as text that may be shown: short, and with nothing a terminal would obey."""
     if not isinstance(value, str):
         return "" if value is None else str(value)[:_MAX]
-    clean = "".join(one if one.isprintable() else " " for one in value)
+    clean = value
+    if not value.isprintable():
+        clean = "".join(one if one.isprintable() else " " for one in value)
     return clean if len(clean) <= _MAX else clean[:_MAX] + "…"

@@ -554,6 +554,12 @@ async def test_whoever_changes_the_store_is_found_by_a_check(stage: Stage) -> No
     def look() -> None:
         assert kedge(scene, "check").exit_code == 0
         with contextlib.closing(sqlite3.connect(scene.settings.home / "evidence.db")) as file:
+            file.execute("DROP TRIGGER entries_update")
+            file.execute(
+                "UPDATE entries SET hash = 'none' WHERE seq = (SELECT max(seq) FROM entries)"
+            )
+            file.commit()
+            assert kedge(scene, "check").exit_code == 3
             file.execute("DROP TRIGGER entries_delete")
             file.execute("DELETE FROM entries WHERE seq = 7")
             file.commit()

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from kedge.model.base import Json
-from kedge.trust.chain import EvidenceHead, Link, append, genesis, link, verify
+from kedge.trust.chain import (
+    EvidenceEntry,
+    EvidenceHead,
+    Link,
+    append,
+    genesis,
+    link,
+    linked,
+    verify,
+)
 
 NAME = "fleet/db"
 
@@ -121,6 +131,16 @@ def test_a_record_without_a_canonical_form_is_not_linked_and_not_believed(record
         link(genesis(NAME), record)
     forged = Link.model_construct(previous=genesis(NAME), record=record, hash="0" * 64)
     assert verify(NAME, [forged]).fault == "edited"
+
+
+@pytest.mark.parametrize("name", ["hash", "previous"])
+@pytest.mark.parametrize("text", ["", "zz", "é" * 64, "0" * 63])
+def test_an_entry_whose_hash_is_none_is_found(name: str, text: str) -> None:
+    first = chain(1)[0]
+    entry = EvidenceEntry(1, "k", 1, first.previous, link(first.previous, linked("k", 1)))
+    assert verify(NAME, [entry.link()]).ok
+    wrong = replace(entry, hash=text) if name == "hash" else replace(entry, previous=text)
+    assert verify(NAME, [wrong.link()]).fault == "edited"
 
 
 def test_ten_thousand_records_are_verified_in_seconds() -> None:
