@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from demo.commands import Running
 from demo.documents import FLEET, GATE, HARDENED, NEW, OLD
+from demo.governing import revoke
 from demo.keys import APPROVER, ON_CALL, OPERATOR, OTHER_APPROVER
 from demo.proving import prove
 from demo.show import Kill, Show
@@ -34,7 +35,7 @@ def first(show: Show) -> None:
     )
     run = show.start(NEW, None, OPERATOR, "upgrade")
     screen.say(
-        "One member is the canary: stopped, copied, switched, started, looked at for three seconds. "
+        "One member is the canary: stopped, copied, switched, started, looked at for two seconds. "
         "Then the run waits for people. Exit code 7 says just that."
     )
     show.kedge("watch", run, "--until-waiting", codes=(WAITING,))
@@ -104,9 +105,9 @@ def kill(show: Show, member: str) -> None:
         f"kill -9 {worker} {engine}   (worker and Temporal server; {member} is stopped and not yet started)"
     )
     before = show.writer.acknowledged
-    time.sleep(2.0)
+    time.sleep(1.0)
     screen.seen(
-        f"nothing of kedge runs; in two seconds {show.writer.acknowledged - before} more puts were "
+        f"nothing of kedge runs; in a second {show.writer.acknowledged - before} more puts were "
         f"acknowledged by the {len(show.members) - 1} members that are up"
     )
     screen.say(
@@ -154,28 +155,28 @@ def second(show: Show) -> None:
 
 
 def third(show: Show) -> None:
-    """A rollback that on-call orders takes the fleet from a run at half way."""
+    """A stolen key is revoked and of no use; a rollback that on-call orders takes the fleet from a run at half way."""
     begun = time.monotonic()
     screen = show.screen
-    screen.act(f"Act 3 · {NEW} → {OLD}, and on-call takes it back at half way")
-    screen.say(
-        "A third migration, the other way round; it gets its two signatures and is on its way."
-    )
+    screen.act(f"Act 3 · {NEW} → {OLD}: a stolen key, and on-call takes it back at half way")
+    screen.say("A third migration, the other way round.")
     run = show.start(OLD, NEW, OPERATOR, "pre-empted")
     watching = show.watch(run)
     watching.until(f"waits for gate {GATE}")
+    revoke(show, run)
+    screen.say(f"{APPROVER.name.capitalize()} and {OTHER_APPROVER.name.capitalize()} do count.")
     show.approve(run, APPROVER)
     show.approve(run, OTHER_APPROVER)
     # Early enough that the order arrives well before the run's end on a slow machine, too.
     member = show.moment("the second member's turn comes", show.begun(run, 2), watching)
     screen.say(
-        f"It is under way, {member} is just being moved, and puts time out. {ON_CALL.name.capitalize()}, {ON_CALL.what}, "
+        f"It is under way, {member} is just being moved. Say that an alarm goes off. {ON_CALL.name.capitalize()}, {ON_CALL.what}, "
         "may not order a rollback; but the policy lets him break the glass: alone, with a reason, and somebody has to "
         "look at it afterwards. He does not ask the run: his order takes the lease, raises the fence on every host, and "
         "goes back from what is seen there."
     )
     words = ["rollback", FLEET, "--key", f"keys/{ON_CALL.name}", "--break-glass"]
-    back = show.kedge(*words, "--comment", "puts time out, and nobody of the owners answers").last
+    back = show.kedge(*words, "--comment", "an alarm at half way, and no owner answers").last
     show.runs[back] = "on-call"
     if watching.wait(ENDED_BADLY, DONE).code == DONE:
         screen.say(
@@ -201,12 +202,17 @@ def owe(show: Show, back: str) -> None:
         "that, no migration of this fleet is started."
     )
     refused = show.kedge(
-        "start", *show.documents(OLD, NEW), "--key", f"keys/{OPERATOR.name}", codes=(REFUSED,)
+        "start",
+        *show.documents(OLD, NEW),
+        "--key",
+        f"keys/{OPERATOR.name}",
+        codes=(REFUSED,),
+        last=2,
     )
     show.refused_by("break-glass", refused)
     screen.say(f"{APPROVER.name.capitalize()} looks at it the next morning, and signs.")
     words = ["review", back, "--key", f"keys/{APPROVER.name}"]
-    show.kedge(*words, "--comment", "right call: the disk of one member was full")
+    show.kedge(*words, "--comment", "looked at it with omar: the right call")
 
 
 SCRIPT: tuple[Act, ...] = (first, second, third, prove)

@@ -108,10 +108,13 @@ class Running:
     def _show_last(self, answer: Answer, *, all_of_it: bool) -> None:
         if self._last is None or (self._last == 0 and not all_of_it):
             return
-        lines = [*answer.out, *answer.err]
-        shown = lines if all_of_it else answer.out[-self._last :]
-        if len(shown) < len(answer.out):
-            self._screen.output(f"… ({len(answer.out) - len(shown)} lines before)")
+        lines = (*answer.out, *answer.err)
+        # Why a command refuses is said on standard error.
+        told = answer.out if answer.code == 0 else lines
+        shown = lines if all_of_it else told[-self._last :]
+        if len(shown) < len(told):
+            before = len(told) - len(shown)
+            self._screen.output(f"… ({before} line{'' if before == 1 else 's'} before)")
         for line in shown:
             self._screen.output(line)
 

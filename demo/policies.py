@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from demo.keys import PEOPLE, Person
 from kedge.model.base import Digest
 
-POLICY = "policy.yaml"
+POLICY, NEXT_POLICY = "policy.yaml", "policy-2.yaml"
 
 
-def policy_text(keys: Mapping[str, str], root: Digest, witness: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the second version changes. ``previous`` is the digest of the first, ``revoked`` the fingerprint of a key."""
+
+    previous: Digest
+    revoked: str
+
+
+def policy_text(
+    keys: Mapping[str, str], root: Digest, witness: str, change: Change | None = None
+) -> str:
     """The Policy document. ``keys`` are public key lines by person; ``root``, the repository's first root metadata, and
     ``witness``, the worker's checkpoint key, are those that ``kedge init`` wrote.
     """
@@ -19,12 +30,23 @@ def policy_text(keys: Mapping[str, str], root: Digest, witness: str) -> str:
 kind: Policy
 name: demo
 environment: demo
-
+{version(change)}
 {people(keys)}
 {powers()}
 releases: {{root: {root}}} # nothing else can be moved to
 evidence:
   signers: [{json.dumps(witness)}] # the worker's own key signs the record
+"""
+
+
+def version(change: Change | None) -> str:
+    """Which version it is, and what came with it."""
+    if change is None:
+        return "version: 1\n"
+    return f"""\
+version: 2
+previous: {change.previous} # what `kedge policy show` says of version 1
+revoked: {{keys: [{json.dumps(change.revoked)}]}} # was on the laptop that was stolen
 """
 
 
@@ -49,6 +71,7 @@ may:
   abort: [operator, on-call]
   decide: [operator, on-call]
   rollback: [db-owner]
+change: {threshold: 2, roles: [sre, db-owner], each_of: [db-owner]} # who signs the next version of this
 gates:
   every: {threshold: 2} # two people at every gate, whatever a runbook says; who asks does not count
 break_glass: # what who is on call may say alone in an emergency

@@ -41,7 +41,8 @@ def prove(show: Show) -> None:
     show.kedge("evidence", "export", run, "--whole", "-o", FILE)
     screen.say(
         "Whoever has that file and the policy verifies it, with neither network, database, nor Temporal: every signature "
-        "is judged again, and it says what happened in order."
+        "is judged again, and it says what happened in order. The policy of the first day is enough: the second version is in "
+        "the file, and has to follow from it."
     )
     show.kedge("evidence", "verify", FILE, "--policy", POLICY, last=SHOWN)
     forged = folder / FORGED

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from demo import hosts
 from demo.cluster import Member
 from demo.commands import Answer, Commands, Running
-from demo.documents import FLEET, GATE, Paths, release
+from demo.documents import FLEET, GATE, RUNBOOK, Paths, release
 from demo.keys import Person
 from demo.ledger import Figures
+from demo.policies import POLICY
 from demo.screen import Screen
 from demo.writer import Writer
 from worker.background import BackgroundWorker
@@ -51,6 +52,8 @@ class Show:
     stretches: dict[str, Figures] = field(default_factory=dict)
     """The writer's figures, by act."""
     kills: list[Kill] = field(default_factory=list)
+    policy: str = POLICY
+    """The policy that is pinned, as it is typed."""
     well: bool = True
     """Whether every figure so far was what it has to be."""
 
@@ -63,7 +66,7 @@ class Show:
     def documents(self, version: str, before: str | None = None) -> list[str]:
         """The options of plan and start. ``before`` is the release the fleet was moved to meanwhile."""
         words = ["--fleet", "fleet.yaml", "--release", release(version)]
-        words += ["--runbook", "etcd-patch.yaml", "--policy", "policy.yaml"]
+        words += ["--runbook", RUNBOOK.name, "--policy", self.policy]
         return words if before is None else [*words, "--from", release(before)]
 
     def start(self, version: str, before: str | None, person: Person, what: str) -> str:

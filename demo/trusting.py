@@ -25,25 +25,26 @@ def trust(show: Show) -> None:
         "release repository, a policy, a key for the record, and a ring of keys, so that Temporal's database is given "
         "nothing but ciphertext."
     )
-    key = ["--key", f"keys/{keeper.name}"]
-    show.kedge("init", "--person", keeper.name, "--environment", "demo", *key)
-    _fill(show, key)
+    words = ["--person", keeper.name, "--environment", "demo", "--key", f"keys/{keeper.name}"]
+    show.kedge("init", *words)
+    _fill(show)
     _share(show)
     _attack(show)
 
 
-def _fill(show: Show, key: list[str]) -> None:
+def _fill(show: Show) -> None:
     keeper, other = KEEPER.name, OTHER_KEEPER.name
     show.screen.say(
-        f"The releases get into the repository (TUF, so any client of it can read it). What she builds does not count "
-        f"alone: {other.capitalize()} has to sign for etcd, too."
+        f"The releases get into the repository (TUF, so any client of it can read it). {keeper.capitalize()} alone does not "
+        f"make a release of etcd: {other.capitalize()} has to sign as well. Both are shown what they sign."
     )
     both = f"2:keys/{keeper}.pub,keys/{other}.pub"
     for version, more in ((OLD, ["--component", both]), (NEW, []), (HARDENED, [])):
         words = ["release", "add", show.paths.release_file(version), "--author", keeper]
-        show.kedge(*words, *key, *more, last=1)
-    show.kedge("release", "sign", "--key", f"keys/{other}")
-    show.kedge("release", "publish", *key)
+        show.kedge(*words, *more, last=1)
+    show.kedge("release", "sign", "--key", f"keys/{keeper}")
+    show.kedge("release", "sign", "--key", f"keys/{other}", last=1)
+    show.kedge("release", "publish", "--key", f"keys/{keeper}")
 
 
 def _share(show: Show) -> None:
@@ -61,6 +62,9 @@ def _share(show: Show) -> None:
         "agree."
     )
     show.screen.excerpt(POLICY, text.splitlines())
+    show.screen.say("Who can approve? Who can take the fleet back?")
+    for verb in ("approve", "rollback"):
+        show.kedge("policy", "who-can", verb, POLICY)
 
 
 def _attack(show: Show) -> None:

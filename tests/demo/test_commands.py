@@ -50,6 +50,15 @@ def test_only_the_last_lines_where_that_is_enough(commands: Commands, shown: io.
     ]  # fmt: skip
 
 
+def test_of_a_refusal_the_last_lines_are_what_it_says_of_it(
+    commands: Commands, shown: io.StringIO
+) -> None:
+    refusal = "seq 9; echo the plan >&2; echo refused >&2; echo next >&2; exit 3"
+    commands.run("sh", "-c", refusal, codes=(3,), last=2)
+    lines = [line.split()[-1] for line in shown.getvalue().splitlines() if "│" in line]
+    assert lines == ["before)", "refused", "next"]
+
+
 def test_a_command_that_fails_is_shown_whole(commands: Commands, shown: io.StringIO) -> None:
     with pytest.raises(CommandError):
         commands.run("sh", "-c", "echo one; echo two; echo why >&2; exit 1", last=1)
