@@ -147,10 +147,10 @@ class Ground:
             policy = (await self.pinned(run.fleet)).policy
             await self.trust.went_back(run, await self.plan(run.plan), policy)
 
-    async def baseline(self, fleet: str, release: Release) -> str | None:
+    async def baseline(self, fleet: str, release: Release, platforms: frozenset[str]) -> str | None:
         """None when a fleet's first release may be installed, else why not. Raises ``DriverError`` without a policy."""
         policy = (await self.pinned(fleet)).policy
-        return await self.trust.baseline(release, policy)
+        return await self.trust.baseline(release, policy, platforms)
 
     async def plan(self, digest: str) -> Plan:
         """The plan of that digest, verified when it is read and kept for a while (the last few)."""

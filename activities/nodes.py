@@ -396,9 +396,9 @@ class NodeActivities:
         async with bringing.asking:
             # What runs already is started whatever became of its release: only new bytes are asked about, once for all.
             if bringing.refused is None:
-                bringing.refused = (
-                    await self._ground.baseline(bringing.fleet, bringing.release) or ""
-                )
+                platforms = frozenset(node.platform for node in install.nodes)
+                found = await self._ground.baseline(bringing.fleet, bringing.release, platforms)
+                bringing.refused = found or ""
         if bringing.refused:
             return f"{node.name}: is not installed: {bringing.refused}"
         ops = await self._ground.with_sources(

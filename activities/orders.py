@@ -47,10 +47,13 @@ class OrderActivities:
 
     async def _witnessed(self, request: JudgeRequest, verdict: OrderVerdict) -> OrderVerdict:
         """The verdict about an accepted order, after a look at the end of the record that its signer says he saw."""
-        policy = (await self._ground.pinned(request.fleet)).policy
         seen = read(request.envelope).evidence
         if seen is None:
-            if unseen(verdict, policy):
+            policies = [(await self._ground.pinned(request.fleet)).policy]
+            if request.run is not None and request.expected.target == request.run.id:
+                # What a run began under is asked of it to its end, as in all else.
+                policies.append((await self._ground.began_under(request.run)).policy)
+            if any(unseen(verdict, policy) for policy in policies):
                 return refuse(verdict, "evidence", UNSEEN)
             return verdict
         entries = await self._ground.evidence.read(request.fleet, max(0, seen.seq - 1), 1)

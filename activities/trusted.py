@@ -17,7 +17,8 @@ from kedge.model.release import Release
 from kedge.model.run import Run
 from kedge.model.trusted import NOT_TRUSTED, OF_RELEASES, UNREACHABLE, ReleaseName, TrustedRelease
 from kedge.plan.digest import document_digest
-from kedge.trust.releases import ReleaseVerdict, judge_release
+from kedge.trust.provenance import judge_artifacts
+from kedge.trust.releases import ReleaseVerdict, judge_release, unproven
 
 PAUSES = (0.3, 1.0, 3.0)
 """Seconds before a repository that does not answer is asked again."""
@@ -57,7 +58,7 @@ class ReleaseTrust:
             found,
             plan.after,
             rules,
-            f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            _now(),
             platforms=frozenset(node.platform for node in plan.nodes),
             bundles=await self.releases.bundles(rules.provenance),
         )
@@ -80,8 +81,8 @@ class ReleaseTrust:
         async with self._locks.setdefault(run.id, asyncio.Lock()):
             if asked not in self._judged:
                 verdict = await self.judged(plan, rules)
-                first = all(one[0] != run.id for one in self._judged)
-                key = f"release/{run.id}" if first else f"release/{run.id}/{asked[2][:16]}"
+                # By its rules: of two workers none must take the place of what the other found by others.
+                key = f"release/{run.id}/{asked[2][:16]}"
                 await self.note(run.fleet, key, run.id, verdict)
                 if not verdict.ok:
                     raise DriverError(NOT_TRUSTED, verdict.said, retryable=False)
@@ -109,8 +110,10 @@ class ReleaseTrust:
             known = found.authors
         return known
 
-    async def baseline(self, release: Release, policy: Policy) -> str | None:
-        """None when a release may be installed where nothing runs yet, else why not."""
+    async def baseline(
+        self, release: Release, policy: Policy, platforms: frozenset[str]
+    ) -> str | None:
+        """None when a release may be installed where nothing runs yet, else why not. ``platforms`` are the nodes'."""
         rules = policy.releases
         if rules is None:
             return None
@@ -121,6 +124,18 @@ class ReleaseTrust:
             return error.message
         if found.digest != document_digest(release):
             return f"{name} in the repository is another document than the one recorded here"
+        if rules.provenance is not None:
+            wanted = {at: one.digest for at, one in release.artifacts.items() if at in platforms}
+            try:
+                bundles = await self.releases.bundles(rules.provenance)
+            except DriverError as error:
+                return error.message
+            verdicts = await asyncio.to_thread(
+                judge_artifacts, wanted, found.attestations, rules.provenance, _now(), bundles
+            )
+            wrong = unproven(verdicts, platforms)
+            if wrong:
+                return wrong[0]
         self._known(found, rules)
         return None
 
@@ -147,7 +162,7 @@ class ReleaseTrust:
 
     async def note(self, fleet: str, key: str, run: str, verdict: ReleaseVerdict) -> None:
         """What was verified about a release is evidence, once per key; a refusal has a key of its own."""
-        record: dict[str, Json] = {"what": "release", "run": run, **verdict.record()}
+        record: dict[str, Json] = {"at": _now(), "what": "release", "run": run, **verdict.record()}
         await self.evidence.append(fleet, key if verdict.ok else f"{key}/refused", record)
 
     async def _trusted(self, name: ReleaseName, rules: ReleaseRules) -> TrustedRelease:
@@ -167,6 +182,10 @@ class ReleaseTrust:
         _keep(self._authors, (rules.root, found.digest), found.authors)
         for artifact in found.artifacts:
             _keep(self._sources, artifact.digest, artifact)
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _keep(memory: OrderedDict[K, V], key: K, value: V) -> None:

@@ -203,6 +203,8 @@ class Fleet:
             if not verdict.accepted:
                 self._remember(verdict)
                 return Submitted(verdict=verdict)
+            # The record has it as accepted, once for good: whatever becomes of it now, it does not come again.
+            self._change(spent=(*self._state.spent, verdict.nonce)[-KEPT * 10 :])
             if verdict.verb == "review":
                 return Submitted(verdict=await self._reviewed(verdict))
             try:
@@ -261,13 +263,10 @@ class Fleet:
         self._remember(verdict)
 
     def _remember(self, verdict: OrderVerdict) -> None:
-        spent = self._state.spent
-        if verdict.accepted:
-            spent = (*spent, verdict.nonce)[-KEPT * 10 :]
         refused = self._state.refused + (not verdict.accepted)
         verdicts = (*self._state.verdicts, verdict)[-KEPT:]
         pin = max(self._state.pin, verdict.pin)
-        self._change(verdicts=verdicts, spent=spent, refused=refused, pin=pin)
+        self._change(verdicts=verdicts, refused=refused, pin=pin)
 
     def _expected(self) -> Expected:
         """An order to a fleet brings its own plan; the activity looks whether it is stored and of this fleet."""

@@ -226,13 +226,16 @@ class Ordered:
         self._remember(verdict)
 
     def _remember(self, verdict: OrderVerdict) -> None:
-        spent = (*self._memory.spent, verdict.nonce) if verdict.accepted else self._memory.spent
         kept = (*self._memory.verdicts, verdict)[-KEPT_VERDICTS:]
         refused = self._memory.refused + (not verdict.accepted)
         pin = max(self._memory.pin, verdict.pin)
         self._memory = self._memory.model_copy(
-            update={"spent": spent, "verdicts": kept, "refused": refused, "pin": pin}
+            update={"verdicts": kept, "refused": refused, "pin": pin}
         )
+
+    def _spend(self, verdict: OrderVerdict) -> None:
+        spent = (*self._memory.spent, verdict.nonce)
+        self._memory = self._memory.model_copy(update={"spent": spent})
 
     async def _receive(self, envelope: Envelope) -> OrderVerdict:
         await self._count()
@@ -240,6 +243,9 @@ class Ordered:
             await workflow.wait_condition(lambda: self._facts is not None)
             opened = self._open
             verdict = await self._judge(envelope, self._expected())
+            if verdict.accepted:
+                # The record has it as accepted, once for good: whatever becomes of it now, it does not come again.
+                self._spend(verdict)
             if (
                 verdict.accepted
                 and verdict.verb in ("approve", "reject", "decide")

@@ -172,6 +172,8 @@ class Policy(Frozen):
                 )
             elif key in seen:
                 problems.append((path, "stands there twice"))
+            if self.revoked.has_line(line):
+                problems.append((path, "was revoked (it stands under revoked.keys)"))
             seen.add(key)
         return problems
 

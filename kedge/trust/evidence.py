@@ -213,7 +213,9 @@ class _Trial:
                     Finding(kind="checkpoint", said=said, seq=checkpoint.seq, line=line or None)
                 )
                 continue
-            if key.material not in witnesses:
+            if key.material not in witnesses or any(
+                policy.revoked.has_line(checkpoint.key) for policy in self._trusted.values()
+            ):
                 strangers.add(key.fingerprint)
                 continue
             self._witness(checkpoint, key.fingerprint)
@@ -336,6 +338,8 @@ class _Trial:
             court.order(entry.seq, entry.key, record)
         elif what == "lease":
             court.lease(entry.seq, record)
+        elif what == "policy":
+            court.policy(entry.seq, record)
         elif what == "asked":
             court.asked(entry.seq, record)
         elif what == "release":

@@ -54,7 +54,7 @@ def judge_release(
     if rules.provenance is not None:
         provenance = judge_artifacts(wanted, found.attestations, rules.provenance, now, bundles)
     asked = platforms if rules.provenance is not None else frozenset()
-    wrong = [*_other(found, planned, rules), *_unproven(provenance, asked)]
+    wrong = [*_other(found, planned, rules), *unproven(provenance, asked)]
     return ReleaseVerdict(
         ok=not wrong,
         said=wrong[0] if wrong else f"{found.name} is signed, listed and the one of the plan",
@@ -87,7 +87,7 @@ def _other(found: TrustedRelease, planned: PlannedRelease, rules: ReleaseRules) 
     return []
 
 
-def _unproven(provenance: dict[str, ProvenanceVerdict], asked: frozenset[str]) -> list[str]:
+def unproven(provenance: dict[str, ProvenanceVerdict], asked: frozenset[str]) -> list[str]:
     """Why the artifacts for the platforms that are asked for are not proven; no platform at all proves nothing."""
     missing = [
         f"there is no archive for {platform}" for platform in sorted(asked - set(provenance))

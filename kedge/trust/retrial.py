@@ -7,7 +7,7 @@ under the policies it trusts, whatever the record says came of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,12 @@ from kedge.model.plan import Gate, Plan
 from kedge.model.policy import Policy
 from kedge.model.run import Warrant
 from kedge.plan.digest import plan_digest
+from kedge.plan.lease import UNSEEN, unseen
 from kedge.trust.effects import KnownPlan
 from kedge.trust.envelope import envelope_digest, read
 from kedge.trust.orders import judge
 from kedge.trust.refusal import RefusalError, quoted
+from kedge.trust.released import unproven
 from kedge.trust.warrant import verify_warrant
 
 AROUND = frozenset(
@@ -100,18 +102,49 @@ class Court:
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
         self._glass: dict[Digest, tuple[str, str]] = {}
-        self._released: set[str] = set()
+        self._released: dict[str, list[Mapping[str, Any]]] = {}
+        """By run: what was verified of a release for it."""
+        self._pinned: tuple[int, int, Policy] | None = None
+        """The newest policy that was pinned: its version, the record that says so, and it itself."""
         self._authors: dict[Digest, tuple[str, ...]] = {}
         """By release document: who made it, as was verified."""
         self._shown: set[tuple[Any, ...]] = set()
         self._nonces: dict[str, Digest] = {}
-        self._leases: dict[Digest, tuple[str, int]] = {}
+        self._leases: dict[Digest, tuple[str, int, Digest]] = {}
+        """By order: the run and the epoch it was spent in, and the policy that was pinned then."""
+        self._proven: dict[tuple[str, frozenset[str], int], str | None] = {}
         self._carried: dict[tuple[Any, ...], str | None] = {}
         self._allowed: set[tuple[Any, ...]] = set()
         self._warrants: dict[tuple[str, int, str], dict[str, Any]] = {}
 
     def _wrong(self, kind: FindingKind, seq: int, said: str) -> None:
         self.findings.append(Finding(kind=kind, said=said, seq=seq))
+
+    # -- policies ----------------------------------------------------------------------------------------------------
+
+    def policy(self, seq: int, record: Mapping[str, Any]) -> None:
+        """A version of the policy was pinned: from here on it has a say in every order."""
+        named = record.get("policies")
+        digest = named[0] if isinstance(named, list) and named else None
+        policy = self._papers.trusted.get(digest) if isinstance(digest, str) else None
+        if policy is not None and (self._pinned is None or policy.version >= self._pinned[0]):
+            self._pinned = (policy.version, seq, policy)
+
+    def _began(self, run: str, plan: Plan) -> Digest | None:
+        """The policy that a run began under: its plan's; of a way back that a person ordered, the one pinned then."""
+        for order, (of, _, policy) in self._leases.items():
+            known = self.accepted.get(order)
+            if of == run and known is not None and known.verdict.verb == "rollback":
+                return policy
+        ordered = run.startswith("rollback/") and not run.endswith("-auto")
+        return None if ordered else plan.policy.digest
+
+    def _without(self, began: Digest | None, digests: Iterable[str]) -> bool:
+        """Whether the policy that a run began under is missing among those that something was held against."""
+        if began is None or began in digests:
+            return False
+        policy = self._papers.trusted.get(began)
+        return policy is None or digest_of(policy) not in digests
 
     # -- orders ------------------------------------------------------------------------------------------------------
 
@@ -190,12 +223,42 @@ class Court:
             if accepted:
                 self._accept(seq, record, verdict, expected, gate)
                 held.append(verdict.roles)
+            if accepted and unseen(verdict, policy) and read(envelope).evidence is None:
+                self._wrong("order", seq, UNSEEN)
         if accepted:
+            self._of_its_time(seq, envelope, by, digests)
             # By two policies a person has the roles that both give.
             roles = [role for role in held[0] if all(role in one for one in held)] if held else []
             if record.get("roles") != roles:
                 self._wrong("order", seq, "the verdict says other roles than the signer has")
             self._seen(seq, envelope)
+
+    def _of_its_time(
+        self,
+        seq: int,
+        envelope: Envelope,
+        by: tuple[Expected, Gate | None, tuple[OrderVerdict, ...]],
+        digests: list[str],
+    ) -> None:
+        """An order holds by the policy that was pinned then; one about a run by the one that run began under too."""
+        expected, gate, signed = by
+        run, plan = expected.target, self._papers.plan(expected.plan)
+        if plan is not None and not run.startswith("fleet/"):
+            began = self._began(run, plan.plan)
+            if self._without(began, digests):
+                said = (
+                    f"it was not held against the policy that {run} began under ({str(began)[:12]})"
+                )
+                self._wrong("policy", seq, said)
+        if self._pinned is None:
+            return
+        version, since, policy = self._pinned
+        if digest_of(policy) in digests:
+            return
+        verdict = judge(envelope, expected, policy, signed=signed, gate=gate)
+        if not verdict.accepted:
+            said = f"version {version} of the policy was pinned before (record {since}), and by that it is {verdict.rule}: {verdict.said}"
+            self._wrong("policy", seq, said)
 
     def _accept(
         self,
@@ -226,6 +289,8 @@ class Court:
         shown = (verdict.target, verdict.subject, verdict.shown)
         if verdict.verb in ("approve", "reject", "decide") and shown not in self._shown:
             self._wrong("order", seq, "nobody was shown what its signer says he was shown")
+        if verdict.verb == "review" and verdict.person in self._broke(verdict.subject):
+            self._wrong("order", seq, f"{verdict.person} broke the glass there, and reviews it")
         self.accepted[verdict.digest] = Accepted(verdict, seq)
         if verdict.break_glass:
             said = f"{verdict.person} broke the glass (record {seq}, {verdict.verb})"
@@ -237,6 +302,15 @@ class Court:
                 for digest, (target, said) in self._glass.items()
                 if target != verdict.subject and not target.startswith("fleet/")
             }
+
+    def _broke(self, run: str) -> set[str]:
+        """Who broke the glass in a run, or began it by that."""
+        found = [one.verdict for one in self.accepted.values() if one.verdict.break_glass]
+        return {
+            one.person
+            for one in found
+            if run in (one.target, self._leases.get(one.digest, ("",))[0])
+        }
 
     def _closed(self, record: Mapping[str, Any]) -> None:
         """An order that was accepted, and refused at once by who asked for the verdict: it counts for nothing."""
@@ -292,7 +366,9 @@ class Court:
             self.requesters[run] = known.verdict.person
         if order in self._leases:
             self._wrong("lease", seq, "the order was spent before, under another lease")
-        self._leases[order] = (run, epoch)
+        under = record.get("policies")
+        first = under[0] if isinstance(under, list) and under else ""
+        self._leases[order] = (run, epoch, str(first))
 
     def allowed(self, seq: int, record: Mapping[str, Any]) -> None:
         """A worker found that the signatures carry an act: they do so again."""
@@ -328,8 +404,9 @@ class Court:
         if (run, epoch, program, wave) not in self._allowed:
             self._wrong("gate", seq, f"{where} acted before anything in the record allowed it")
             return
-        if self._unreleased(run, program):
-            self._wrong("release", seq, f"{where} acted before its release was verified")
+        why = self._unreleased(run, program, plan)
+        if why is not None:
+            self._wrong("release", seq, f"{where} acted {why}")
         if program in ("back", "restore") and plan is not None and node is not None:
             basis = self._warrants[run, int(epoch or 0), program]
             # What stands before a way back depends on the wave of a node: one of each is looked at.
@@ -360,20 +437,26 @@ class Court:
                 self._wrong(
                     "document", seq, f"the attestation {str(digest)[:12]} is not in the file"
                 )
-        self._released.add(run)
+        self._released.setdefault(run, []).append(record)
 
-    def _unreleased(self, run: str, program: str) -> bool:
-        """Whether a policy wants signed releases, and nothing says that the one of this run was looked at."""
-        if program not in ("forward", "finalize") or run in self._released:
-            return False
-        named = {
+    def _unreleased(self, run: str, program: str, plan: KnownPlan | None) -> str | None:
+        """What is missing where a policy of a run wants signed releases; None where nothing is."""
+        if program not in ("forward", "finalize"):
+            return None
+        named = frozenset(
             str(digest)
             for (of, _, _), one in self._warrants.items()
             if of == run
             for digest in one.get("policies") or ()
-        }
-        found = (self._papers.trusted.get(digest) for digest in named)
-        return any(policy is not None and policy.releases is not None for policy in found)
+        )
+        seen = self._released.get(run, [])
+        asked = (run, named, len(seen))
+        if asked not in self._proven:
+            policies = (self._papers.trusted.get(digest) for digest in sorted(named))
+            rules = [one.releases for one in policies if one is not None and one.releases]
+            wrong = (unproven(one, seen, plan, self._papers.documents) for one in rules)
+            self._proven[asked] = next((why for why in wrong if why is not None), None)
+        return self._proven[asked]
 
     def plan_of(self, record: Mapping[str, Any]) -> KnownPlan | None:
         """The plan that the run of a record follows."""
@@ -414,6 +497,9 @@ class Court:
         lease = self._leases.get(envelope_digest(warrant.start))
         if lease is not None and lease[1] != record.get("epoch"):
             return f"the order of {run} was spent in epoch {lease[1]}, it acted in {record.get('epoch')}"
+        began = self._began_by(warrant, plan.plan)
+        if self._without(began, digests):
+            return f"{run} was not held against the policy that it began under ({str(began)[:12]})"
         for digest in digests:
             policy = self._papers.trusted.get(digest)
             if policy is None:
@@ -434,6 +520,16 @@ class Court:
             if not verdict.ok:
                 return verdict.said
         return None
+
+    def _began_by(self, warrant: Warrant, plan: Plan) -> Digest | None:
+        try:
+            ordered = read(warrant.start).verb == "rollback"
+        except RefusalError:
+            return plan.policy.digest
+        lease = self._leases.get(envelope_digest(warrant.start))
+        if ordered:
+            return None if lease is None else lease[2]
+        return plan.policy.digest
 
     def _missing(self, warrant: Warrant) -> str | None:
         """A signature in the warrant that was not accepted in the record."""
