@@ -337,6 +337,8 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             close_fds=True,
+            # Who runs tests in the background of a shell has this signal ignored; a person at a terminal has not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads matter here
         )
         os.close(slave)
         self.seen = ""

@@ -139,7 +139,8 @@ async def test_what_legs_began_is_found_also_when_it_is_written_down_between_two
 async def test_what_bringing_up_starts_is_evidence(tmp_path: Path) -> None:
     made = await looks(tmp_path, 2)
     records = [entry.record for entry in await made.ground.evidence.read(made.run.fleet)]
-    assert [one["what"] for one in records if isinstance(one, dict)] == ["installed", "installed"]
+    said = [one["what"] for one in records if isinstance(one, dict)]
+    assert said == ["policy", "installed", "installed"]
 
 
 async def test_a_leg_that_is_not_allowed_is_evidence(tmp_path: Path) -> None:
