@@ -36,7 +36,7 @@ async def test_all_nodes_of_a_wave_lose_somebody_at_every_instant_of_a_step(
     plan = troupe.plan_to(NEW, waves={"widen": ["100%"], "max_unavailable": len(points)}, gates={})
     if step == "session":
         # Preflight has sessions, too: the worker is held before the first leg until the points are armed.
-        theatre.points.arm("activity.run_leg.before", "wait")
+        theatre.points.arm("activity.run_leg.before", "hold")
         run = await troupe.start(plan)
         await theatre.points.reached("activity.run_leg.before")
         posts = await arm(troupe, points, kind)
