@@ -16,7 +16,8 @@ from kedge.drivers.evidence_writer import MAX_RECORD, Append, WrittenEvidence
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, link, linked
-from kedge.trust.evidence_file import too_deep
+from kedge.trust.evidence_file import MAX_DEPTH
+from kedge.trust.strict_json import too_deep
 
 __all__ = ["MAX_RECORD", "SqliteEvidence"]
 
@@ -200,7 +201,7 @@ def entry_of(seq: int, key: str, record: str, previous: str, digest: str) -> Evi
     """A row as a value. A record that somebody made unreadable is kept as text: the chain says that it was edited."""
     try:
         read = json.loads(record)
-        if too_deep(read):
+        if too_deep(read, MAX_DEPTH):
             read = record
     except (ValueError, RecursionError):
         read = record

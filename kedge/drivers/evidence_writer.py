@@ -17,7 +17,8 @@ from kedge.model.base import Json, canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.trust.chain import EvidenceEntry, EvidenceHead
-from kedge.trust.evidence_file import too_deep
+from kedge.trust.evidence_file import MAX_DEPTH
+from kedge.trust.strict_json import too_deep
 
 MAX_RECORD = 1024 * 1024
 """The largest canonical record, in bytes."""
@@ -206,7 +207,7 @@ def _check_name(fleet: str, key: str) -> None:
 
 def _text_of(record: Json) -> bytes:
     """The canonical form; raises ``ValueError`` for what has none, or is nested deeper than anybody reads."""
-    if too_deep(record):
+    if too_deep(record, MAX_DEPTH):
         raise ValueError("it is nested too deep")
     return canonical(record)
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from kedge.model.base import Digest, Json, canonical
 from kedge.model.evidence import Checkpoint, Document, ExportHeader, ExportSeal, Finding
 from kedge.trust.chain import EvidenceEntry
+from kedge.trust.strict_json import too_deep
 
 MAX_LINE = 192 * 1024 * 1024
 """The longest line in bytes: a plan of the largest size, every character escaped twice."""
@@ -170,25 +171,9 @@ def _parsed(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
 def _loaded(line: bytes) -> Any:
     """The value of a line; ``ValueError`` or ``RecursionError`` for what is none, or nested too deep."""
     value = json.loads(line)
-    if too_deep(value):
+    if too_deep(value, MAX_DEPTH):
         raise ValueError("nested too deep")
     return value
-
-
-def too_deep(value: Json) -> bool:
-    """Whether lists and objects are nested in each other more than ``MAX_DEPTH`` times."""
-    level: list[Json] = [value]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[Json] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += one.values()
-            elif isinstance(one, list):
-                below += one
-        if not below:
-            return False
-        level = below
-    return True
 
 
 def _seq_of(held: object) -> int | None:

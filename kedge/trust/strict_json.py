@@ -34,7 +34,8 @@ def read_json(content: bytes, *, most_bytes: int, most_deep: int = MOST_DEEP) ->
         raise ValueError(f"is not JSON (line {error.lineno}: {error.msg})") from error
     except RecursionError as error:
         raise ValueError(f"is nested more than {most_deep} deep") from error
-    _bounded(value, most_deep)
+    if too_deep(value, most_deep):
+        raise ValueError(f"is nested more than {most_deep} deep")
     return value
 
 
@@ -58,7 +59,8 @@ def _float(text: str) -> float:
     return number
 
 
-def _bounded(value: Json, most_deep: int) -> None:
+def too_deep(value: Json, most_deep: int) -> bool:
+    """Whether lists and objects are nested in each other more than ``most_deep`` times."""
     level: list[Json] = [value]
     for _ in range(most_deep + 1):
         below: list[Json] = []
@@ -68,6 +70,6 @@ def _bounded(value: Json, most_deep: int) -> None:
             elif isinstance(one, list):
                 below += one
         if not below:
-            return
+            return False
         level = below
-    raise ValueError(f"is nested more than {most_deep} deep")
+    return True
