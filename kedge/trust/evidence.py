@@ -27,7 +27,7 @@ from kedge.model.evidence import (
 from kedge.model.policy import Policy
 from kedge.model.signed_policy import MAX_POLICY, SignedPolicy
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, verify
-from kedge.trust.checkpoints import materials, verify_checkpoint
+from kedge.trust.checkpoints import verify_checkpoint
 from kedge.trust.effects import Ledger, compare
 from kedge.trust.evidence_file import Parts
 from kedge.trust.policies import (
@@ -39,6 +39,7 @@ from kedge.trust.policies import (
 )
 from kedge.trust.retrial import Court, Papers
 from kedge.trust.story import happening
+from kedge.trust.witnesses import Witnesses
 
 MAX_CHANGES = 1000
 """Changes of policies that are looked at in one file."""
@@ -192,12 +193,12 @@ class _Trial:
     # -- the chain ---------------------------------------------------------------------------------------------------
 
     def _checkpoints(self) -> None:
-        """Checkpoints of witnesses are hashes that are known; two that contradict each other are a fork."""
-        rules = [
-            policy.evidence for policy in self._trusted.values() if policy.evidence is not None
-        ]
-        witnesses = materials(line for rule in rules for line in rule.signers)
-        strangers: set[str] = set()
+        """Checkpoints of witnesses are hashes that are known; two that contradict each other are a fork.
+
+        They are sorted before the chain is walked, by what its records say of the policy: where the chain then breaks, the
+        file does not hold anyway, and a record that only claims a change of the policy can but take checkpoints away.
+        """
+        witnesses = Witnesses(self._trusted, self._parts.entries, self._after.seq)
         for checkpoint, line in self._parts.checkpoints:
             try:
                 key = verify_checkpoint(checkpoint)
@@ -213,21 +214,9 @@ class _Trial:
                     Finding(kind="checkpoint", said=said, seq=checkpoint.seq, line=line or None)
                 )
                 continue
-            if key.material not in witnesses or any(
-                policy.revoked.has_line(checkpoint.key) for policy in self._trusted.values()
-            ):
-                strangers.add(key.fingerprint)
-                continue
-            self._witness(checkpoint, key.fingerprint)
-        if not witnesses:
-            self.unproven.append(
-                "no policy names a checkpoint key: whoever can write the record could have written all of it anew"
-            )
-        elif strangers:
-            who = ", ".join(sorted(strangers)[:5])
-            self.unproven.append(
-                f"checkpoints by {who} prove nothing: the policy does not name that key"
-            )
+            if witnesses.counts(key, checkpoint.seq):
+                self._witness(checkpoint, key.fingerprint)
+        self.unproven += witnesses.unproven()
 
     def _witness(self, checkpoint: Checkpoint, fingerprint: str) -> None:
         before = self._known.setdefault(checkpoint.seq, checkpoint.hash)

@@ -23,8 +23,8 @@ from cli.main import app
 from kedge.drivers.checkpoints import CheckpointKey, ensure_key
 from kedge.drivers.signers import sign_with_key
 from kedge.model.base import Json, canonical, digest_of
-from kedge.model.evidence import EvidenceReport
-from kedge.model.governance import ChangeRule
+from kedge.model.evidence import CheckpointStatement, EvidenceReport
+from kedge.model.governance import ChangeRule, Revoked
 from kedge.model.order import EvidenceSeen
 from kedge.model.policy import EvidenceRules, Policy
 from kedge.model.signed_policy import POLICY_NAMESPACE
@@ -368,6 +368,89 @@ async def test_a_checkpoint_by_another_key_proves_nothing(kept: Kept, stage: Sta
     assert not report.ok
     assert {one.kind for one in report.findings} == {"unsigned"}
     assert any(other.public.fingerprint in said for said in report.unproven)
+
+
+def _rotated(
+    kept: Kept, new: CheckpointKey, signed: list[tuple[int, CheckpointKey]], **revoked: Any
+) -> tuple[list[bytes], Policy]:
+    """The record with two records more, that a policy with the key ``new`` alone was pinned and one behind that;
+    ``signed`` are more checkpoints: how many records behind the old end, and by whom.
+    """
+    policy = kept.policy.model_copy(
+        update={
+            "version": kept.policy.version + 1,
+            "previous": digest_of(kept.policy),
+            "evidence": EvidenceRules(signers=(new.public.line,)),
+            **revoked,
+        }
+    )
+
+    def more(entries: list[Entry]) -> None:
+        pinned = {"what": "policy", "at": "2026-11-23T12:00:00Z", "policies": [digest_of(policy)]}
+        behind = {"what": "looked", "at": "2026-11-23T12:00:01Z", "nodes": {}}
+        entries.append({"key": "policy/2", "record": pinned})
+        entries.append({"key": "looked/behind", "record": behind})
+
+    objects = split(relinked(kept.lines, more))
+    hashes = {one["entry"]["seq"]: one["entry"]["hash"] for one in objects if "entry" in one}
+    fleet = next(one["header"] for one in objects if "header" in one)
+    old = max(one["checkpoint"]["seq"] for one in objects if "checkpoint" in one)
+    for place, key in signed:
+        statement = CheckpointStatement(
+            fleet=fleet["fleet"],
+            seq=old + place,
+            hash=hashes[old + place],
+            at="2026-11-23T12:00:02Z",
+        )
+        objects.append({"checkpoint": key.sign(statement).model_dump(mode="json")})
+        fleet["checkpoints"] += 1
+    return joined(objects), policy
+
+
+async def test_a_checkpoint_key_that_was_rotated_vouches_up_to_the_change(
+    kept: Kept, tmp_path: Path
+) -> None:
+    new = ensure_key(tmp_path / "new")
+    lines, policy = _rotated(kept, new, [(1, kept.key), (2, new)])
+    pinned = {digest_of(one): one for one in (kept.policy, policy)}
+    report = verify_parts(evidence_file.read(lines), Asked(pinned=pinned))
+    assert (report.ok, report.findings, report.unproven) == (True, (), ())
+    assert report.signed == report.last == kept.count + 2
+    assert set(report.witnesses) == {kept.key.public.fingerprint, new.public.fingerprint}
+
+
+async def test_a_checkpoint_key_that_a_version_dropped_vouches_for_nothing_behind_it(
+    kept: Kept, tmp_path: Path
+) -> None:
+    lines, policy = _rotated(kept, ensure_key(tmp_path / "new"), [(1, kept.key), (2, kept.key)])
+    pinned = {digest_of(one): one for one in (kept.policy, policy)}
+    report = verify_parts(evidence_file.read(lines), Asked(pinned=pinned))
+    assert [(one.kind, one.seq) for one in report.findings] == [("unsigned", kept.count + 2)]
+    said = f"behind record {kept.count + 1} prove nothing: version {policy.version} of the policy"
+    assert any(said in one and kept.key.public.fingerprint in one for one in report.unproven)
+
+
+async def test_who_does_not_see_when_a_key_was_dropped_is_told_so(
+    kept: Kept, tmp_path: Path
+) -> None:
+    _, policy = _rotated(kept, ensure_key(tmp_path / "new"), [])
+    pinned = {digest_of(one): one for one in (kept.policy, policy)}
+    report = verify_parts(evidence_file.read(kept.lines), Asked(pinned=pinned))
+    assert report.ok
+    assert any("no record here says when it was pinned" in one for one in report.unproven)
+
+
+async def test_a_checkpoint_key_that_was_revoked_vouches_for_nothing_anywhere(
+    kept: Kept, tmp_path: Path
+) -> None:
+    new = ensure_key(tmp_path / "new")
+    revoked = Revoked(keys=(kept.key.public.line,))
+    lines, policy = _rotated(kept, new, [(1, kept.key)], revoked=revoked)
+    pinned = {digest_of(one): one for one in (kept.policy, policy)}
+    report = verify_parts(evidence_file.read(lines), Asked(pinned=pinned))
+    assert [(one.kind, one.seq) for one in report.findings] == [("unsigned", 1)]
+    assert (report.signed, report.witnesses) == (0, ())
+    assert any("that key was revoked" in one for one in report.unproven)
 
 
 async def test_no_single_byte_can_be_changed(kept: Kept) -> None:
