@@ -25,7 +25,7 @@ from kedge.trust.effects import KnownPlan
 from kedge.trust.envelope import envelope_digest, read
 from kedge.trust.orders import judge
 from kedge.trust.refusal import RefusalError, quoted
-from kedge.trust.released import unproven
+from kedge.trust.released import retry
 from kedge.trust.warrant import verify_warrant
 
 AROUND = frozenset(
@@ -113,6 +113,8 @@ class Court:
         self._leases: dict[Digest, tuple[str, int, Digest]] = {}
         """By order: the run and the epoch it was spent in, and the policy that was pinned then."""
         self._proven: dict[tuple[str, frozenset[str], int], str | None] = {}
+        self._rests: dict[str, set[Digest]] = {}
+        """By run: attestations that its release rests on and that were not judged again."""
         self._carried: dict[tuple[Any, ...], str | None] = {}
         self._allowed: set[tuple[Any, ...]] = set()
         self._warrants: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -335,10 +337,18 @@ class Court:
             self._wrong("rewritten", seq, said)
 
     def owed(self) -> tuple[str, ...]:
-        """Where the glass was broken, and no review behind it closes that."""
-        return tuple(
+        """Where the glass was broken, and no review behind it closes that; what was built by whom is a worker's word."""
+        glass = [
             f"{said}, and no review that closes that is in here" for _, said in self._glass.values()
-        )
+        ]
+        rests = [
+            f"the release of {run} rests on sigstore bundles that were not judged again "
+            f"({', '.join(one[:12] for one in sorted(digests)[:5])}): their trusted root is not in the file; "
+            "take them out of it and verify them with cosign and the root that the policy names"
+            for run, digests in self._rests.items()
+            if digests
+        ]
+        return (*glass, *rests)
 
     def asked(self, seq: int, record: Mapping[str, Any]) -> None:
         """People were asked: what they were shown is what its digest says."""
@@ -454,8 +464,10 @@ class Court:
         if asked not in self._proven:
             policies = (self._papers.trusted.get(digest) for digest in sorted(named))
             rules = [one.releases for one in policies if one is not None and one.releases]
-            wrong = (unproven(one, seen, plan, self._papers.documents) for one in rules)
-            self._proven[asked] = next((why for why in wrong if why is not None), None)
+            found = [retry(one, seen, plan, self._papers.documents) for one in rules]
+            self._proven[asked] = next((one.why for one in found if one.why is not None), None)
+            for one in found:
+                self._rests.setdefault(run, set()).update(one.rests)
         return self._proven[asked]
 
     def plan_of(self, record: Mapping[str, Any]) -> KnownPlan | None:

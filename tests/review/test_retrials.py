@@ -17,6 +17,7 @@ from kedge.model.governance import BreakGlass, ReviewRule, Revoked
 from kedge.model.order import Envelope, Expected
 from kedge.model.plan import DocumentRef, Plan
 from kedge.model.policy import EvidenceRules, Policy, ReleaseRules
+from kedge.model.provenance import Builder
 from kedge.model.run import Warrant
 from kedge.plan.digest import plan_digest
 from kedge.trust.orders import judge
@@ -217,6 +218,50 @@ def test_a_release_that_is_said_to_be_verified(
     assert (gates is None) == (wrong == ""), gates
     assert wrong in (gates or "")
     assert record.found() == []
+
+
+BUNDLE = b'{"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}'
+KEYLESS = "https://c.example.org/keyless"
+BUNDLES: list[tuple[str, str, tuple[str, ...], str, str]] = [
+    ("the others suffice", KEYLESS, ("a", "b"), "", ""),
+    ("the others do not suffice", KEYLESS, ("a",), "", "rests on sigstore bundles"),
+    ("nobody may sign so", "", ("a",), "is not proven: 1 builder", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("keyless", "builders", "wrong", "said"),
+    [row[1:] for row in BUNDLES],
+    ids=[row[0] for row in BUNDLES],
+)
+def test_a_release_that_rests_on_bundles_which_nobody_judges_again_is_said_so(
+    keyless: str, builders: tuple[str, ...], wrong: str, said: str
+) -> None:
+    identity: Any = {"issuer": "https://i.example.org", "subject": "x"}
+    other = Builder(id=KEYLESS, identity=identity)
+    rules = building.rules()
+    if keyless:
+        more = {"builders": (*rules.builders, other), "trusted_root": "0" * 64}
+        rules = rules.model_copy(update=more)
+    asked = world.policy(releases=ReleaseRules(root=ROOT, provenance=rules))
+    record = Record(began=asked)
+    subject = {"subject": [{"name": "db", "digest": {"sha256": "d" * 64}}]}
+    papers = [record.paper("attestation", building.envelope(one, subject)) for one in builders]
+    bundle = record.paper("attestation", BUNDLE)
+    verified = {
+        "at": building.NOW, "ok": True, "run": world.RUN, "root": ROOT, "authors": [],
+        "document": record.plan.after.document, "attestations": [*papers, bundle],
+    }  # fmt: skip
+    record.court.released(record.next(), verified)
+    record.allowed(record.started(asked), asked)
+    why = record.court._unreleased(world.RUN, "forward", record.court.plan_of(
+        {"run": world.RUN, "token": [7, 0, 0], "program": "forward"}
+    ))  # fmt: skip
+    assert (why is None) == (wrong == ""), why
+    assert wrong in (why or "")
+    owed = [one for one in record.court.owed() if "sigstore bundles" in one]
+    assert len(owed) == (1 if said else 0)
+    assert all(said in one and bundle[:12] in one and world.RUN in one for one in owed)
 
 
 def test_a_revoked_key_is_no_workers_either() -> None:
