@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from activities.bringing_up import BringingUpActivities
 from activities.ground import Ground
 from activities.legs import LegActivities
 from activities.nodes import NodeActivities
@@ -32,5 +33,5 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         nodes.observe_nodes,
         nodes.open_wave,
         nodes.check_nodes,
-        nodes.ensure_fleet,
+        BringingUpActivities(ground).ensure_fleet,
     ]

@@ -152,6 +152,10 @@ class Ground:
         policy = (await self.pinned(fleet)).policy
         return await self.trust.baseline(release, policy, platforms)
 
+    async def baseline_stands(self, fleet: str, release: Release) -> str | None:
+        """None when a first release that was found good may be installed still, else why not. Raises as :meth:`baseline`."""
+        return await self.trust.baseline_stands(release, (await self.pinned(fleet)).policy)
+
     async def plan(self, digest: str) -> Plan:
         """The plan of that digest, verified when it is read and kept for a while (the last few)."""
         async with self._reading:

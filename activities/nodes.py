@@ -1,31 +1,27 @@
-"""Looking at many nodes in one activity: preflight and fencing, opening a wave, the looks of a bake, bringing up."""
+"""Looking at many nodes in one activity: preflight and fencing, opening a wave, the looks of a bake."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
-from typing import TypeVar
 
 from temporalio import activity
 
-from activities.errors import AWAY, sentence
+from activities import sessions
+from activities.errors import sentence
 from activities.ground import Ground, now
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
 from activities.records import baked, looked, opened
-from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Token
+from activities.sessions import each, talk
+from kedge.drivers.ports import SessionEnd, SessionRequest
 from kedge.model.base import Json
-from kedge.model.errors import DriverError, KedgeError
-from kedge.model.fleet import Fleet
+from kedge.model.errors import DriverError
 from kedge.model.plan import Plan, PlannedNode
-from kedge.model.release import Release
 from kedge.model.run import (
     Checked,
     CheckRequest,
-    EnsureResult,
     Failure,
     Observed,
     ObserveRequest,
@@ -36,32 +32,14 @@ from kedge.model.run import (
     failure_of_the_run,
 )
 from kedge.model.trusted import OF_RELEASES
-from kedge.plan.install import Installation
 from kedge.plan.render import probes, secrets
-
-AT_ONCE = 32
-"""Sessions one activity has open at a time."""
-
-INSTALL = "install"
-
-FENCED_TRIES = 5
-"""How often a node is looked at anew when a run takes it just then."""
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
 
-PAUSES = (0.2, 1.0)
-"""Seconds before a node is talked to again whose host program was killed or whose connection broke off."""
-
-LOOKING = 400.0
-"""Seconds a look at many nodes may take: whom it does not come to is said to be unseen. Less than what the workflow
-gives the activity, which would otherwise be begun anew for ever."""
-
 UNSEEN = DriverError(
-    "Unseen", f"was not looked at: looking took longer than {LOOKING:g} s", retryable=True
+    "Unseen", f"was not looked at: looking took longer than {sessions.LOOKING:g} s", retryable=True
 )
-
-T = TypeVar("T")
 
 
 class NodeActivities:
@@ -83,7 +61,7 @@ class NodeActivities:
         if isinstance(plan, Failure):
             return Observed(problems=(plan,))
         async with pulse():
-            looks = await _each(
+            looks = await each(
                 request.nodes,
                 lambda node: self._look(plan, request, node),
                 lambda node: (node, _problem(node, plan.nodes[node].name, "session", UNSEEN)),
@@ -136,20 +114,7 @@ class NodeActivities:
         asked = SessionRequest(
             run=run.id, token=(run.epoch, serial, activity.info().attempt), ops=tuple(ops)
         )
-        return await self._talk(node, asked)
-
-    async def _talk(self, node: PlannedNode, asked: SessionRequest) -> SessionEnd:
-        """One session. Nothing follows from a connection that breaks off once: what it was about is looked at again,
-        or found in the journal.
-        """
-        for pause in PAUSES:
-            try:
-                return await self._ground.transport.session(node, asked, _unheard)
-            except DriverError as error:
-                if error.kind not in AWAY:
-                    raise
-            await asyncio.sleep(pause)
-        return await self._ground.transport.session(node, asked, _unheard)
+        return await talk(self._ground.transport, node, asked)
 
     async def _begun(self, plan: Plan, run: Run) -> set[str]:
         """What legs wrote down before they acted in the upgrade that is looked at (an earlier one may have had this
@@ -209,7 +174,7 @@ class NodeActivities:
             for number, rule in enumerate(plan.waves[request.wave].rules):
                 asked = partial(self._holds, request, plan, number)
                 every = [node for batch in batches for node in batch]
-                holds = dict(await _each(every, asked, lambda node: (node, None)))
+                holds = dict(await each(every, asked, lambda node: (node, None)))
                 # Who may be the leader for all anybody knows goes last too.
                 late = {node for node, held in holds.items() if held is None or held == rule.last}
                 batches = [
@@ -250,7 +215,7 @@ class NodeActivities:
         skip = set(request.skip)
         nodes = [node for node in plan.waves[request.wave].nodes if node not in skip]
         async with pulse():
-            looks = await _each(
+            looks = await each(
                 nodes,
                 lambda node: self._checked(plan, request, node),
                 lambda node: _problem(node, plan.nodes[node].name, "bake", UNSEEN),
@@ -259,7 +224,7 @@ class NodeActivities:
         failures = [failure for failure in found if failure.type != UNSEEN.kind]
         if found and not failures:
             # Nothing is known against those that were not looked at; but nothing is known for them either.
-            said = f"{len(found)} of {len(nodes)} nodes were not looked at within {LOOKING:g} s"
+            said = f"{len(found)} of {len(nodes)} nodes were not looked at within {sessions.LOOKING:g} s"
             failures = [failure_of_the_run(UNSEEN.kind, said)]
         await self._note_bake(request, len(nodes), failures)
         return Checked(
@@ -311,158 +276,6 @@ class NodeActivities:
             await self._ground.note(run.fleet, f"{prefix}/started", what)
         fault = end.fault(node.name)
         return _problem(index, node.name, "bake", fault) if fault is not None else None
-
-    # -- bringing up ---------------------------------------------------------------------------------------------
-
-    @activity.defn
-    async def ensure_fleet(self, fleet: str) -> EnsureResult:
-        """Install nodes whose root is empty, start what should run and does not. Moves nothing between releases."""
-        known = await self._ground.fleets.known(fleet)
-        if known is None or known.baseline is None:
-            return EnsureResult(
-                fleet=fleet, nodes=0, problems=(f"fleet {fleet} is not known to this worker",)
-            )
-        document = Fleet.model_validate_json(await self._ground.blobs.get(known.document))
-        release = Release.model_validate_json(await self._ground.blobs.get(known.baseline))
-        try:
-            install = Installation(document, release)
-        except KedgeError as error:
-            return EnsureResult(fleet=fleet, nodes=0, problems=(error.message,))
-        nodes = install.nodes
-        bringing = _Bringing(fleet, install, release)
-        async with pulse():
-            what = await _each(range(len(nodes)), partial(self._ensured, bringing))
-        return EnsureResult(
-            fleet=fleet,
-            nodes=len(nodes),
-            installed=sum(one == "installed" for one in what),
-            started=sum(one == "started" for one in what),
-            running=sum(one in ("installed", "started", "running") for one in what),
-            problems=tuple(
-                one for one in what if one not in ("installed", "started", "running", "stopped")
-            ),
-        )
-
-    async def _ensured(self, bringing: _Bringing, index: int) -> str:
-        """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
-        fleet, name = bringing.fleet, bringing.install.nodes[index].name
-        run, token = "ensure", (0, 0, 0)
-        try:
-            for _ in range(FENCED_TRIES):
-                found = await self._ensured_as(bringing, index, run, token)
-                if isinstance(found, str):
-                    if found in ("installed", "started"):
-                        what: dict[str, Json] = {"what": found, "node": name, "run": "ensure"}
-                        if found == "installed":
-                            what["release"] = bringing.install.archive(index).digest
-                        key = f"ensure/{name}/{activity.info().workflow_run_id}"
-                        await self._ground.note(fleet, key, what)
-                    return found
-                # The host has a fence already, or a run that goes on beside this has just raised it. Starting what its
-                # own mark says is true under any token, so the standing one is used: it is never raised here, and a
-                # migration under way is not disturbed.
-                run, token = _standing(found)
-        except DriverError as error:
-            return f"{name}: {error.message}"
-        return f"{name}: {run} raises its fence again and again; look once that is over"
-
-    async def _ensured_as(
-        self, bringing: _Bringing, index: int, run: str, token: Token
-    ) -> str | SessionEnd:
-        """The same under one token; the end of the session where a higher one has the node."""
-        node = bringing.install.nodes[index]
-        look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
-        ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
-        end = await self._talk(node, SessionRequest(run, token, (look,)))
-        if _fenced(end):
-            return end
-        unfinished = run == INSTALL and not end.observed.get("should_run")
-        if end.ok and (end.observed.get("release") is None or unfinished):
-            return await self._install(bringing, index)
-        was_running = bool(end.observed.get("running"))
-        end = await self._talk(node, SessionRequest(run, token, (ensure,)))
-        if _fenced(end):
-            return end
-        fault = end.fault(node.name)
-        if fault is not None:
-            return fault.message
-        if not end.observed.get("running"):
-            return "stopped"
-        return "running" if was_running else "started"
-
-    async def _install(self, bringing: _Bringing, index: int) -> str:
-        install = bringing.install
-        node = install.nodes[index]
-        async with bringing.asking:
-            # What runs already is started whatever became of its release: only new bytes are asked about, once for all.
-            if bringing.refused is None:
-                platforms = frozenset(node.platform for node in install.nodes)
-                found = await self._ground.baseline(bringing.fleet, bringing.release, platforms)
-                bringing.refused = found or ""
-        if bringing.refused:
-            return f"{node.name}: is not installed: {bringing.refused}"
-        ops = await self._ground.with_sources(
-            node, install.operations(index, key=INSTALL), install.release.artifacts
-        )
-        asked = SessionRequest(run=INSTALL, token=(0, 0, 1), ops=ops)
-        end = await self._talk(node, asked)
-        fault = end.fault(node.name)
-        return "installed" if fault is None else fault.message
-
-
-@dataclass
-class _Bringing:
-    """A fleet that is brought up. ``refused`` says why its release may not be installed; None: nobody asked yet."""
-
-    fleet: str
-    install: Installation
-    release: Release
-    refused: str | None = None
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-def _unheard(event: HostEvent) -> None:
-    """Nobody listens to the single steps of a look."""
-
-
-def _fenced(end: SessionEnd) -> bool:
-    return (
-        end.failed is not None
-        and end.failed.error is not None
-        and end.failed.error.type == "Fenced"
-    )
-
-
-def _standing(end: SessionEnd) -> tuple[str, Token]:
-    """The run and token that have a node, from a Fenced error's detail."""
-    detail = (
-        end.failed.error.detail if end.failed is not None and end.failed.error is not None else {}
-    )
-    match detail:
-        case {"fence": [int(epoch), int(leg), int(attempt)], "run": str(run)}:
-            return run, (epoch, leg, attempt)
-    raise DriverError("HostError", "the host did not say which fence it has", retryable=True)
-
-
-async def _each(
-    nodes: Iterable[int],
-    visit: Callable[[int], Awaitable[T]],
-    unseen: Callable[[int], T] | None = None,
-) -> list[T]:
-    """Visit nodes, at most ``AT_ONCE`` at a time; answers in the order of ``nodes``.
-
-    With ``unseen`` no visit begins after ``LOOKING`` seconds: that is the answer for whom it would have been.
-    """
-    slots = asyncio.Semaphore(AT_ONCE)
-    until = time.monotonic() + LOOKING
-
-    async def one(node: int) -> T:
-        async with slots:
-            if unseen is not None and time.monotonic() > until:
-                return unseen(node)
-            return await visit(node)
-
-    return list(await asyncio.gather(*(one(node) for node in nodes)))
 
 
 def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:

@@ -139,6 +139,21 @@ class ReleaseTrust:
         self._known(found, rules)
         return None
 
+    async def baseline_stands(self, release: Release, policy: Policy) -> str | None:
+        """None when a release that was found good may be installed on further nodes, else why not.
+
+        As for steps of a run: what was seen within the last two seconds counts.
+        """
+        rules = policy.releases
+        if rules is None:
+            return None
+        name = ReleaseName(component=release.component, version=release.version)
+        try:
+            await self.releases.standing(name, document_digest(release), rules.root)
+        except DriverError as error:
+            return error.message
+        return None
+
     async def went_back(self, run: Run, plan: Plan, policy: Policy) -> None:
         """Write down how the release that a way back leads to stands. It closes nothing, and waits for nobody."""
         rules = policy.releases

@@ -93,6 +93,7 @@ def _fleet_lines(result: EnsureResult) -> list[Text]:
     lines += [Text(f"      {problem}", style="red") for problem in result.problems[:20]]
     if len(result.problems) > 20:
         lines.append(Text(f"      and {len(result.problems) - 20} more", style="red"))
+    lines += [Text(f"      choose: {choice}") for choice in result.choices]
     return lines
 
 

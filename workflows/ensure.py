@@ -5,7 +5,7 @@ from __future__ import annotations
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.nodes import NodeActivities
+    from activities.bringing_up import BringingUpActivities
     from kedge.model.run import EnsureResult
 
 from workflows.calls import survey
@@ -18,4 +18,5 @@ class Ensure:
     @workflow.run
     async def run(self, fleet: str) -> EnsureResult:
         """Brings up one fleet."""
-        return await survey(NodeActivities.ensure_fleet, fleet, f"bring up fleet {fleet}", 3600)
+        what = f"bring up fleet {fleet}"
+        return await survey(BringingUpActivities.ensure_fleet, fleet, what, 3600)

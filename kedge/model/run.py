@@ -467,6 +467,8 @@ class EnsureResult(Frozen):
     started: int = 0
     running: int = 0
     problems: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    """What can be done where the release itself is the problem."""
 
 
 class OpenRequest(Frozen):

@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 
+import activities.bringing_up
+import activities.sessions
+from kedge.drivers.ports import SessionEnd, SessionRequest, Transport
 from kedge.drivers.tuf_repository import NewRelease
 from kedge.model.base import Json, canonical
 from kedge.model.order import OrderVerdict
-from kedge.model.plan import Plan
+from kedge.model.plan import Plan, PlannedNode
 from kedge.model.policy import ReleaseRules
 from kedge.model.run import WaveResult, WideningRequest, WideningStop
 from kedge.model.trusted import ReleaseName
 from tests.releases.world import World
 from tests.spine.conftest import Stage
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
-from tests.spine.scene import Scene
+from tests.spine.scene import Scene, eventually
 from tests.spine.test_forged import Forger, hosts
 from worker.wiring import drivers_of
 
@@ -273,6 +276,40 @@ async def test_nothing_is_installed_that_is_not_signed_for(stage: Stage, tmp_pat
     assert result["installed"] == 0
     assert result["problems"][0] == "n0: is not installed: daemon@1.0.0 was revoked by ada: CVE-1"
     assert set(scene.running().values()) == {None}
+
+
+async def test_a_release_that_is_revoked_while_a_fleet_is_brought_up_goes_to_no_further_node(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities.sessions, "AT_ONCE", 1)
+    gone = asyncio.Event()
+    talk = activities.sessions.talk
+
+    async def slowly(transport: Transport, node: PlannedNode, asked: SessionRequest) -> SessionEnd:
+        end = await talk(transport, node, asked)
+        if node.name == "n1":
+            await gone.wait()
+        return end
+
+    monkeypatch.setattr(activities.bringing_up, "talk", slowly)
+    scene, world = await signed_scene(stage, tmp_path, nodes=4)
+    async with scene.working():
+        handle = await scene.client.start_workflow(
+            "Ensure", scene.name, id=f"ensure/{scene.name}", task_queue=scene.settings.task_queue
+        )
+        await eventually(lambda: scene.running()["n0"] == "1.0.0")
+        await revoke(world, "1.0.0")
+        # What was seen of it counts for two seconds.
+        await asyncio.sleep(2.1)
+        gone.set()
+        result = await handle.result()
+    assert (result["installed"], result["running"]) == (1, 1)
+    assert result["problems"] == [
+        f"{node}: is not installed: daemon@1.0.0 was revoked by ada: CVE-1"
+        for node in ("n1", "n2", "n3")
+    ]
+    assert "kedge release revoke daemon@1.0.0 --undo" in result["choices"][0]
+    assert scene.running() == {"n0": "1.0.0", "n1": None, "n2": None, "n3": None}
 
 
 async def test_a_reboot_needs_no_repository(stage: Stage, tmp_path: Path) -> None:

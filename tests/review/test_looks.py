@@ -10,7 +10,8 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-import activities.nodes
+import activities.sessions
+from activities.bringing_up import BringingUpActivities
 from activities.ground import Ground
 from activities.legs import LegActivities
 from activities.nodes import NodeActivities
@@ -76,7 +77,7 @@ async def looks(home: Path, nodes: int, *, up: bool = True, **runbook: Json) -> 
     ground = ground_of(scene.drivers, no_client)
     made = Looks(scene, ground, plan, run)
     if up:
-        await ActivityEnvironment().run(made.activities.ensure_fleet, scene.name)
+        await ActivityEnvironment().run(BringingUpActivities(ground).ensure_fleet, scene.name)
     return made
 
 
@@ -94,7 +95,7 @@ async def test_a_bake_whose_nodes_all_died_still_fits_a_message(tmp_path: Path) 
 async def test_a_look_that_takes_too_long_ends_and_is_no_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activities.nodes, "LOOKING", -1.0)
+    monkeypatch.setattr(activities.sessions, "LOOKING", -1.0)
     made = await looks(tmp_path, 3)
     checked = await made.check()
     assert [(failure.node, failure.type) for failure in checked.failures] == [(THE_RUN, "Unseen")]
