@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from activities.trusted import ReleaseTrust
+from kedge.model.base import digest_of
 from kedge.model.policy import ReleaseRules
 from kedge.model.provenance import Builder, ProvenanceRules
+from kedge.model.run import Run
+from kedge.plan.digest import plan_digest
 from tests.releases.test_runs import TEAM, daemon, judged, signed_scene
 from tests.spine.conftest import Stage
 from tests.trust import building
@@ -82,3 +86,39 @@ async def test_nothing_starts_before_enough_builders_arrived_at_the_same_bytes(
     rule, said = rules_said["daemon/1.1.0/provenance-3.json"]
     assert rule == "bundle"
     assert "is not kept here" in said
+
+
+async def test_what_was_found_by_other_rules_is_a_record_of_its_own(
+    stage: Stage, tmp_path: Path
+) -> None:
+    scene, world = await signed_scene(stage, tmp_path)
+    assert scene.policy.releases is not None
+    plan = scene.plan()
+    digests = [one.digest for one in plan.after.artifacts]
+    files = {f"provenance-{at}.json": envelope(one, digests) for at, one in ((1, "a"), (2, "b"))}
+    await world.desk.attach(
+        world.folder, daemon("1.1.0"), files, world.signers(*TEAM), publish=True
+    )
+    agreed = [
+        ReleaseRules(
+            root=scene.policy.releases.root,
+            provenance=building.rules().model_copy(
+                update={
+                    "builders": (building.builder("a"), building.builder("b")),
+                    "sources": ("git+https://git.example.org/db/db@refs/tags/*",),
+                    "builders_agree": many,
+                    "max_age": None,
+                }
+            ),
+        )
+        for many in (1, 2)
+    ]
+    run = Run(id="upgrade/x/1", fleet=scene.name, plan=plan_digest(plan), epoch=1, warrant="0" * 64)
+    drivers = scene.drivers
+    # Two workers, and the first of them once more under rules that have changed meanwhile.
+    for rules in (agreed[0], agreed[0], agreed[1]):
+        trust = ReleaseTrust(drivers.releases, drivers.blobs, drivers.evidence)
+        await trust.stands(run, plan, rules)
+    page = await drivers.evidence.read(scene.name)
+    keys = [one.key for one in page if one.key.startswith("release/")]
+    assert keys == [f"release/{run.id}/{digest_of(one)[:16]}" for one in agreed]
