@@ -10,15 +10,16 @@ from temporalio.exceptions import ApplicationError
 from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
-from kedge.model.base import canonical, digest_of
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
-from kedge.model.order import EvidenceSeen, Expected, OrderVerdict
+from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
 from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, unproven, unseen
 from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
+from kedge.trust.envelope import envelope_digest
 from kedge.trust.orders import judge, read, refused
 
 AUTHORS_MATTER = frozenset({"start", "approve"})
@@ -195,13 +196,20 @@ class OrderActivities:
         envelope, run = request.notice.envelope, request.notice.run
         try:
             order = read(envelope)
-            policy = (await self._ground.pinned(request.fleet, fresh=True)).policy
-        except (OrderError, DriverError) as error:
+        except OrderError as error:
             return refused(envelope, "unreadable", error.message)
         if not run.startswith((f"upgrade/{request.fleet}/", f"rollback/{request.fleet}/")):
             return refused(envelope, "target", f"{run} is no run of the fleet {request.fleet}")
         if not order.break_glass:
             return refused(envelope, "break-glass", "this order breaks no glass")
+        if order.target == run:
+            before = await self._accepted(request.fleet, envelope)
+            if before is not None:
+                return before
+        try:
+            policy = (await self._ground.pinned(request.fleet, fresh=True)).policy
+        except DriverError as error:
+            return refused(envelope, "policy", error.message)
         expected = Expected(
             verbs=(order.verb,),
             target=run,
@@ -212,6 +220,22 @@ class OrderActivities:
         )
         # What its plan's class asks for was looked at by the run, and must not lose the fleet its review.
         return judge(envelope, expected, policy.model_copy(update={"risk": {}}))
+
+    async def _accepted(self, fleet: str, envelope: Envelope) -> OrderVerdict | None:
+        """The verdict by which this very envelope was accepted before, as the record has it; None when it was not.
+
+        It was judged by all policies that counted then: who is revoked since, or a policy that cannot be read now, does
+        not lose the fleet its review. Only the judgement of an order writes such a record. Raises ``DriverError``.
+        """
+        entry = await self._ground.evidence.find(
+            fleet, f"order/{envelope_digest(envelope)}/accepted"
+        )
+        if entry is None or not isinstance(entry.record, dict):
+            return None
+        fields = OrderVerdict.model_fields
+        told: Json = {name: said for name, said in entry.record.items() if name in fields}
+        verdict = OrderVerdict.model_validate_json(canonical(told))
+        return verdict if verdict.accepted else None
 
     async def _released(
         self, verdict: OrderVerdict, fleet: str, plan: Plan, policy: Policy
@@ -229,6 +253,12 @@ class OrderActivities:
     @activity.defn
     async def keep_verdict(self, refusal: Refused) -> None:
         """Write down a verdict that was reached without judging an envelope."""
+        if refusal.verdict.accepted:
+            raise ApplicationError(
+                "only the judgement of an order accepts it",
+                type="NotAuthorised",
+                non_retryable=True,
+            )
         async with pulse():
             await self._ground.note_verdict(refusal.fleet, refusal.verdict)
 
@@ -261,6 +291,10 @@ class OrderActivities:
     @activity.defn
     async def record(self, note: Note) -> EvidenceSeen:
         """Append a decision of a workflow to the fleet's evidence; where that ends then is what people are shown."""
+        if not note.key.startswith(f"{note.run.id}@{note.run.epoch}/"):
+            # What orders, leases and policies are noted under is for who judges them.
+            said = f"{note.run.id} writes under its own name, not under {note.key}"
+            raise ApplicationError(said, type="NotAuthorised", non_retryable=True)
         record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
         async with pulse():
             head = await self._ground.note(note.run.fleet, note.key, record)

@@ -276,6 +276,7 @@ class Fleet:
             plan=self._state.plan or NO_PLAN,
             subjects={review.run: review.shown for review in self._state.reviews},
             reviews={review.run: review.people for review in self._state.reviews},
+            broken_with={review.run: review.keys for review in self._state.reviews},
             spent=self._state.spent,
             now=instant(),
         )

@@ -129,6 +129,8 @@ class Expected(Frozen):
     for verbs without a subject; when it is not there, they must name the plan's digest."""
     reviews: dict[str, tuple[str, ...]] = {}
     """Of a fleet: the runs into which the glass was broken and that nobody reviewed yet, and by whom it was."""
+    broken_with: dict[str, tuple[str, ...]] = {}
+    """Of the same runs the keys with which it was: fingerprints, and digests of their material."""
     choices: dict[str, tuple[Choice, ...]] = {}
     """Per parked item the choices it offers. What is not in here is a gate."""
     requester: str | None = None

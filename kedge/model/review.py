@@ -14,6 +14,9 @@ class GlassBroken(Frozen):
     verb: Verb
     choice: Choice | None = None
     person: str
+    key: str = ""
+    material: str = ""
+    """The signing key, as in the verdict: a person keeps it under any name."""
     reason: str
     ticket: str = ""
     at: str
@@ -37,3 +40,9 @@ class Review(Frozen):
     def people(self) -> tuple[str, ...]:
         """Who broke the glass."""
         return tuple(dict.fromkeys(order.person for order in self.orders))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """With which keys it was broken: their fingerprints, and the digests of their bare numbers."""
+        found = (one for order in self.orders for one in (order.key, order.material))
+        return tuple(dict.fromkeys(one for one in found if one))

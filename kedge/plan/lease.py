@@ -47,6 +47,8 @@ def glass_of(verdict: OrderVerdict) -> GlassBroken | None:
         verb=verdict.verb,
         choice=verdict.choice,
         person=verdict.person,
+        key=verdict.key,
+        material=verdict.material,
         reason=verdict.comment[:500],
         ticket=verdict.ticket,
         at=verdict.issued,
@@ -92,15 +94,25 @@ def closing(
 ) -> OrderVerdict:
     """An accepted review, which says whether the policy has the signatures it asks for with it.
 
-    Who may not review any more, because the policy became another since, does not count.
+    Who may not review any more, because the policy became another since, does not count; nor does one key twice.
     """
     rule = policy.break_glass
     if not verdict.accepted or verdict.verb != "review" or rule is None:
         return verdict
     still = {person.name for person in policy.people if policy.allows(person, "review")}
-    people = {one.person for one in signed if one.accepted and one.subject == verdict.subject}
-    count = len((people & still) | {verdict.person})
-    return verdict.model_copy(update={"closes": count >= rule.review.threshold})
+    counted = [verdict]
+    for one in signed:
+        if not one.accepted or one.subject != verdict.subject or one.person not in still:
+            continue
+        if not any(_same_hand(one, other) for other in counted):
+            counted.append(one)
+    return verdict.model_copy(update={"closes": len(counted) >= rule.review.threshold})
+
+
+def _same_hand(one: OrderVerdict, other: OrderVerdict) -> bool:
+    """Whether two signatures may be of one person: by name, or by a key that is the same under whatever name."""
+    same_key = one.key == other.key != "" or one.material == other.material != ""
+    return one.person == other.person or same_key
 
 
 def refuse(verdict: OrderVerdict, rule: Rule, said: str) -> OrderVerdict:

@@ -16,7 +16,7 @@
    and gives a reason; for approve and reject the person has one of the gate's roles;
 9. ``ticket``: it names a change ticket where the policy wants one;
 10. ``requester``, ``author``: who asked for the run does not approve it, unless the policy *and* the gate let him
-    count; who made the release does what the policy leaves to him; who broke the glass does not review that;
+    count; who made the release does what the policy leaves to him; who broke the glass, by name or by key, does not review that;
 11. ``duplicate-person``, ``duplicate-key``: neither person nor key has approved at this gate, or reviewed this.
 
 From step 5 on the verdict's person, key and content are proven, before that they are claims.
@@ -88,6 +88,7 @@ def judge(
         _may(order, person, expected, policy, gate)
         _ticket(order, policy)
         _requester(order, person, expected, policy, gate)
+        _broke(order, person, key, expected)
         _author(order, person, expected, policy)
         _distinct(order, person, key, signed)
     except RefusalError as refusal:
@@ -355,12 +356,6 @@ def _requester(
     order: Order, person: Person, expected: Expected, policy: Policy, gate: Gate | None
 ) -> None:
     """Step 10. A plan is compiled by who asks for the run, so its word alone does not let him count."""
-    if order.verb == "review" and person.name in expected.reviews.get(order.subject, ()):
-        raise RefusalError(
-            "requester",
-            f"{person.name} broke the glass there, and somebody else reviews that",
-            next_step="have someone else sign",
-        )
     counts = policy.requester_may_approve and gate is not None and gate.requester_counts
     if order.verb == "approve" and person.name == expected.requester and not counts:
         raise RefusalError(
@@ -370,6 +365,25 @@ def _requester(
         )
 
 
+def _broke(order: Order, person: Person, key: PublicKey, expected: Expected) -> None:
+    """Step 10: who broke the glass, by name or by any key that stands under the reviewer's name, does not review it."""
+    if order.verb != "review":
+        return
+    by_name = person.name in expected.reviews.get(order.subject, ())
+    hands = _fingerprints(person) | {key.fingerprint, key.material}
+    if by_name or hands & set(expected.broken_with.get(order.subject, ())):
+        who = person.name if by_name else f"somebody with a key of {person.name}"
+        raise RefusalError(
+            "requester",
+            f"{who} broke the glass there, and somebody else reviews that",
+            next_step="have someone else sign",
+        )
+
+
+def _fingerprints(person: Person) -> set[str]:
+    return {found for line in person.keys for found in fingerprints(line)}
+
+
 def _author(order: Order, person: Person, expected: Expected, policy: Policy) -> None:
     """Step 10: who made the release, by name or by a key, does with it what the policy leaves to him."""
     if order.verb not in {"approve", "start"}:
@@ -377,8 +391,7 @@ def _author(order: Order, person: Person, expected: Expected, policy: Policy) ->
     rule = policy.separation
     if rule.author_may_approve if order.verb == "approve" else rule.author_may_start:
         return
-    keys = {found for line in person.keys for found in fingerprints(line)}
-    if not ({person.name} | keys) & set(expected.authors):
+    if not ({person.name} | _fingerprints(person)) & set(expected.authors):
         return
     raise RefusalError(
         "author",
@@ -417,10 +430,11 @@ def _distinct(
         raise RefusalError(
             "duplicate-person", f"{person.name} has already {done} {quoted(order.subject)}"
         )
+    own = _fingerprints(person)
     for one in before:
-        if one.material == key.material or one.key == key.fingerprint:
+        if one.material == key.material or one.key in own:
             raise RefusalError(
                 "duplicate-key",
-                f"the key {key.fingerprint} has already {done} {quoted(order.subject)}, as {one.person}",
+                f"the key {one.key} has already {done} {quoted(order.subject)}, as {one.person}",
                 next_step="give each person a key of their own",
             )

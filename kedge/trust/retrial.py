@@ -291,7 +291,8 @@ class Court:
         shown = (verdict.target, verdict.subject, verdict.shown)
         if verdict.verb in ("approve", "reject", "decide") and shown not in self._shown:
             self._wrong("order", seq, "nobody was shown what its signer says he was shown")
-        if verdict.verb == "review" and verdict.person in self._broke(verdict.subject):
+        hands = {verdict.person, verdict.key, verdict.material}
+        if verdict.verb == "review" and hands & self._broke(verdict.subject):
             self._wrong("order", seq, f"{verdict.person} broke the glass there, and reviews it")
         self.accepted[verdict.digest] = Accepted(verdict, seq)
         if verdict.break_glass:
@@ -306,11 +307,12 @@ class Court:
             }
 
     def _broke(self, run: str) -> set[str]:
-        """Who broke the glass in a run, or began it by that."""
+        """Who broke the glass in a run, or began it by that: names and keys."""
         found = [one.verdict for one in self.accepted.values() if one.verdict.break_glass]
         return {
-            one.person
+            hand
             for one in found
+            for hand in (one.person, one.key, one.material)
             if run in (one.target, self._leases.get(one.digest, ("",))[0])
         }
 

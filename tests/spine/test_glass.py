@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
+from activities.orders import OrderActivities
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json, canonical, digest_of
-from kedge.model.governance import BreakGlass, ReviewRule
+from kedge.model.governance import BreakGlass, ReviewRule, Revoked
 from kedge.model.order import Envelope, OrderVerdict
 from kedge.model.policy import EvidenceRules
 from kedge.model.review import Review
-from kedge.model.run import GlassNotice
+from kedge.model.run import GlassNotice, GlassRequest, Note, Refused, Run
 from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
 from worker import desk_evidence
+from worker.wiring import ground_of
 
 pytestmark = pytest.mark.temporal
 
@@ -169,6 +175,47 @@ async def test_a_run_tells_its_fleet_before_it_follows_who_breaks_the_glass(stag
             f"fleet/{scene.name}", GlassNotice(run=run, envelope=end.glass[0]), name="glass_broken"
         )
         assert (await scene.fleet_status()).reviews == ()
+
+
+async def test_a_change_of_the_policy_loses_the_fleet_no_review(
+    stage: Stage, client: Client
+) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        run = await at_the_gate(scene)
+        status = await scene.status(run)
+        broken = scene.envelope("pause", run, status.plan, "olga", break_glass=True, comment=WHY)
+        assert (await scene.submit(run, broken)).verdict.accepted
+    never = scene.envelope("pause", run, status.plan, "olga", break_glass=True, comment=WHY)
+    scene.policy = scene.policy.model_copy(update={"revoked": Revoked(people=("olga",))})
+    await scene.drivers.pins.pin(scene.name, scene.policy)
+    orders = OrderActivities(ground_of(scene.drivers, client))
+    fleet = ActivityEnvironment()
+    fleet.info = replace(fleet.info, workflow_id=f"fleet/{scene.name}")
+
+    async def late(envelope: Envelope, of: str = run) -> OrderVerdict:
+        notice = GlassNotice(run=of, envelope=envelope)
+        return await fleet.run(orders.judge_glass, GlassRequest(fleet=scene.name, notice=notice))
+
+    # The run accepted it while she might: the record says so, and the review is owed.
+    found = await late(broken)
+    assert (found.accepted, found.person, bool(found.material)) == (True, "olga", True)
+    assert (await late(never)).rule == "revoked"
+    assert not (await late(broken, f"upgrade/{scene.name}/77")).accepted
+    # Nobody writes such a record but who judges orders.
+    forged = found.model_copy(update={"digest": (await late(never)).digest})
+    with pytest.raises(ApplicationError):
+        await fleet.run(orders.keep_verdict, Refused(fleet=scene.name, verdict=forged))
+    with pytest.raises(ApplicationError):
+        await fleet.run(orders.record, forged_note(scene, run, status.plan, forged))
+    assert (await late(never)).rule == "revoked"
+
+
+def forged_note(scene: Scene, run: str, plan: str, verdict: OrderVerdict) -> Note:
+    """A record of a workflow under the key of an order's verdict."""
+    of = Run(id=run, fleet=scene.name, plan=plan, epoch=1, warrant="0" * 64)
+    key = f"order/{verdict.digest}/accepted"
+    return Note(run=of, key=key, record={"what": "order", **verdict.model_dump(mode="json")})
 
 
 async def test_nobody_opens_a_review_without_an_order_that_breaks_the_glass(stage: Stage) -> None:

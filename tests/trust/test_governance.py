@@ -24,6 +24,7 @@ from kedge.model.keyline import fingerprints, key_material
 from kedge.model.order import Envelope, Expected, OrderVerdict, Rule
 from kedge.model.plan import Leg, Program, Risk, Step, WayBack
 from kedge.model.policy import Person, Policy
+from kedge.plan.lease import closing
 from kedge.plan.risk import risk_found, risk_of
 from kedge.trust.keys import parse_public_key
 from kedge.trust.orders import bytes_to_sign, judge, seal
@@ -80,6 +81,9 @@ def spoken(
 
 WHY = "the fleet loses writes, nobody else answers"
 TWO = Person(name="bob", roles=("db-owner", "sre"), keys=(world.public("bob"),))
+BOBS = parse_public_key(world.public("bob"))
+AGAIN = parse_public_key(world.public("carol, again"))
+TWO_KEYS = TWO.model_copy(update={"keys": (*TWO.keys, world.public("carol, again"))})
 GLASS = BreakGlass(
     roles=("sre",), verbs=("rollback", "pause"), review=ReviewRule(roles=("db-owner", "operator"))
 )
@@ -98,6 +102,7 @@ def review(
     *,
     policy: Policy = BREAKABLE,
     broke: tuple[str, ...] = ("carol",),
+    broken_with: tuple[str, ...] = (),
     run: str = "",
     **changes: Any,
 ) -> tuple[Envelope, Policy, Expected]:
@@ -110,6 +115,7 @@ def review(
         target="fleet/db",
         subjects={world.RUN: world.SHOWN},
         reviews={world.RUN: broke},
+        broken_with={world.RUN: broken_with},
     )
     return world.envelope(order), policy, expected
 
@@ -165,6 +171,10 @@ CASES: list[Case] = [
     ("breaking the glass with a key in a file where only hardware may", lambda: glass("rollback", "carol", policy=world.policy(break_glass=GLASS, hardware=Hardware(only_for={"rollback": "required"}))), "hardware"),
     ("a review by somebody else", lambda: review("bob"), "accepted"),
     ("a review by who broke the glass", lambda: review("alice", broke=("alice",)), "requester"),
+    ("a review with the key that broke the glass, under another name then", lambda: review("bob", broken_with=(BOBS.fingerprint,)), "requester"),
+    ("a review with the numbers of the key that broke the glass", lambda: review("bob", broken_with=(BOBS.material,)), "requester"),
+    ("a review with another key by who broke the glass under another name", lambda: review("bob", policy=world.policy(break_glass=GLASS, people=people(TWO_KEYS)), broken_with=(AGAIN.fingerprint,)), "requester"),
+    ("a review where a key of somebody else broke the glass", lambda: review("bob", broken_with=(CAROLS.fingerprint, CAROLS.material)), "accepted"),
     ("a review by who may not review", lambda: review("dora"), "role"),
     ("a review where nobody reviews", lambda: review("bob", policy=world.policy()), "role"),
     ("a review of what owes none", lambda: review("bob", run="upgrade/db/9"), "subject"),
@@ -174,6 +184,37 @@ CASES: list[Case] = [
     ("a review that breaks the glass", lambda: review("alice", break_glass=True, comment=WHY), "break-glass"),
     ("breaking the glass where nobody may", lambda: spoken(ordered("pause", "dora", break_glass=True), world.policy()), "break-glass"),
 ]  # fmt: skip
+
+
+REVIEWERS = (("carol", "SHA256:a", "a"), ("bob", "SHA256:b", "b"))
+CLOSING: list[tuple[str, tuple[tuple[str, str, str], ...], bool]] = [
+    ("two people with two keys", REVIEWERS, True),
+    ("one person", REVIEWERS[:1], False),
+    ("one person with two keys", (REVIEWERS[0], ("carol", "SHA256:b", "b")), False),
+    ("one key under two names", (REVIEWERS[0], ("bob", "SHA256:a", "a")), False),
+    ("one key's numbers in two kinds", (REVIEWERS[0], ("bob", "SHA256:b", "a")), False),
+    ("somebody who may not review any more", (("gone", "SHA256:c", "c"), REVIEWERS[0]), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("signed", "closes"), [(s, c) for _, s, c in CLOSING], ids=[name for name, *_ in CLOSING]
+)
+def test_a_review_closes_with_distinct_people_who_have_distinct_keys(
+    signed: tuple[tuple[str, str, str], ...],
+    *,
+    closes: bool,
+) -> None:
+    rule = ReviewRule(threshold=2, roles=("sre", "db-owner"))
+    policy = world.policy(break_glass=BreakGlass(roles=("on-call",), verbs=("pause",), review=rule))
+    reviews = [
+        OrderVerdict(
+            accepted=True, rule="accepted", said="", digest="0" * 64, verb="review",
+            subject=world.RUN, person=person, key=key, material=material,
+        )
+        for person, key, material in signed
+    ]  # fmt: skip
+    assert closing(reviews[-1], tuple(reviews[:-1]), policy).closes is closes
 
 
 @pytest.mark.parametrize(
