@@ -152,10 +152,12 @@ class Theatre:
     """One home. Its engine and worker run when a test begins, and are started anew when they were killed.
 
     ``renews``: histories are renewed (continue-as-new) after so many events, 0 as the server does by itself.
+    ``evidence_url``: the database that keeps the evidence; None for the file in the home.
     """
 
     home: Path
     renews: int = 0
+    evidence_url: str | None = None
     settings: Settings = field(init=False)
     engine: Engine = field(init=False)
     worker: BackgroundWorker = field(init=False)
@@ -172,6 +174,7 @@ class Theatre:
             engine_ui=False,
             graceful_shutdown_seconds=0,
             sticky_queue_seconds=1.0,
+            evidence_url=self.evidence_url,
         )
         self.engine = Engine(self.settings)
         self.worker = BackgroundWorker(self.settings)
