@@ -20,12 +20,12 @@ from cli.session import Session
 from kedge.model.errors import OrderError
 from kedge.model.trusted import ReleaseName, TrustedRelease, release_name
 from worker.desk import Desk
-from worker.desk_releases import (
+from worker.desk_releases import ReleaseDesk
+from worker.release_roles import (
     Changed,
     KeyChange,
     KeyHand,
     KeyHolder,
-    ReleaseDesk,
     RoleSpec,
     RoleView,
     fingerprint_of,

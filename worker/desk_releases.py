@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from kedge.drivers.artifacts import VerifiedArtifacts
 from kedge.drivers.tuf_releases import TufReleases
@@ -19,72 +19,21 @@ from kedge.model.base import Digest, Frozen
 from kedge.model.errors import DriverError, OrderError, PlanError
 from kedge.model.plan import Artifact
 from kedge.model.trusted import UNKNOWN, ReleaseName, TrustedRelease
+from worker.release_roles import (
+    Changed,
+    KeyChange,
+    RoleSpec,
+    RoleView,
+    changed_in,
+    key_id,
+    public_key,
+    role_keys,
+    views_of,
+)
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Key, SSlibKey
-
     from kedge.drivers.metadata_signers import MetadataKey
-    from kedge.drivers.tuf_repository import NewRelease, Repository, RoleKeys, RoleState
-
-
-KeyHand: TypeAlias = "MetadataKey"
-"""A key at hand, by the name that faces know."""
-
-
-class RoleSpec(Frozen):
-    """The keys of a role as they are asked for: files of public keys (or of private ones with the public beside)."""
-
-    role: str
-    threshold: int
-    keys: tuple[Path, ...]
-
-
-class KeyChange(Frozen):
-    """What becomes of a role's keys. ``add`` are files of public keys, ``remove`` such files or fingerprints."""
-
-    role: str
-    add: tuple[Path, ...] = ()
-    remove: tuple[str, ...] = ()
-    threshold: int | None = None
-
-
-class KeyHolder(Frozen):
-    """A key in metadata as people know it: fingerprint, and the comment of the SSH key."""
-
-    fingerprint: str
-    comment: str = ""
-
-
-class RoleView(Frozen):
-    """How far a role's metadata is."""
-
-    role: str
-    version: int
-    draft: bool
-    expires: str
-    threshold: int
-    missing: int
-    signed: tuple[KeyHolder, ...]
-    unsigned: tuple[KeyHolder, ...]
-
-
-class Changed(Frozen):
-    """What a call did: the drafts it left, and the roles it published."""
-
-    folder: Path
-    drafts: tuple[RoleView, ...]
-    published: tuple[str, ...] = ()
-    root: Digest | None = None
-    """The digest of the first root metadata, once that is published: what policies name."""
-    signed: tuple[str, ...] = ()
-    """The roles that got a signature in this call."""
-    unseen: tuple[str, ...] = ()
-    """Drafts that were there before, with changes of others: they were not signed along."""
-
-    @property
-    def waiting(self) -> tuple[RoleView, ...]:
-        """The drafts that lack signatures."""
-        return tuple(one for one in self.drafts if one.missing)
+    from kedge.drivers.tuf_repository import NewRelease, Repository
 
 
 class ListedRelease(Frozen):
@@ -131,7 +80,7 @@ class ReleaseDesk:
         from kedge.drivers.tuf_layout import TOP
         from kedge.drivers.tuf_repository import Repository, RoleKeys
 
-        given = {spec.role: _role_keys(spec) for spec in roles}
+        given = {spec.role: role_keys(spec) for spec in roles}
         if any(role not in given for role in TOP) and not signers:
             raise OrderError(
                 "a repository needs keys",
@@ -164,7 +113,7 @@ class ReleaseDesk:
         repository = self._opened(folder)
         with repository.layout.locked():
             before = _begun(repository)
-            keys = None if component is None else _role_keys(component)
+            keys = None if component is None else role_keys(component)
             repository.add_release(new, _now(), keys=keys)
             return await _finish(repository, signers, publish=publish, before=before)
 
@@ -218,7 +167,7 @@ class ReleaseDesk:
                     "none of the drafts takes a signature of these keys",
                     next_step="kedge release list --drafts shows whose are asked for",
                 )
-            return _changed(repository, signed=(*merged, *signed))
+            return changed_in(repository, signed=(*merged, *signed))
 
     async def publish(
         self, folder: Path, signers: Sequence[MetadataKey], *, renew: Sequence[str] | None = None
@@ -284,8 +233,8 @@ class ReleaseDesk:
             before = _begun(repository)
             repository.rotate(
                 change.role,
-                add=[_public_key(path) for path in change.add],
-                remove=[_key_id(repository, change.role, wanted) for wanted in change.remove],
+                add=[public_key(path) for path in change.add],
+                remove=[key_id(repository, change.role, wanted) for wanted in change.remove],
                 threshold=change.threshold,
                 now=_now(),
             )
@@ -293,7 +242,7 @@ class ReleaseDesk:
 
     def drafts(self, folder: Path) -> tuple[RoleView, ...]:
         """Every role of the repository, with how far it is."""
-        return _views(self._opened(folder), drafts_only=False)
+        return views_of(self._opened(folder), drafts_only=False)
 
     async def new_release(
         self,
@@ -410,34 +359,6 @@ class ReleaseDesk:
         )
 
 
-async def signers_of(
-    keys: Sequence[Path], agents: Sequence[str], passphrase: Callable[[], str] | None
-) -> list[MetadataKey]:
-    """The keys to sign with: private key files, and keys of the agent by fingerprint, line or ``.pub`` file.
-
-    Raises ``DriverError`` (``NotFound``, ``KeyRefused``, ``Unreachable``), ``OrderError``.
-    """
-    from kedge.drivers.metadata_signers import AgentKey, KeyFile
-    from kedge.drivers.signers import held_line
-    from worker.desk_signing import agent_key
-
-    found: list[MetadataKey] = [KeyFile(path, passphrase) for path in keys]
-    for wanted in agents:
-        line = await held_line(agent_key(wanted))
-        found.append(AgentKey(line))
-    return found
-
-
-def fingerprint_of(signer: MetadataKey) -> str:
-    """The fingerprint of a signer's key."""
-    from kedge.trust.tufkeys import ssh_key
-
-    return ssh_key(signer.key).fingerprint
-
-
-# -- inside ---------------------------------------------------------------------------------------
-
-
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
@@ -480,25 +401,25 @@ async def _finish(
     signed = await _sign(repository, fresh, signers)
     unseen = _unseen(repository, before, signers)
     if not publish:
-        return _changed(repository, signed=signed, unseen=unseen)
+        return changed_in(repository, signed=signed, unseen=unseen)
     now = _now()
     try:
         found = tuf_publish.ready(repository)
     except tuf_publish.NotSignedError:
         # Something waits for people, and it is said which: no mistake.
-        return _changed(repository, signed=signed, unseen=unseen)
+        return changed_in(repository, signed=signed, unseen=unseen)
     snapshot = tuf_publish.compose_snapshot(repository, found, now, renew=renew)
     signed += await _sign(repository, ["snapshot"], signers)
     snapshot = repository.current("snapshot") or snapshot
     if not tuf_publish.signed_enough(found, "snapshot", snapshot):
-        return _changed(repository, signed=signed, unseen=unseen)
+        return changed_in(repository, signed=signed, unseen=unseen)
     timestamp = tuf_publish.compose_timestamp(repository, found, snapshot, now, renew=renew)
     signed += await _sign(repository, ["timestamp"], signers)
     timestamp = repository.current("timestamp") or timestamp
     if not tuf_publish.signed_enough(found, "timestamp", timestamp):
-        return _changed(repository, signed=signed, unseen=unseen)
+        return changed_in(repository, signed=signed, unseen=unseen)
     published = tuf_publish.commit(repository, found, snapshot, timestamp, now)
-    return _changed(repository, signed=signed, unseen=unseen, published=published)
+    return changed_in(repository, signed=signed, unseen=unseen, published=published)
 
 
 def _begun(repository: Repository) -> tuple[str, ...]:
@@ -520,85 +441,6 @@ def _unseen(
         if state is not None and state.waits and hands & state.unsigned.keys():
             found.append(role)
     return tuple(found)
-
-
-def _changed(
-    repository: Repository,
-    *,
-    signed: tuple[str, ...] = (),
-    published: tuple[str, ...] = (),
-    unseen: tuple[str, ...] = (),
-) -> Changed:
-    from hashlib import sha256
-
-    first = repository.layout.metadata / "1.root.json"
-    return Changed(
-        folder=repository.layout.folder,
-        drafts=_views(repository, drafts_only=True),
-        published=published,
-        root=sha256(first.read_bytes()).hexdigest() if first.exists() else None,
-        signed=tuple(dict.fromkeys(signed)),
-        unseen=unseen,
-    )
-
-
-def _views(repository: Repository, *, drafts_only: bool) -> tuple[RoleView, ...]:
-    roles = repository.layout.drafted() if drafts_only else repository.roles()
-    found = (repository.state(role) for role in roles)
-    return tuple(_view(one) for one in found if one is not None and (one.draft or not drafts_only))
-
-
-def _view(state: RoleState) -> RoleView:
-    from kedge.trust.tufkeys import ssh_key
-
-    def holders(keys: Mapping[str, Key]) -> tuple[KeyHolder, ...]:
-        found = [ssh_key(key) for key in keys.values()]
-        return tuple(KeyHolder(fingerprint=k.fingerprint, comment=k.comment) for k in found)
-
-    return RoleView(
-        role=state.role,
-        version=state.version,
-        draft=state.draft,
-        expires=f"{state.expires:%Y-%m-%dT%H:%M:%SZ}",
-        threshold=state.threshold,
-        missing=state.missing,
-        signed=holders(state.signed),
-        unsigned=holders(state.unsigned),
-    )
-
-
-def _public_key(path: Path) -> SSlibKey:
-    from kedge.drivers.metadata_signers import usable
-
-    public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
-    try:
-        line = public.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DriverError(
-            "NotFound", f"{public} cannot be read", retryable=False,
-            next_step="name the file of a public key (.pub)",
-        ) from error  # fmt: skip
-    return usable(line, str(public))
-
-
-def _role_keys(spec: RoleSpec) -> RoleKeys:
-    from kedge.drivers.tuf_repository import RoleKeys
-
-    return RoleKeys(spec.threshold, tuple(_public_key(path) for path in spec.keys))
-
-
-def _key_id(repository: Repository, role: str, wanted: str) -> str:
-    from kedge.trust.tufkeys import ssh_key
-
-    if not wanted.startswith("SHA256:"):
-        return _public_key(Path(wanted)).keyid
-    for keyid, key in repository.keys_for(role).items():
-        if ssh_key(key).fingerprint == wanted:
-            return keyid
-    raise DriverError(
-        "NotFound", f"{wanted} is not a key of {role}", retryable=False,
-        next_step="kedge release list --drafts shows the keys of every role",
-    )  # fmt: skip
 
 
 def _named_like(file: Path, source: str) -> Path:

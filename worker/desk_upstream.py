@@ -29,7 +29,8 @@ from worker.documents import read_bytes, read_release
 if TYPE_CHECKING:
     from kedge.drivers.metadata_signers import MetadataKey
     from kedge.drivers.tuf_repository import Repository
-    from worker.desk_releases import Changed, ReleaseDesk
+    from worker.desk_releases import ReleaseDesk
+    from worker.release_roles import Changed
 
 _CHUNK = 1 << 20
 VERDICT = "vendor-import.json"
@@ -85,7 +86,7 @@ async def import_upstream(request: ImportRequest, keeper: Keeper) -> Imported:
     from kedge.drivers.tuf_repository import NewRelease, Repository
     from kedge.trust.upstream import ImportRules, Published, judge_import
     from kedge.trust.vendor_pins import read_pins
-    from worker.desk_releases import fingerprint_of
+    from worker.release_roles import fingerprint_of
 
     author = keeper.author or (fingerprint_of(keeper.signers[0]) if keeper.signers else "")
     if not author:

@@ -22,7 +22,7 @@ from kedge.model.errors import DriverError, PlanError
 from kedge.model.trusted import ReleaseName
 from tests.releases.hostile import Mirror
 from tests.releases.world import World
-from worker.desk_releases import KeyChange
+from worker.release_roles import KeyChange
 
 OLD = ReleaseName(component="daemon", version="1.0.0")
 NEW = ReleaseName(component="daemon", version="1.1.0")

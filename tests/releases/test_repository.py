@@ -12,7 +12,7 @@ from kedge.drivers.tuf_layout import Layout
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.trusted import ReleaseName
 from tests.releases.world import World, world_with_a_release
-from worker.desk_releases import KeyChange
+from worker.release_roles import KeyChange
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from kedge.drivers.tuf_releases import TufReleases
 from kedge.drivers.tuf_repository import NewRelease, Repository
 from kedge.model.release import Release
 from kedge.model.trusted import ReleaseName
-from worker.desk_releases import Changed, KeyChange, ReleaseDesk, RoleSpec
+from worker.desk_releases import ReleaseDesk
+from worker.release_roles import Changed, KeyChange, RoleSpec
 
 KINDS = {
     "root": "ssh-ed25519",
