@@ -26,13 +26,16 @@ def initialise(
     session.document(made)
 
 
+_MARKS = {"made": "+", "there": "·", "open": "!"}
+
+
 def _tell(session: Session, made: Made) -> None:
     fresh = any(item.state == "made" for item in made.items)
     said = f"everything that {made.person} needs is here" + ("" if fresh else " already")
     session.say(Text(said, style="bold green"))
     width = max(len(_where(item)) for item in made.items)
     for item in made.items:
-        line = Text(f"   {'+' if item.state == 'made' else '·'} ", style="green")
+        line = Text(f"   {_MARKS[item.state]} ", style="red" if item.state == "open" else "green")
         line.append(f"{item.what:<13} ")
         line.append(f"{_where(item):<{width}}", style="bold")
         line.append(f"  {item.use}", style="dim")

@@ -98,7 +98,7 @@ def init(settings: Settings, grace: str = "") -> RingShown:
             )
         if BackgroundWorker(settings).state() is not None:
             raise CodecError("RingRefused", "a worker runs that writes in the open", next_step="kedge down, then again")  # fmt: skip
-        if not grace and (not settings.embedded or (settings.engine_dir / "temporal.db").exists()):
+        if not grace and may_have_runs(settings):
             raise CodecError(
                 "RingRefused",
                 "there may be runs whose histories are in the open",
@@ -110,6 +110,11 @@ def init(settings: Settings, grace: str = "") -> RingShown:
         file.write(ring)
         _mark(settings, ring.keys)
         return _shown(ring, str(file.path), None)
+
+
+def may_have_runs(settings: Settings) -> bool:
+    """Whether there may be histories in the open already: there is a cluster, or an engine was begun here."""
+    return not settings.embedded or (settings.engine_dir / "temporal.db").exists()
 
 
 def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> RingShown:

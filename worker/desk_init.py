@@ -23,10 +23,12 @@ from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from kedge.trust.keys import parse_public_key
 from worker import desk_codec
+from worker.codec import required_mark
 from worker.first_policy import FirstPolicy, policy_text
 from worker.settings import CONFIG_FILE, Settings
 
-State = Literal["made", "there"]
+State = Literal["made", "there", "open"]
+"""``open``: it was not made, because somebody has to say how."""
 What = Literal[
     "key", "release key", "home", "evidence key", "payload keys", "releases", "settings", "policy"
 ]
@@ -227,11 +229,25 @@ class _Init:
     def _codec(self) -> None:
         shown = desk_codec.show(self._settings)
         made = not shown.where
+        if made and self._in_the_open():
+            # A ring is for every machine of a cluster alike, and how long histories in the open are read is no guess.
+            use = (
+                "none: there may be runs already that Temporal sees as they are; "
+                "kedge codec init --grace 7d makes a ring"
+            )
+            self._items.append(Item(what="payload keys", path="", use=use, state="open"))
+            return
         if made:
             shown = desk_codec.init(self._settings)
         use = "Temporal and its database see what is sealed with them; keep a copy where this machine is not"
         path = Path(shown.where) if os.sep in shown.where else shown.where
         self._item("payload keys", path, use, made=made)
+
+    def _in_the_open(self) -> bool:
+        """Whether to make a ring is asked of a person: no home that lost its own is one of those."""
+        return (
+            desk_codec.may_have_runs(self._settings) and not required_mark(self._settings).exists()
+        )
 
     async def _releases(self, key: FoundKey) -> Digest:
         from kedge.drivers.metadata_signers import AgentKey, KeyFile

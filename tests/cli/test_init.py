@@ -143,6 +143,19 @@ def test_called_again_it_says_what_is_there_and_changes_nothing(laptop: Laptop) 
     assert laptop.everything() == before
 
 
+def test_where_histories_may_be_in_the_open_it_makes_the_rest_and_says_how_to_seal(
+    laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    told = laptop.init("ada")
+    assert states(told)["policy"] == "made"
+    assert states(told)["payload keys"] == "open"
+    assert "kedge codec init --grace" in next(
+        item.use for item in told.items if item.what == "payload keys"
+    )
+    assert not (laptop.folder / ".kedge" / "trust" / "codec.json").exists()
+
+
 @pytest.mark.parametrize(
     "missing",
     [
