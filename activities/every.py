@@ -23,6 +23,7 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         plans.choose_way_back,
         orders.judge_order,
         orders.judge_glass,
+        orders.open_reviews,
         orders.keep_verdict,
         orders.write_warrant,
         orders.record,

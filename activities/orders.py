@@ -10,11 +10,13 @@ from temporalio.exceptions import ApplicationError
 from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
-from kedge.model.base import Json, canonical, digest_of
+from activities.reviews import OwedReviews
+from kedge.model.base import canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
-from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict
+from kedge.model.order import EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
+from kedge.model.review import Review
 from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
 from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, unproven, unseen
 from kedge.plan.risk import risk_of
@@ -31,6 +33,7 @@ class OrderActivities:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._reviews = OwedReviews(ground)
 
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
@@ -41,10 +44,21 @@ class OrderActivities:
             verdict = await self._judged(request, hearing)
             if verdict.accepted:
                 verdict = await self._witnessed(request, verdict)
+            by = activity.info().workflow_id or ""
             if not (request.quiet and unproven(verdict)):
-                case = {**hearing.case(), "by": activity.info().workflow_id}
-                await self._ground.note_verdict(request.fleet, verdict, case)
+                await self._ground.note_verdict(
+                    request.fleet, verdict, {**hearing.case(), "by": by}
+                )
+            reviews = request.lease.owed if request.lease is not None else ()
+            await self._reviews.noted(request.fleet, verdict, reviews, by)
         return verdict
+
+    @activity.defn
+    async def open_reviews(self, fleet: str) -> tuple[Review, ...]:
+        """The reviews that the fleet owes, by its record."""
+        _own(f"fleet/{fleet}")
+        async with pulse():
+            return await self._reviews.open(fleet)
 
     async def _witnessed(self, request: JudgeRequest, verdict: OrderVerdict) -> OrderVerdict:
         """The verdict about an accepted order, after a look at the end of the record that its signer says he saw."""
@@ -121,6 +135,13 @@ class OrderActivities:
         digest = await self._ground.keep_policy(policy)
         verdict = hearing.judge(expected, general, digest, signed=request.signed)
         verdict = owing(admit(verdict, lease), lease, policy)
+        if verdict.accepted and verdict.verb == "start":
+            try:
+                reviews = {one.run: one.plan for one in await self._reviews.open(request.fleet)}
+            except DriverError as error:
+                said = f"whether a review is owed cannot be said: {error.message}"
+                return refuse(verdict, "break-glass", said)
+            verdict = owing(verdict, lease.model_copy(update={"reviews": reviews}), policy)
         if not verdict.accepted:
             return verdict
         if verdict.verb == "review":
@@ -203,7 +224,7 @@ class OrderActivities:
         if not order.break_glass:
             return refused(envelope, "break-glass", "this order breaks no glass")
         if order.target == run:
-            before = await self._accepted(request.fleet, envelope)
+            before = await self._reviews.accepted(request.fleet, envelope_digest(envelope))
             if before is not None:
                 return before
         try:
@@ -220,22 +241,6 @@ class OrderActivities:
         )
         # What its plan's class asks for was looked at by the run, and must not lose the fleet its review.
         return judge(envelope, expected, policy.model_copy(update={"risk": {}}))
-
-    async def _accepted(self, fleet: str, envelope: Envelope) -> OrderVerdict | None:
-        """The verdict by which this very envelope was accepted before, as the record has it; None when it was not.
-
-        It was judged by all policies that counted then: who is revoked since, or a policy that cannot be read now, does
-        not lose the fleet its review. Only the judgement of an order writes such a record. Raises ``DriverError``.
-        """
-        entry = await self._ground.evidence.find(
-            fleet, f"order/{envelope_digest(envelope)}/accepted"
-        )
-        if entry is None or not isinstance(entry.record, dict):
-            return None
-        fields = OrderVerdict.model_fields
-        told: Json = {name: said for name, said in entry.record.items() if name in fields}
-        verdict = OrderVerdict.model_validate_json(canonical(told))
-        return verdict if verdict.accepted else None
 
     async def _released(
         self, verdict: OrderVerdict, fleet: str, plan: Plan, policy: Policy

@@ -36,7 +36,7 @@ with workflow.unsafe.imports_passed_through():
         WarrantUpdate,
     )
     from kedge.model.status import FleetStatus
-    from kedge.plan.lease import owed, refuse, signed_for, unproven
+    from kedge.plan.lease import MOST_REVIEWS, owed, refuse, signed_for, unproven
     from kedge.trust.envelope import envelope_digest, read
     from kedge.trust.refusal import RefusalError
 
@@ -194,6 +194,7 @@ class Fleet:
                         holder=self._state.holder,
                         plan=self._state.plan,
                         reviews={review.run: review.plan for review in self._state.reviews},
+                        owed=self._state.reviews,
                     ),
                     pin=self._state.pin,
                     quiet=self._state.refused >= KEPT_REFUSALS,
@@ -201,6 +202,8 @@ class Fleet:
                 "verify an order to the fleet",
             )
             if not verdict.accepted:
+                if verdict.rule == "break-glass" and verdict.verb == "start":
+                    await self._take_up()
                 self._remember(verdict)
                 return Submitted(verdict=verdict)
             # The record has it as accepted, once for good: whatever becomes of it now, it does not come again.
@@ -250,6 +253,25 @@ class Fleet:
         self._change(
             reviews=owed(self._state.reviews, run, verdict, instant()),
             glass=(*self._state.glass, verdict.digest)[-KEPT * 10 :],
+        )
+
+    async def _take_up(self) -> None:
+        """Know the reviews again that the record has as owed, and that this workflow, begun anew, does not."""
+        found = await decide(
+            OrderActivities.open_reviews, self._state.fleet, "the reviews that are owed"
+        )
+        known = {order.digest for review in self._state.reviews for order in review.orders}
+        fresh = [
+            review
+            for review in found
+            if not known.issuperset(order.digest for order in review.orders)
+        ]
+        renewed = {review.run for review in fresh}
+        kept = tuple(review for review in self._state.reviews if review.run not in renewed)
+        digests = (order.digest for review in fresh for order in review.orders)
+        self._change(
+            reviews=(*kept, *fresh)[:MOST_REVIEWS],
+            glass=tuple(dict.fromkeys((*self._state.glass, *digests)))[-KEPT * 10 :],
         )
 
     async def _keep(self, verdict: OrderVerdict) -> None:

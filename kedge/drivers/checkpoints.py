@@ -213,6 +213,10 @@ class SignedEvidence:
         """See :meth:`kedge.drivers.ports.Evidence.find`."""
         return await self._evidence.find(fleet, key)
 
+    async def under(self, fleet: str, prefix: str, limit: int = 1000) -> tuple[EvidenceEntry, ...]:
+        """See :meth:`kedge.drivers.ports.Evidence.under`."""
+        return await self._evidence.under(fleet, prefix, limit)
+
     async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See :meth:`kedge.drivers.ports.Evidence.keep_checkpoint`."""
         await self._evidence.keep_checkpoint(checkpoint)

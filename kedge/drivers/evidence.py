@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,18 @@ class SqliteStore:
                 (fleet, key),
             ).fetchone()
         return None if row is None else entry_of(*row)
+
+    def under(self, fleet: str, prefix: str, limit: int) -> tuple[EvidenceEntry, ...]:
+        """See :meth:`kedge.drivers.ports.Evidence.under`."""
+        if not self._path.exists():
+            return ()
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT seq, key, record, previous, hash FROM entries"
+                " WHERE fleet = ? AND key >= ? AND key < ? ORDER BY seq LIMIT ?",
+                (fleet, prefix, prefix + chr(sys.maxunicode), limit),
+            ).fetchall()
+        return tuple(entry_of(*row) for row in rows)
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See :meth:`kedge.drivers.ports.Evidence.keep_checkpoint`."""

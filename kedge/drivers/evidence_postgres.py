@@ -120,6 +120,15 @@ class PostgresStore:
         )
         return None if row is None else entry_of(*row)
 
+    def under(self, fleet: str, prefix: str, limit: int) -> tuple[EvidenceEntry, ...]:
+        """See :meth:`kedge.drivers.ports.Evidence.under`."""
+        rows = self._ask(
+            lambda database: database.execute(
+                _ENTRY + " AND starts_with(key, %s) ORDER BY seq LIMIT %s", (fleet, prefix, limit)
+            ).fetchall()
+        )
+        return tuple(entry_of(*row) for row in rows)
+
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See :meth:`kedge.drivers.ports.Evidence.keep_checkpoint`."""
         self._ask(

@@ -68,6 +68,10 @@ class Store(Protocol):
         """See :meth:`kedge.drivers.ports.Evidence.find`."""
         ...
 
+    def under(self, fleet: str, prefix: str, limit: int) -> tuple[EvidenceEntry, ...]:
+        """See :meth:`kedge.drivers.ports.Evidence.under`."""
+        ...
+
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See :meth:`kedge.drivers.ports.Evidence.keep_checkpoint`."""
         ...
@@ -133,6 +137,10 @@ class WrittenEvidence:
     async def find(self, fleet: str, key: str) -> EvidenceEntry | None:
         """See :meth:`kedge.drivers.ports.Evidence.find`."""
         return await asyncio.to_thread(self._store.find, fleet, key)
+
+    async def under(self, fleet: str, prefix: str, limit: int = 1000) -> tuple[EvidenceEntry, ...]:
+        """See :meth:`kedge.drivers.ports.Evidence.under`."""
+        return await asyncio.to_thread(self._store.under, fleet, prefix, limit)
 
     async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """See :meth:`kedge.drivers.ports.Evidence.keep_checkpoint`."""

@@ -239,6 +239,10 @@ class Evidence(Protocol):
         """The entry that was appended under ``key``, or None."""
         ...
 
+    async def under(self, fleet: str, prefix: str, limit: int = 1000) -> tuple[EvidenceEntry, ...]:
+        """At most ``limit`` entries whose keys begin with ``prefix``, in order of the chain."""
+        ...
+
     async def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keeps a signed statement beside the chain it is about; one per place, hash and key, the first stays.
 

@@ -286,6 +286,8 @@ class Lease(Frozen):
     holder: str | None = None
     plan: Digest | None = None
     reviews: dict[str, Digest] = {}
+    owed: tuple[Review, ...] = ()
+    """Those reviews, as people are shown them."""
 
 
 class Refused(Frozen):

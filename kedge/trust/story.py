@@ -193,6 +193,8 @@ _TELL: dict[str, Any] = {
     "restore-begun": _said("snapshots begin to be restored"),
     "policy": _policy,
     "release": _release,
+    "glass": _said("the glass was broken: a review is owed"),
+    "reviewed": _said("an order that broke the glass is reviewed"),
     "release-back": _said("the release that is gone back to"),
 }
 

@@ -246,6 +246,16 @@ async def test_a_record_is_found_by_its_key(evidence: WrittenEvidence) -> None:
     assert await evidence.find("nats", "k") is None
 
 
+async def test_records_are_found_by_how_their_keys_begin(evidence: WrittenEvidence) -> None:
+    assert await evidence.under("etcd", "glass/") == ()
+    for key in ("glass/b", "glas", "glass/a", "glassy", "Glass/c", "glass%", "glass/\U0001f4a9"):
+        await evidence.append("etcd", key, {"key": key})
+    await evidence.append("nats", "glass/d", {})
+    found = await evidence.under("etcd", "glass/")
+    assert [one.key for one in found] == ["glass/b", "glass/a", "glass/\U0001f4a9"]
+    assert [one.key for one in await evidence.under("etcd", "glass/", 2)] == ["glass/b", "glass/a"]
+
+
 def checkpoint(seq: int, key: str = "ssh-ed25519 AAAA", digest: str = "a" * 64) -> Checkpoint:
     return Checkpoint(
         fleet="etcd",

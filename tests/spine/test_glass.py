@@ -55,9 +55,9 @@ async def at_the_gate(scene: Scene) -> str:
 
 async def to_fleet(scene: Scene, verb: Any, who: str, **given: Any) -> OrderVerdict:
     fleet = await scene.fleet_status()
-    assert fleet.plan is not None
     target = f"fleet/{scene.name}"
     given = {"plan": fleet.plan, **given}
+    assert given["plan"] is not None
     envelope = scene.envelope(verb, target, given.pop("plan"), who, **given)
     return (await scene.submit(target, envelope)).verdict
 
@@ -254,3 +254,67 @@ async def test_nobody_opens_a_review_without_an_order_that_breaks_the_glass(stag
         await eventually(opened)
         (owed,) = (await scene.fleet_status()).reviews
         assert (owed.run, len(owed.orders)) == (run, 1)
+
+
+async def test_a_fleet_begun_anew_in_the_engine_owes_what_its_record_says(stage: Stage) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        await at_the_gate(scene)
+        broken = await to_fleet(scene, "rollback", "olga", break_glass=True, comment=WHY)
+        assert broken.accepted, broken.said
+        before = await scene.freed()
+        back = before.runs[-1]
+        await scene.client.get_workflow_handle(f"fleet/{scene.name}").terminate()
+        await scene.client.start_workflow(
+            "Fleet",
+            args=[scene.name],
+            id=f"fleet/{scene.name}",
+            task_queue=scene.settings.task_queue,
+        )
+        assert (await scene.fleet_status()).reviews == ()
+        plan = await scene.drivers.blobs.put(canonical(scene.plan(scene.runbook(**BOOK))))
+        start = await to_fleet(scene, "start", "olga", plan=plan)
+        assert start.rule == "break-glass"
+        assert f"kedge review {back}" in start.said
+        (owed,) = (await scene.fleet_status()).reviews
+        assert (owed.run, owed.people, owed.orders) == (back, ("olga",), before.reviews[0].orders)
+        assert (await review(scene, owed, "olga")).rule == "requester"
+        for who in ("ada", "bob"):
+            assert (await to_fleet(scene, "start", "olga", plan=plan)).rule == "break-glass"
+            (owed,) = (await scene.fleet_status()).reviews
+            assert (await review(scene, owed, who)).accepted
+        assert (await to_fleet(scene, "start", "olga", plan=plan)).accepted
+
+
+async def test_a_review_is_owed_though_the_policy_lets_nobody_break_the_glass_any_more(
+    stage: Stage,
+) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        run = await at_the_gate(scene)
+        fleet = scene.client.get_workflow_handle(f"fleet/{scene.name}")
+        status = await scene.status(run)
+        envelope = scene.envelope("pause", run, status.plan, "olga", break_glass=True, comment=WHY)
+        broken = (await scene.submit(run, envelope)).verdict
+        assert broken.accepted, broken.said
+        # The first notice is lost with the Fleet that had it; when it is told again, nobody may break the glass any more.
+        await fleet.terminate()
+        await scene.client.start_workflow(
+            "Fleet",
+            args=[scene.name],
+            id=f"fleet/{scene.name}",
+            task_queue=scene.settings.task_queue,
+        )
+        await scene.drivers.pins.pin(
+            scene.name, scene.policy.model_copy(update={"break_glass": None})
+        )
+        await scene.signal(
+            f"fleet/{scene.name}", GlassNotice(run=run, envelope=envelope), name="glass_broken"
+        )
+
+        async def opened() -> bool:
+            return len((await scene.fleet_status()).reviews) > 0
+
+        await eventually(opened)
+        (owed,) = (await scene.fleet_status()).reviews
+        assert (owed.run, owed.people) == (run, ("olga",))
