@@ -22,7 +22,7 @@ from kedge.trust import codec
 from kedge.trust.codec import KEY_BYTES, Ring
 from worker import processes
 from worker.background import BackgroundWorker
-from worker.codec import KEYS_VARIABLE, checked, required_mark, ring_file
+from worker.codec import KEYS_VARIABLE, checked, marked_keys, required_mark, ring_file
 from worker.settings import Settings
 
 Use = Literal["seals", "reads"]
@@ -84,9 +84,8 @@ def init(settings: Settings, grace: str = "") -> RingShown:
     ``grace`` (such as ``7d``; ``0s`` for none) is how long payloads that were written before are still read; it must be
     said where there are any. Raises ``CodecError``: there is a ring, a worker runs, grace is not said.
     """
-    _own_file(settings)
-    with _changing(settings):
-        file = ring_file(settings)
+    file = _own_file(settings)
+    with _changing(file):
         if file.there():
             raise CodecError("RingRefused", f"there is a ring already: {file.path}", next_step="kedge codec rotate gives it a new key")  # fmt: skip
         if required_mark(settings).exists():
@@ -123,7 +122,7 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
     Where several machines have copies of a ring: prepare, bring the file everywhere, activate, bring it again.
     """
     file = _own_file(settings)
-    with _changing(settings):
+    with _changing(file):
         ring = checked(file.ring(), settings)
         if activate:
             ring = codec.activated(ring, activate)
@@ -136,10 +135,15 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
 
 
 def retire(settings: Settings, key: str) -> RingShown:
-    """Takes a key out of the ring: what was sealed with it can never be read again."""
+    """Takes a key out of the ring: what was sealed with it can never be read again.
+
+    One that another home with the same ring took out already is forgotten here too.
+    """
     file = _own_file(settings)
-    with _changing(settings):
-        ring = codec.retired(file.ring(), key)
+    with _changing(file):
+        ring = file.ring()
+        if key in ring.keys or key not in marked_keys(settings):
+            ring = codec.retired(ring, key)
         _mark(settings, ring.keys)
         file.write(ring)
         return _shown(ring, str(file.path), None)
@@ -148,7 +152,7 @@ def retire(settings: Settings, key: str) -> RingShown:
 def grace(settings: Settings, time: str) -> RingShown:
     """Payloads in the open are read for ``time`` from now (``0s``: no longer)."""
     file = _own_file(settings)
-    with _changing(settings):
+    with _changing(file):
         ring = file.ring()
         ring = Ring(ring.active, ring.keys, _until(time))
         file.write(ring)
@@ -166,13 +170,17 @@ def _own_file(settings: Settings) -> RingFile:
 
 
 @contextlib.contextmanager
-def _changing(settings: Settings) -> Iterator[None]:
-    """One change at a time: two would each lose the other's key."""
+def _changing(file: RingFile) -> Iterator[None]:
+    """One change at a time, also from several homes with one ring: two would each lose the other's key."""
     try:
-        with processes.exclusive(
-            settings.run_dir / "codec.lock", seconds=10, what="changing the ring"
-        ):
+        with processes.exclusive(file.lock(), seconds=10, what="changing the ring"):
             yield
+    except OSError as error:
+        raise CodecError(
+            "RingRefused",
+            f"the ring of payload keys {file.path} cannot be changed: {error.strerror}",
+            next_step="change it where its file may be written",
+        ) from error
     except processes.ProcessError as error:
         raise CodecError("RingRefused", str(error)) from error
 

@@ -58,7 +58,9 @@ class RingFile:
         return self._ring
 
     def _read(self) -> tuple[Ring, _Seen]:
-        with self.path.open("rb") as file:
+        # Not blocking: a pipe by that name would be waited for.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             mode = stat.S_IMODE(status.st_mode)
             if not stat.S_ISREG(status.st_mode):
@@ -74,9 +76,17 @@ class RingFile:
             return parse_ring(file.read(MAX_RING + 1)), _identity(status)
 
     def write(self, ring: Ring) -> None:
-        """Puts a ring in the place of the one before; durable when it returns. Raises ``OSError``."""
+        """Puts a ring in the place of the one before; durable when it returns. Raises ``OSError``.
+
+        Where the name is a link the file it leads to is replaced: others read it by that name.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(self.path, ring_document(ring))
+        write_atomic(self.path.resolve(), ring_document(ring))
+
+    def lock(self) -> Path:
+        """The file by whose lock changes are made one at a time: beside the ring, for all homes that share it."""
+        whole = self.path.resolve()
+        return whole.with_name(f".{whole.name}.lock")
 
 
 class FixedRing:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict
 from kedge.host import points
 from kedge.host.fence import Fence
 from kedge.host.layout import Node
-from kedge.host.secret import Told
+from kedge.host.told import Told
 from kedge.host.waits import Pulse
 
 

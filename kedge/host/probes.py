@@ -162,6 +162,10 @@ def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
         if value is verdicts.MISSING or value is None or isinstance(value, (dict, list)):
             told.append(UNKNOWN)
             why.append(f"{path} has no value to capture")
+        elif ctx.told.text(str(value)) != str(value):
+            # It would be kept in the open, and be no secret any more.
+            told.append(UNKNOWN)
+            why.append(f"{path} holds a secret and is not captured")
         else:
             captured[name] = verdicts.shown(value)
     verdict = verdicts.every(told) if told else PASS

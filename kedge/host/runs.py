@@ -180,6 +180,8 @@ def _watched(ctx: Context, op: Dict[str, Any], paths: Paths, fenced: locks.Lock)
     fenced.close()
     points.reach("run.spawned")
     ended = commands.follow(one, op["timeout"], op["output_max"], _rest, tail=True)
+    # It may have changed a secret and said the new one. Files are read at once; the others by who tells it.
+    ctx.told.look_at_files()
     output = ctx.told.text(ended.output.decode("utf-8", "replace"))
     return {"exit": ended.exit, "output": output, "seconds": ended.seconds, "error": ""}
 

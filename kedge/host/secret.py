@@ -2,28 +2,20 @@
 
 A value is in three places only: in the memory of a session that needs it, in a file of mode 0600 below
 `.kedge/secrets/` where the daemon reads one, and in the daemon's environment. What a daemon or a command says is
-looked through before it is told or recorded (`Told`). Rule 11 of `docs/host-protocol.md`.
+looked through before it is told or recorded (`kedge/host/told.py`). Rule 11 of `docs/host-protocol.md`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from kedge.host import commands, files, observe
-from kedge.host.errors import (
-    CommandFailed,
-    Fault,
-    NoSecret,
-    NotHealthy,
-    ProbeFailed,
-    ServiceDied,
-    StopTimeout,
-    Unresolved,
-)
+from kedge.host import commands, files
+from kedge.host.errors import NoSecret
 from kedge.host.layout import Node
 
 if TYPE_CHECKING:
@@ -32,15 +24,6 @@ if TYPE_CHECKING:
 RECIPE = "secrets.json"
 LARGEST = 64 << 10
 ALTOGETHER = 25.0
-# Shorter values are not looked for in what is told: they are too likely to be something else.
-SHORTEST = 6
-# So much of a value's beginning is known again where the rest was cut off.
-BEGINNING = 12
-LINE = 16
-
-# The faults whose words may be those of a daemon or a command.
-TALKING = (CommandFailed, NotHealthy, ProbeFailed, ServiceDied, StopTimeout, Unresolved)
-
 Values = Dict[str, str]
 
 
@@ -59,7 +42,26 @@ def resolve(ctx: Context, sources: Dict[str, Dict[str, Any]]) -> Values:
             left = until - time.monotonic()
             raw, where = _of_command(ctx, name, source, left), source["command"][0]
         found[name] = _value(name, raw, where)
+    # What was read is known from now on, whatever becomes of its source: nothing of it is told.
+    ctx.told.learn(found)
     return found
+
+
+def of_files(sources: Dict[str, Dict[str, Any]]) -> Values:
+    """The values of those secrets that are in files: read at once, without asking or running anybody. NoSecret."""
+    kept = {name: source["file"] for name, source in sorted(sources.items()) if "file" in source}
+    return {name: _value(name, _of_file(name, path), path) for name, path in kept.items()}
+
+
+def marks(values: Values) -> Dict[str, Any]:
+    """What is kept about the values a daemon was given, to know later whether a value is that one: keyed digests."""
+    salt = os.urandom(16).hex()
+    return {"salt": salt, "of": {name: mark(salt, one) for name, one in sorted(values.items())}}
+
+
+def mark(salt: str, value: str) -> str:
+    """A value's digest under a salt."""
+    return hashlib.blake2b(value.encode(), key=salt.encode(), digest_size=16).hexdigest()
 
 
 def _missing(name: str, why: str) -> NoSecret:
@@ -191,11 +193,21 @@ def write(node: Node, generation: str, content: Dict[str, Any], values: Values) 
     """Write the files of a generation that have secrets, each whole and for its owner alone. Callers hold the fence."""
     top = folder(node, generation)
     for path, parts in sorted(content.items()):
-        parent = os.path.dirname(f"{top}/{path}")
-        os.makedirs(parent, 0o700, exist_ok=True)
+        _make_folders(node.secrets, os.path.dirname(f"{generation}/{path}"))
         text = put(parts, values).encode()
         if files.read_bytes(f"{top}/{path}") != text:
             files.write_atomic(f"{top}/{path}", text)
+
+
+def _make_folders(top: str, below: str) -> None:
+    """A folder and all above it up to `top`, for their owner alone: `makedirs` gives its mode to the last one only."""
+    path = top
+    for name in ("", *below.split("/")):
+        path = f"{path}/{name}" if name else path
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            os.chmod(path, 0o700)
 
 
 def forget_others(node: Node, generation: str) -> None:
@@ -207,114 +219,3 @@ def forget_others(node: Node, generation: str) -> None:
     for name in names:
         if name != generation:
             files.remove_tree(f"{node.secrets}/{name}")
-
-
-# -- what is told -----------------------------------------------------------------------------------------------
-
-
-class Told:
-    """Takes the secrets of a node's daemon out of what is told.
-
-    Known are those of the current generation and of the one that runs. They are read when something is to be told for
-    the first time; where they cannot be read, nothing of what a daemon or a command said is told.
-    """
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._found: Optional[List[Tuple[str, str]]] = None
-        self._lost = ""
-
-    def value(self, value: Any) -> Any:
-        """A value of JSON without secrets; keys are ours and stay."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, dict):
-            # A verdict is a word of ours, and callers go by it.
-            return {key: one if key == "verdict" else self.value(one) for key, one in value.items()}
-        if isinstance(value, list):
-            return [self.value(one) for one in value]
-        return value
-
-    def text(self, text: str) -> str:
-        """A text without secrets."""
-        self.prepare()
-        if self._lost:
-            return self._lost
-        for name, secret in self._found or []:
-            text = _without(text, secret, f"[secret {name}]")
-        return text
-
-    def prepare(self) -> None:
-        """Read the secrets now; for who may not wait or be stopped later."""
-        if self._found is None:
-            self._found = self._known()
-
-    def _known(self) -> List[Tuple[str, str]]:
-        node = self._ctx.node
-        found: List[Tuple[str, str]] = []
-        for generation in {
-            observe.current_config(node),
-            observe.running(node)[1].get("generation"),
-        }:
-            sources = recipe(node, generation).get("sources")
-            if not sources:
-                continue
-            said = self._ctx.pulse.said
-            try:
-                for name, value in resolve(self._ctx, sources).items():
-                    found += [(name, one) for one in _forms(value)]
-            except NoSecret as fault:
-                self._lost = f"[not told, its secrets cannot be kept out of it: {fault.message}]"
-            finally:
-                self._ctx.pulse.said = said
-        return sorted(set(found), key=lambda one: (-len(one[1]), one))
-
-
-def _forms(value: str) -> List[str]:
-    """A value as it may be met: whole, and line by line."""
-    lines = [line.strip() for line in value.splitlines()]
-    return [
-        one
-        for one in {value, *(line for line in lines if len(line) >= LINE)}
-        if len(one) >= SHORTEST
-    ]
-
-
-def _without(text: str, secret: str, instead: str) -> str:
-    """A text without a secret, also where the secret was cut off at its end or, where the text begins, at its beginning.
-
-    One pass: a text may be a megabyte in which a daemon says the same thing all the time.
-    """
-    text = _behind(text, secret, instead)
-    begins = secret[:BEGINNING]
-    parts: List[str] = []
-    start, at = 0, text.find(begins)
-    while at >= 0:
-        parts += [text[start:at], instead]
-        start = at + _alike(text, at, secret)
-        at = text.find(begins, start)
-    return "".join([*parts, text[start:]]) if parts else text
-
-
-def _behind(text: str, secret: str, instead: str) -> str:
-    """A text that may begin in the middle of a secret, without that."""
-    for cut in range(1, min(len(secret) - SHORTEST, 4096) + 1):
-        if text.startswith(secret[cut : cut + BEGINNING]) and text.startswith(secret[cut:]):
-            return instead + text[len(secret) - cut :]
-    return text
-
-
-def _alike(text: str, at: int, secret: str) -> int:
-    """How many characters of a secret stand in a text from a place on."""
-    count, most = 0, min(len(secret), len(text) - at)
-    while count < most and text[at + count] == secret[count]:
-        count += 1
-    return count
-
-
-def without(fault: Fault, told: Told) -> Fault:
-    """The same fault, its words without secrets where a daemon or a command may have said some of them."""
-    if isinstance(fault, TALKING):
-        fault.message = told.text(fault.message)
-        fault.detail = told.value(fault.detail)
-    return fault

@@ -52,6 +52,8 @@ class SupervisedProcess:
             "program": program,
             **_counted(node, digest),
         }
+        if values:
+            kept["secrets"] = secret.marks(values)
         what = launch.Launch(program, spec["argv"], env, cwd, node.log, node.service, kept)
         return launch.launch(what)
 

@@ -18,7 +18,6 @@ from kedge.host import (
     points,
     probes,
     request,
-    secret,
     snapshots,
 )
 from kedge.host.context import Context
@@ -27,6 +26,7 @@ from kedge.host.fence import Fence
 from kedge.host.journal import Journal
 from kedge.host.layout import Node
 from kedge.host.request import Operation, Request
+from kedge.host.told import Told, without_secrets
 from kedge.host.waits import SLICE, Pulse
 
 INPUT_WAIT = 60.0
@@ -99,7 +99,7 @@ class Session:
         self.journal = Journal(self.node.journal)
         self.key: Optional[str] = None
         self.name: Optional[str] = None
-        self.words: Optional[secret.Told] = None
+        self.words: Optional[Told] = None
 
     def run(self) -> None:
         """Do everything that is asked; raises the fault that ends the session."""
@@ -186,14 +186,16 @@ class Session:
         try:
             return probes.holds(ctx, when)
         except Fault as fault:
-            raise secret.without(fault, ctx.told) from fault.__cause__
+            raise without_secrets(fault, ctx.told) from fault.__cause__
 
     def _acted(self, ctx: Context, op: Operation) -> Dict[str, Any]:
         """What an operation came to, without the daemon's secrets in what it or its commands said."""
         try:
             result = operations.OPERATIONS[op.name](ctx, op.params)
+            if op.name == "run":
+                ctx.told.look_again()
         except Fault as fault:
-            raise secret.without(fault, ctx.told) from fault.__cause__
+            raise without_secrets(fault, ctx.told) from fault.__cause__
         told: Dict[str, Any] = ctx.told.value(result) if op.name in TALKATIVE else result
         return told
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.host import secret as host_secret
+from kedge.host import told as host_told
 
 MARK = "s3cret-of-the-crown-7261"
 TALKER = """#!/bin/sh
@@ -315,26 +315,26 @@ def test_killed_at_any_instant_a_leg_goes_on_and_leaves_the_secret_in_one_place(
 
 
 LETTERS = st.text(alphabet="ab1 ", max_size=20)
-VALUES = st.text(alphabet="ab1", min_size=host_secret.SHORTEST, max_size=40)
+VALUES = st.text(alphabet="ab1", min_size=host_told.SHORTEST, max_size=40)
 
 
 @given(LETTERS, VALUES, LETTERS, st.integers(0, 40), st.integers(0, 40))
 def test_no_part_that_could_be_used_is_left_of_a_secret(
     before: str, value: str, after: str, begin: int, end: int
 ) -> None:
-    whole = host_secret._without(before + value + after, value, "#")
+    whole = host_told.without(before + value + after, value, "#")
     assert value not in whole
-    known = value[: host_secret.BEGINNING]
+    known = value[: host_told.BEGINNING]
     assert known not in whole
-    cut = host_secret._without(before + value[: max(end, host_secret.BEGINNING)], value, "#")
+    cut = host_told.without(before + value[: max(end, host_told.BEGINNING)], value, "#")
     assert known not in cut
-    rest = value[min(begin, len(value) - host_secret.SHORTEST) :]
-    assert rest not in host_secret._without(rest, value, "#")
+    rest = value[min(begin, len(value) - host_told.SHORTEST) :]
+    assert rest not in host_told.without(rest, value, "#")
 
 
 @given(st.text(alphabet="xyz \n", max_size=60), VALUES)
 def test_a_text_without_the_secret_stays_as_it_is(text: str, value: str) -> None:
-    assert host_secret._without(text, value, "#") == text
+    assert host_told.without(text, value, "#") == text
 
 
 def test_a_megabyte_of_secrets_is_looked_through_at_once() -> None:
@@ -344,4 +344,4 @@ def test_a_megabyte_of_secrets_is_looked_through_at_once() -> None:
         ("a" * 65_536, "a" * (1 << 20)),
         ("0123456789ab" + "x" * 60_000, "0123456789ab" * 87_000),
     ):
-        assert value[:12] not in host_secret._without(text, value, "#")
+        assert value[:12] not in host_told.without(text, value, "#")

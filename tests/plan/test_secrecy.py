@@ -183,3 +183,35 @@ def test_a_plan_has_places_and_no_values() -> None:
     text = json.dumps(json.loads(canonical(plan(fleet=HELD))))
     assert "/etc/kedge/{node.name}.password" in text
     assert "\\u0000" not in text
+
+
+VALUE = "hunter2-of-the-crown"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        f'db: "{VALUE}"',
+        f'db: ["{VALUE}"]',
+        f'db: {{value: "{VALUE}"}}',
+        f'db: {{env: "{VALUE}"}}',
+        f'db: {{file: "{VALUE}"}}',
+        f'db: {{command: "echo {VALUE}"}}',
+        f'db: {{file: "/x", env: "{VALUE}"}}',
+        f'db: {{command: [x], timeout: "{VALUE}"}}',
+    ],
+)
+def test_who_writes_a_value_where_its_place_belongs_does_not_read_it_in_the_error(
+    declared: str,
+) -> None:
+    with pytest.raises(DocumentError) as caught:
+        plan(fleet=replaced(FLEET, "nodes:\n", f"secrets:\n  {declared}\nnodes:\n"))
+    assert "secrets.db" in str(caught.value)
+    assert VALUE not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "__class__", "a.b", "", "db}", "x" * 65, "ä"])
+def test_a_secrets_name_is_a_plain_word(name: str) -> None:
+    declared = f"secrets:\n  {json.dumps(name)}: {{file: /x}}\nnodes:\n"
+    with pytest.raises(DocumentError):
+        plan(fleet=replaced(FLEET, "nodes:\n", declared))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -310,6 +312,62 @@ def test_a_ring_is_read_only_once_while_it_stays_the_same(tmp_path: Path, monkey
     first = file.ring()
     monkeypatch.setattr("kedge.drivers.codec_ring.parse_ring", None)
     assert file.ring() is first
+
+
+def shared_by_two(tmp_path: Path) -> tuple[Settings, Settings]:
+    first = Settings.load(home=tmp_path / "first")
+    desk_codec.init(first)
+    link = tmp_path / "ring.json"
+    link.symlink_to(ring_file(first).path)
+    return first, Settings.load(home=tmp_path / "second", codec_ring=link)
+
+
+def test_two_homes_that_change_one_ring_at_once_lose_no_key(tmp_path: Path) -> None:
+    homes = shared_by_two(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(desk_codec.rotate, homes * 10))
+    assert len(ring_file(homes[0]).ring().keys) == 21
+    assert (tmp_path / "ring.json").is_symlink()
+    assert desk_codec.show(homes[0]).keys == desk_codec.show(homes[1]).keys
+
+
+def test_a_key_that_was_retired_by_another_home_is_forgotten_by_retiring_it_again(
+    tmp_path: Path,
+) -> None:
+    first, second = shared_by_two(tmp_path)
+    old = desk_codec.show(first).keys[0].id
+    desk_codec.rotate(second)
+    desk_codec.rotate(first)
+    desk_codec.retire(second, old)
+    with pytest.raises(CodecError, match="not the ring of"):
+        rings_of(first)
+    desk_codec.retire(first, old)
+    assert rings_of(first) is not None
+    with pytest.raises(CodecError, match="no key"):
+        desk_codec.retire(first, old)
+
+
+def test_a_ring_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ring.json", 0o600)
+    with pytest.raises(CodecError, match="is not a file"):
+        RingFile(tmp_path / "ring.json").ring()
+
+
+def test_a_ring_of_somebody_else_is_not_used(settings: Settings) -> None:
+    desk_codec.init(settings)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(ring_file(settings).path, 65534, -1)
+    with pytest.raises(CodecError, match="belongs to somebody else"):
+        rings_of(settings)
+
+
+@pytest.mark.parametrize("time", ["31d", "100000d", "-1d", "1e9d", "nan", "7"])
+def test_a_time_of_grace_is_bounded(settings: Settings, time: str) -> None:
+    desk_codec.init(settings)
+    with pytest.raises(CodecError, match="is no time"):
+        desk_codec.grace(settings, time)
+    assert not desk_codec.show(settings).plaintext_until
 
 
 # -- logs ---------------------------------------------------------------------------------------------------------
