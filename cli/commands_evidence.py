@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import naming, options
 from cli.session import begin
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 @app.command()
 def show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a fleet's name.")],
+    name: options.RunOrFleetArgument,
     *,
     json: options.JsonOption = False,
 ) -> None:
@@ -110,7 +110,11 @@ def check(
     ctx: typer.Context,
     fleets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FLEET…]", help="Fleets; all that are known here without one."),
+        typer.Argument(
+            metavar="[FLEET…]",
+            help="Fleets; all that are known here without one.",
+            callback=naming.fleets,
+        ),
     ] = None,
     *,
     json: options.JsonOption = False,

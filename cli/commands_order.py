@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import naming, options
 from cli.session import begin
 from cli.signing import Signing, signed
 
@@ -118,7 +118,10 @@ def decide(  # noqa: PLR0913 - a command's options are its parameters
 @signed
 def rollback(
     ctx: typer.Context,
-    fleet: options.FleetArgument,
+    fleet: Annotated[
+        str,
+        typer.Argument(metavar="FLEET", help="A fleet's name.", callback=naming.a_run_or_fleet),
+    ],
     *,
     break_glass: options.GlassOption = False,
     signing: Signing,
@@ -139,7 +142,9 @@ def review(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="The run for which the glass was broken, or its fleet's name."
+            metavar="RUN",
+            help="The run for which the glass was broken, or its fleet's name.",
+            callback=naming.a_run_or_fleet,
         ),
     ],
     *,

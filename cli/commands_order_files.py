@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import naming, options
 from cli.session import begin
 
 app = typer.Typer(
@@ -35,7 +35,11 @@ def request(  # noqa: PLR0913 - a command's options are its parameters
     ],
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="A run's id; for start and rollback the fleet's name."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's id; for start and rollback the fleet's name.",
+            callback=naming.a_run_or_fleet,
+        ),
     ],
     *,
     output: Annotated[

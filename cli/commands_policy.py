@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import naming, options
 from cli.session import begin
 
 app = typer.Typer(
@@ -19,9 +19,12 @@ app = typer.Typer(
 
 _Source = Annotated[
     str,
-    typer.Argument(metavar="POLICY", help="A policy's file, or a fleet: the one pinned for it."),
+    typer.Argument(
+        metavar="POLICY",
+        help="A policy's file, or a fleet: the one pinned for it.",
+        callback=naming.a_source,
+    ),
 ]
-_Fleet = Annotated[str, typer.Argument(metavar="FLEET", help="A fleet's name.")]
 _Signatures = Annotated[
     list[Path] | None,
     typer.Option(
@@ -77,10 +80,20 @@ def who_can(
 def diff(
     ctx: typer.Context,
     old: Annotated[
-        str, typer.Argument(metavar="OLD", help="A policy's file, a fleet, or FLEET@NUMBER.")
+        str,
+        typer.Argument(
+            metavar="OLD",
+            help="A policy's file, a fleet, or FLEET@NUMBER.",
+            callback=naming.a_source,
+        ),
     ],
     new: Annotated[
-        str, typer.Argument(metavar="NEW", help="The same, for what it is held against.")
+        str,
+        typer.Argument(
+            metavar="NEW",
+            help="The same, for what it is held against.",
+            callback=naming.a_source,
+        ),
     ],
     *,
     json: options.JsonOption = False,
@@ -94,7 +107,7 @@ def diff(
 @app.command()
 def show(
     ctx: typer.Context,
-    fleet: _Fleet,
+    fleet: options.FleetArgument,
     *,
     number: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="That version alone, and who signed it.")
@@ -155,7 +168,7 @@ def sign(  # noqa: PLR0913 - a command's options are its parameters
 @app.command()
 def pin(
     ctx: typer.Context,
-    fleet: _Fleet,
+    fleet: options.FleetArgument,
     policy: Annotated[Path, typer.Argument(metavar="FILE", help="A policy, with its signatures.")],
     *,
     signature: _Signatures = None,

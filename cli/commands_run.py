@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
-from cli import options
+from cli import naming, options
 from cli.session import begin
 
 
 def list_(
     ctx: typer.Context,
     *,
-    fleet: Annotated[str, typer.Option(metavar="NAME", help="Only the runs of this fleet.")] = "",
+    fleet: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Only the runs of this fleet.", callback=naming.a_fleet_or_none
+        ),
+    ] = "",
     json: options.JsonOption = False,
 ) -> None:
     """List the runs, newest first, and what each waits for."""
@@ -25,7 +30,7 @@ def list_(
 
 def status(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a fleet's name.")],
+    run: options.RunOrFleetArgument,
     *,
     result: Annotated[
         bool,

@@ -7,10 +7,23 @@ from typing import Annotated
 
 import typer
 
+from cli import naming
+
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, such as upgrade/etcd/1.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, such as upgrade/etcd/1.", callback=naming.a_run
+    ),
 ]
-FleetArgument = Annotated[str, typer.Argument(metavar="FLEET", help="A fleet's name.")]
+FleetArgument = Annotated[
+    str, typer.Argument(metavar="FLEET", help="A fleet's name.", callback=naming.a_fleet)
+]
+RunOrFleetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, or a fleet's name.", callback=naming.a_run_or_fleet
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import typer
 from rich.text import Text
 
 from cli.exits import Exit
+from cli.naming import is_fleet, shown
 from cli.session import Session
 from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.plan import Risk, Verb
@@ -47,9 +49,17 @@ def policy_of(session: Session, source: str) -> Policy:
 def document_of(session: Session, source: str) -> SignedPolicy:
     """The same with its signatures. Raises what reading it raises."""
     path = Path(source)
-    if path.is_file():
+    # A name that no file can have is a fleet's, or nobody's.
+    if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for a name that is too long
         return desk_policies.read_document(path)
     fleet, at, number = source.partition("@")
+    if not is_fleet(fleet):
+        raise DriverError(
+            "NotFound",
+            f"{shown(source)} is neither a file nor a fleet's name nor FLEET@NUMBER",
+            retryable=False,
+            next_step="name the policy's file, or a fleet whose policy is pinned here",
+        )
     pins = session.desk().pins
     if not at:
         return session.run(pins.pinned(fleet)).document

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cli import words
 from cli.exits import Exit
+from cli.naming import shown
 from cli.ordering import passphrase_asker
 from cli.session import Session
 from kedge.model.errors import OrderError
@@ -302,7 +303,8 @@ def _name(text: str) -> ReleaseName:
     found = release_name(text)
     if found is None:
         raise OrderError(
-            f"{text!r} is no name of a release", next_step="component@version, such as etcd@3.5.1"
+            f"{shown(text)} is no name of a release",
+            next_step="component@version, such as etcd@3.5.1",
         )
     return found
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cli import words
 from cli.exits import Exit
+from cli.naming import shown
 from cli.ordering import passphrase_asker
 from cli.releases import Signing, own_folder
 from cli.session import Session
@@ -113,7 +114,7 @@ def named(release: str) -> ReleaseName:
     name = release_name(release)
     if name is None:
         raise OrderError(
-            f"{release!r} is no name of a release", next_step="component@version: etcd@3.5.1"
+            f"{shown(release)} is no name of a release", next_step="component@version: etcd@3.5.1"
         )
     return name
 
