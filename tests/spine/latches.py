@@ -37,6 +37,25 @@ async def in_flight(scene: Scene, node: str, version: str = "1.1.0") -> None:
     await eventually(lambda: scene.running()[node] == version)
 
 
+async def held(scene: Scene, run: str) -> None:
+    """Wait until the wave in flight was told to hold: whatever ends in it afterwards finds it told."""
+
+    async def told() -> bool:
+        widening = (await scene.status(run)).child
+        assert widening is not None, "the run has no wave in flight"
+        wave = (await scene.client.get_workflow_handle(widening).query("progress"))["child"]
+        assert wave is not None, "no wave is in flight"
+        events = scene.client.get_workflow_handle(wave).fetch_history_events()
+        return any(
+            [
+                event.workflow_execution_signaled_event_attributes.signal_name == "hold"
+                async for event in events
+            ]
+        )
+
+    await eventually(told)
+
+
 async def baking(scene: Scene, run: str) -> datetime:
     """Wait until a run bakes; until when."""
     found: list[str] = []

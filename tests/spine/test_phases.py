@@ -11,7 +11,7 @@ from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
 from kedge.model.plan import Verb
 from tests.spine.conftest import Stage
-from tests.spine.latches import PACED, STEPS, baking, in_flight, latch, let_through
+from tests.spine.latches import PACED, STEPS, baking, held, in_flight, latch, let_through
 from tests.spine.scene import Scene
 
 pytestmark = pytest.mark.temporal
@@ -85,6 +85,8 @@ async def test_a_paused_run_waits_and_goes_on_after_a_resume(stage: Stage, phase
     async with scene.playing():
         run = await PHASES[phase](scene)
         await say(scene, "pause", run)
+        if phase == "wave":
+            await held(scene, run)
         let_through(scene)
         if phase == "gate":
             # A gate may be passed meanwhile; nothing follows from it.
