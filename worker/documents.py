@@ -29,6 +29,7 @@ from kedge.plan.check import cycles, install_problems
 from kedge.plan.compile import ConflictsError, compile_plan
 from kedge.plan.parse import D, Parsed, parse, parse_any
 from kedge.plan.yamltree import MAX_BYTES, read
+from kedge.trust.policies import policy_text
 from kedge.trust.policies import read_policy as policy_of
 
 Signed: TypeAlias = Callable[[ReleaseName], str]
@@ -117,8 +118,7 @@ def read_signed(path: Path, content: bytes) -> SignedPolicy:
     try:
         text = content.decode()
         if '"SignedPolicy"' not in text:
-            policy_of(text)
-            return SignedPolicy(policy=text)
+            return SignedPolicy(policy=_canonical(path, text))
         document = SignedPolicy.model_validate_json(content)
         policy_of(document.policy)
     except (ValidationError, UnicodeDecodeError, OrderError) as error:
@@ -129,6 +129,18 @@ def read_signed(path: Path, content: bytes) -> SignedPolicy:
         problem = f"{path}:1:1: is no policy in JSON: {said}"
         raise DocumentError((problem,), next_step=step) from error
     return document
+
+
+def _canonical(path: Path, text: str) -> str:
+    """A policy's canonical text as it is; of a document that somebody wrote as JSON, its canonical text.
+
+    Raises ``DocumentError`` with every problem of what is neither.
+    """
+    try:
+        policy_of(text)
+    except OrderError:
+        return policy_text(parse(text.encode(), str(path), Policy).value)
+    return text
 
 
 def _anchored(release: Release, path: Path) -> Release:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from kedge.model.errors import DocumentError
 from kedge.plan.digest import plan_digest
+from kedge.trust.policies import policy_text
 from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
-from worker.documents import compile_files, lint, read_bytes, read_documents
+from worker.documents import compile_files, lint, read_bytes, read_documents, read_policy
 
 
 @pytest.fixture
@@ -133,3 +135,21 @@ def test_lint_finds_rings_between_fleets(folder: Path) -> None:
 
 def test_lint_of_sound_documents_says_nothing(folder: Path) -> None:
     assert lint(sorted(folder.glob("*.yaml"))) == ()
+
+
+def test_a_policy_that_somebody_wrote_as_json_is_a_document(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    written = {
+        "kind": "Policy", "name": "mine", "environment": "home", "max_lifetime": "30m", "may": {"start": ["all"]},
+        "people": [{"name": "ada", "roles": ["all"], "keys": [
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v ada"
+        ]}],
+    }  # fmt: skip
+    file.write_text(json.dumps(written, indent=2))
+    policy = read_policy(file).value
+    assert (policy.name, policy.max_lifetime) == ("mine", 1800)
+    file.write_text(policy_text(policy))
+    assert read_policy(file).value == policy
+    file.write_text(json.dumps({**written, "max_lifetime": 30}))
+    with pytest.raises(DocumentError, match="a duration has a unit"):
+        read_policy(file)
