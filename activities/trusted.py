@@ -66,6 +66,8 @@ class ReleaseTrust:
             self._known(found, rules)
             for attestation in found.attestations:
                 await self.blobs.put(attestation.content.encode())
+            for paper in found.papers:
+                await self.blobs.put(paper)
         return verdict
 
     async def stands(

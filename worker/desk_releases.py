@@ -296,7 +296,7 @@ class ReleaseDesk:
 
     def listed(self, root: Digest | None = None) -> tuple[ListedRelease, ...]:
         """Every release, the revoked ones too, as a worker sees them."""
-        from kedge.drivers.tuf_client import custom_of
+        from kedge.trust.custody import custom_of
 
         found: list[ListedRelease] = []
         for name, target in sorted(

@@ -50,6 +50,7 @@ from kedge.model.trusted import (
     UNKNOWN,
     Attack,
     Attestation,
+    Custody,
     MetadataVersions,
     ReleaseName,
     Revocation,
@@ -58,13 +59,16 @@ from kedge.model.trusted import (
     release_name,
 )
 from kedge.plan.digest import document_digest
-from kedge.trust.tufkeys import content_digest, fingerprints
+from kedge.trust.custody import CustodyError, authors_of, custom_of, signed_by
+from kedge.trust.tufkeys import content_digest
 
 MAX_DOCUMENT = 2 * 1024 * 1024
 """The largest Release document, in bytes."""
 MAX_EXTRA = 1024 * 1024
 """The largest attestation, in bytes."""
 MOST_ATTESTATIONS = 64
+MOST_PAPERS = 32 * 1024 * 1024
+"""The most metadata of one release that is kept as evidence, in bytes."""
 LOCK_SECONDS = 60.0
 _SIGNED_BY = re.compile(r"was signed by (\d+)/(\d+) keys")
 
@@ -308,8 +312,7 @@ class Client:
             raise RepositoryRefusalError(
                 "endless-data", f"{name} has more than {MOST_ATTESTATIONS} attestations"
             )
-        custom = custom_of(target)
-        author = custom.get("author")
+        papers = self._papers(view, name.component, content)
         return TrustedRelease(
             name=name,
             root=self.root,
@@ -317,13 +320,29 @@ class Client:
             target=content_digest(content),
             digest=document_digest(release),
             artifacts=artifacts,
-            authors=tuple(dict.fromkeys([*([author] if author else []), *listed.signers])),
+            authors=authors_of(target, listed.signers),
             attestations=tuple(self._attestation(view, own[path], name) for path in attested),
             vendor=tuple(sorted(path for path in extra if path not in attested)),
-            added=custom.get("added", ""),
+            added=custom_of(target).get("added", ""),
             versions=listed.versions,
             expires=listed.expires,
+            custody=_custody([content_digest(one) for one in papers]) if papers else None,
+            papers=papers,
         )
+
+    def _papers(self, view: View, component: str, document: bytes) -> tuple[bytes, ...]:
+        """The bytes by which this release was verified, from the pinned root on; nothing where they are too many."""
+        first = Metadata[Root].from_bytes(self._bootstrap).signed.version
+        newest = view.metadata("root").signed.version
+        history = view.folder / "root_history"
+        files = [history / f"{one}.root.json" for one in range(first + 1, newest + 1)]
+        files += [
+            view.folder / f"{quote(role, '')}.json"
+            for role in ("timestamp", "snapshot", "targets", component)
+        ]
+        if sum(one.stat().st_size for one in files) > MOST_PAPERS:
+            return ()
+        return (self._bootstrap, *(one.read_bytes() for one in files), document)
 
     def _attestation(self, view: View, target: TargetFile, name: ReleaseName) -> Attestation:
         content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
@@ -418,11 +437,12 @@ class Client:
         return "rollback"
 
 
-def custom_of(target: TargetFile) -> dict[str, str]:
-    """What the keepers wrote beside a target: author, when it was added, the document's digest. Only texts are taken."""
-    custom = target.custom.get("kedge") if isinstance(target.custom, dict) else None
-    pairs = custom.items() if isinstance(custom, dict) else ()
-    return {str(key): value[:200] for key, value in pairs if isinstance(value, str)}
+def _custody(digests: list[Digest]) -> Custody:
+    *roots, timestamp, snapshot, targets, component, document = digests
+    return Custody(
+        roots=tuple(roots), timestamp=timestamp, snapshot=snapshot, targets=targets,
+        component=component, document=document,
+    )  # fmt: skip
 
 
 def _release_of(path: str) -> ReleaseName | None:
@@ -474,10 +494,10 @@ def first_root(location: str, wanted: Digest | None) -> bytes:
 
 def _signers(holder: Root | Targets, role: str, metadata: AnyMetadata) -> tuple[str, ...]:
     """Fingerprints of who signed; a signature that stands there and does not hold is refused, too."""
-    result = holder.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    if not result.verified or set(result.signed) != set(metadata.signatures):
-        raise RepositoryRefusalError("arbitrary-software", f"a signature of {role} does not hold")
-    return fingerprints(result.signed.values())
+    try:
+        return signed_by(holder, role, metadata)
+    except CustodyError as error:
+        raise RepositoryRefusalError("arbitrary-software", str(error)) from error
 
 
 def _document(content: bytes, name: ReleaseName) -> Release:

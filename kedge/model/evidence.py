@@ -43,7 +43,7 @@ class Checkpoint(Frozen):
 
 
 DocumentKind = Literal[
-    "plan", "policy", "policy-change", "release", "warrant", "attestation", "other"
+    "plan", "policy", "policy-change", "release", "warrant", "attestation", "metadata", "other"
 ]
 
 

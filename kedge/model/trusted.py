@@ -96,6 +96,26 @@ class Attestation(Frozen):
     content: str
 
 
+class Custody(Frozen):
+    """The metadata that led to a release, as sha256 of their very bytes: ``roots`` from the pinned one to the newest, the
+    component's delegated metadata, and the bytes of ``release.json``.
+    """
+
+    roots: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=257)]
+    timestamp: Digest
+    snapshot: Digest
+    targets: Digest
+    component: Digest
+    document: Digest
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """All of them, in the order in which each leads to the next."""
+        return (
+            *self.roots, self.timestamp, self.snapshot, self.targets, self.component, self.document,
+        )  # fmt: skip
+
+
 class TrustedRelease(Frozen):
     """A release whose whole chain was verified: pinned root, timestamp, snapshot, targets, the component's delegation.
 
@@ -118,6 +138,10 @@ class TrustedRelease(Frozen):
     added: str = ""
     versions: MetadataVersions
     expires: str
+    custody: Custody | None = None
+    """None where there was more of it than is kept."""
+    papers: Annotated[tuple[bytes, ...], Field(exclude=True, repr=False)] = ()
+    """The bytes that ``custody`` names."""
 
 
 class Standing(Frozen):

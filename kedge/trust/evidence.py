@@ -142,6 +142,10 @@ def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, DocumentKi
         attested = record.get("attestations")
         for digest in attested if isinstance(attested, list) else ():
             _name(found, digest, "attestation")
+        custody = record.get("custody")
+        for held in custody.values() if isinstance(custody, dict) else ():
+            for digest in held if isinstance(held, list) else (held,):
+                _name(found, digest, "metadata")
     return found
 
 

@@ -46,6 +46,9 @@ def retry(
         if record.get("document") != plan.plan.after.document:
             why = "on another release than the one that was verified"
             continue
+        if record.get("custody") is not None and not _same(record, plan.plan):
+            why = "on other archives than those of the release that was verified"
+            continue
         found = _built(rules, record, plan.plan, documents)
         if found.why is None and not found.rests:
             return found
@@ -54,6 +57,18 @@ def retry(
         else:
             why = found.why
     return Retried(why) if rests is None else Retried(rests=rests)
+
+
+def _same(record: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether the archives of the record, which its metadata list, are those of the plan."""
+    artifacts = record.get("artifacts")
+    said = [
+        (one.get("platform"), one.get("digest"), one.get("length"))
+        for one in (artifacts if isinstance(artifacts, list) else ())
+        if isinstance(one, dict)
+    ]
+    wanted = [(one.platform, one.digest, one.length) for one in plan.after.artifacts]
+    return sorted(map(str, said)) == sorted(map(str, wanted))
 
 
 def _built(

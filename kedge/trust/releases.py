@@ -7,7 +7,7 @@ from kedge.model.order import Instant
 from kedge.model.plan import Artifact, PlannedRelease
 from kedge.model.policy import ReleaseRules
 from kedge.model.provenance import ProvenanceVerdict
-from kedge.model.trusted import MetadataVersions, ReleaseName, TrustedRelease
+from kedge.model.trusted import Custody, MetadataVersions, ReleaseName, TrustedRelease
 from kedge.trust.provenance import BundleVerifier, judge_artifacts
 
 
@@ -30,6 +30,7 @@ class ReleaseVerdict(Frozen):
     versions: MetadataVersions
     expires: str
     provenance: dict[str, ProvenanceVerdict] = {}
+    custody: Custody | None = None
 
     def record(self) -> dict[str, Json]:
         """What of it stands in the evidence."""
@@ -68,6 +69,7 @@ def judge_release(
         versions=found.versions,
         expires=found.expires,
         provenance=provenance,
+        custody=found.custody,
     )
 
 

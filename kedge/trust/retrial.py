@@ -99,6 +99,10 @@ class Court:
         self.unjudged = 0
         """Orders that were written down without their envelope: they never reached a judgement."""
         self.policies: set[Digest] = set()
+        self._wordless: set[str] = set()
+        """Runs whose release was verified, and no metadata kept by which that can be judged again."""
+        self._lineages: dict[Any, Any] = {}
+        """What metadata were found to say, read once each (:func:`kedge.trust.custody.judge_custody`)."""
         self.requesters: dict[str, str] = {}
         """By run: the person of the order it acts on."""
         self._glass: dict[Digest, tuple[str, str]] = {}
@@ -350,7 +354,12 @@ class Court:
             for run, digests in self._rests.items()
             if digests
         ]
-        return (*glass, *rests)
+        words = [
+            f"that the release of {run} was signed by the repository's keys is its worker's word: "
+            "the repository's metadata are not in the file"
+            for run in sorted(self._wordless - {""})
+        ]
+        return (*glass, *rests, *words)
 
     def asked(self, seq: int, record: Mapping[str, Any]) -> None:
         """People were asked: what they were shown is what its digest says."""
@@ -433,6 +442,16 @@ class Court:
         run = record.get("run")
         if record.get("ok") is not True or not isinstance(run, str):
             return
+        if record.get("custody") is None:
+            self._wordless.add(run)
+        else:
+            # TUF's library takes a third of a second to load: only a file with metadata pays.
+            from kedge.trust.custody import judge_custody  # noqa: PLC0415
+
+            why = judge_custody(record, self._papers.documents, self._lineages)
+            if why is not None:
+                self._wrong("release", seq, f"the release was not signed as the record says: {why}")
+                return
         authors = record.get("authors")
         if isinstance(authors, list):
             self._authors[str(record.get("document"))] = tuple(str(one) for one in authors)

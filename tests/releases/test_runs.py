@@ -13,16 +13,21 @@ import activities.bringing_up
 import activities.sessions
 from kedge.drivers.ports import SessionEnd, SessionRequest, Transport
 from kedge.drivers.tuf_repository import NewRelease
-from kedge.model.base import Json, canonical
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.order import OrderVerdict
 from kedge.model.plan import Plan, PlannedNode
 from kedge.model.policy import ReleaseRules
 from kedge.model.run import WaveResult, WideningRequest, WideningStop
 from kedge.model.trusted import ReleaseName
+from kedge.trust import evidence_file
+from kedge.trust.evidence import Asked, verify_parts
+from kedge.trust.tufkeys import content_digest
 from tests.releases.world import World
 from tests.spine.conftest import Stage
+from tests.spine.forgery import Entry, joined, relinked, split
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
 from tests.spine.scene import Scene, eventually
+from tests.spine.test_evidence import exported
 from tests.spine.test_forged import Forger, hosts
 from worker.wiring import drivers_of
 
@@ -92,6 +97,34 @@ async def test_a_signed_release_runs_and_what_was_verified_is_evidence(
     assert record["root"] == scene.policy.releases.root if scene.policy.releases else False
     assert record["authors"][0] == "nina"
     assert record["versions"]["component"] == 2
+    await judged_again(scene, run, record["custody"]["timestamp"])
+
+
+async def judged_again(scene: Scene, run: str, timestamp: str) -> None:
+    """From the exported file alone: it holds, and with other bytes for one metadata file it does not, at its record."""
+    asked = Asked(pinned={digest_of(scene.policy): scene.policy})
+    lines = await exported(scene, run, whole=True)
+    report = verify_parts(evidence_file.read(lines), asked)
+    assert report.ok, report.findings
+    assert not [one for one in report.unproven if "worker's word" in one]
+    # Who has the worker's account writes the record anew, over a timestamp that no key signed.
+    objects = split(lines)
+    (paper,) = [
+        one["document"] for one in objects if one.get("document", {}).get("digest") == timestamp
+    ]
+    paper["content"] = paper["content"].replace('"version": 1', '"version": 7').replace("20", "21")
+    paper["digest"] = content_digest(paper["content"].encode())
+
+    def renamed(entries: list[Entry]) -> None:
+        for entry in entries:
+            custody = entry["record"].get("custody")
+            if custody and custody["timestamp"] == timestamp:
+                custody["timestamp"] = paper["digest"]
+
+    forged = verify_parts(evidence_file.read(relinked(joined(objects), renamed)), asked)
+    found = [one for one in forged.findings if one.kind == "release"]
+    assert "not signed as the record says" in found[0].said
+    assert found[0].seq is not None
 
 
 @pytest.mark.parametrize("why", ["not listed", "revoked", "other bytes", "stale"])
