@@ -83,6 +83,20 @@ def _verb_of(envelope: Envelope) -> str:
         return ""
 
 
+def _plan_of(digest: Digest, content: bytes) -> Plan:
+    try:
+        return Plan.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        said = f"what is stored under {digest[:12]} is no plan: {first['msg']}"[:500]
+        raise DriverError(
+            "NotAuthorised",
+            said,
+            retryable=False,
+            next_step="`kedge plan` makes a plan from the documents; start with that one",
+        ) from error
+
+
 def _lease_of(record: Json) -> tuple[int, Digest]:
     """Epoch and policy of a lease as it stands in the record; what is none of either fits nothing."""
     if not isinstance(record, dict):
@@ -157,11 +171,14 @@ class Ground:
         return await self.trust.baseline_stands(release, (await self.pinned(fleet)).policy)
 
     async def plan(self, digest: str) -> Plan:
-        """The plan of that digest, verified when it is read and kept for a while (the last few)."""
+        """The plan of that digest, verified when it is read and kept for a while (the last few).
+
+        Raises ``DriverError`` NotAuthorised for what is no plan, or contradicts itself: nobody signed what it would do.
+        """
         async with self._reading:
             kept = self._plans.get(digest)
             if kept is None:
-                kept = Plan.model_validate_json(await self.blobs.get(digest))
+                kept = _plan_of(digest, await self.blobs.get(digest))
                 self._plans[digest] = kept
                 while len(self._plans) > KEPT_PLANS:
                     self._plans.popitem(last=False)
@@ -335,7 +352,9 @@ class Ground:
         """
         if digest not in self._waves:
             self._waves.clear()
-            self._waves[digest] = {node: wave.index for wave in plan.waves for node in wave.nodes}
+            self._waves[digest] = {
+                node: at for at, wave in enumerate(plan.waves) for node in wave.nodes
+            }
         own = self._waves[digest].get(node)
         if own is None or claimed is None or own > claimed:
             said = f"node {node} is not in wave {claimed} of the plan, nor in one before"

@@ -39,9 +39,9 @@ def facts_of(plan: Plan) -> PlanFacts:
     """A plan without its nodes."""
     commit = plan.commit
     waves = []
-    for wave in plan.waves:
+    for at, wave in enumerate(plan.waves):
         gates = [wave.gate] if wave.gate else []
-        if commit is not None and commit.wave == wave.index and commit.gate not in gates:
+        if commit is not None and commit.wave == at and commit.gate not in gates:
             gates.append(commit.gate)
         waves.append(
             WaveFacts(

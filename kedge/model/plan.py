@@ -6,9 +6,10 @@ store, and only read from then on. Workflows carry its digest and node indexes, 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections import Counter
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kedge.model.base import MOST_ATTEMPTS, Digest, Frozen, Json, Name, Seconds
 from kedge.model.secret import SecretSource
@@ -205,7 +206,12 @@ class MixedState(Frozen):
 
 
 class Plan(Frozen):
-    """The whole. :func:`kedge.plan.digest.plan_digest` is over its canonical form."""
+    """The whole. :func:`kedge.plan.digest.plan_digest` is over its canonical form.
+
+    A plan is made on any machine, so what reads one holds it to being whole: who signs what a view says of a wave, a gate
+    or the way back must have signed what is done. One that contradicts itself is no plan (``ValueError``), see
+    :func:`contradictions`.
+    """
 
     format: Literal[1] = 1
     fleet: DocumentRef
@@ -245,3 +251,86 @@ class Plan(Frozen):
             if gate.name == name:
                 return gate
         raise KeyError(name)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        found = contradictions(self)
+        if found:
+            raise ValueError("; ".join(found[:5]))
+        return self
+
+
+def contradictions(plan: Plan) -> tuple[str, ...]:
+    """What in a plan does not fit together, in words; empty for every plan that the compiler makes.
+
+    - waves stand in the order of their indexes, and each node is in exactly one of them;
+    - names of gates, programs and waves are there once, and every gate that something names is there;
+    - the point of no return stands before a wave of the plan, or before the finalize steps (None);
+    - the ways back grow from the first on, and one that restores, and so loses writes, has a gate.
+    """
+    return (
+        *_waves_wrong(plan),
+        *_names_wrong(plan),
+        *_ways_wrong(plan),
+    )
+
+
+def _waves_wrong(plan: Plan) -> list[str]:
+    wrong = [
+        f"wave {wave.name} has the index {wave.index} and stands at {at}"
+        for at, wave in enumerate(plan.waves)
+        if wave.index != at
+    ]
+    times = Counter(node for wave in plan.waves for node in wave.nodes)
+    every = range(len(plan.nodes))
+    wrong += [f"node {node} is not in the plan" for node in sorted(times) if node not in every]
+    wrong += [f"node {node} is in {times[node]} waves" for node in every if times[node] != 1]
+    if plan.finalize_node is not None and plan.finalize_node not in every:
+        wrong.append(f"the node of the finalize steps, {plan.finalize_node}, is not in the plan")
+    if (
+        plan.commit is not None
+        and plan.commit.wave is not None
+        and not 0 <= plan.commit.wave < len(plan.waves)
+    ):
+        wrong.append(f"the point of no return stands before wave {plan.commit.wave}: there is none")
+    return wrong
+
+
+def _names_wrong(plan: Plan) -> list[str]:
+    gates = [gate.name for gate in plan.gates]
+    named = [
+        plan.start_gate,
+        *(wave.gate for wave in plan.waves),
+        plan.commit.gate if plan.commit else None,
+        *(way.gate for way in plan.way_back),
+    ]
+    wrong = [
+        f"the plan names a gate {name} and does not have it"
+        for name in dict.fromkeys(named)
+        if name is not None and name not in gates
+    ]
+    for what, names in (
+        ("gate", gates),
+        ("program", [program.name for program in plan.programs]),
+        ("wave", [wave.name for wave in plan.waves]),
+        ("node", [node.name for node in plan.nodes]),
+    ):
+        wrong += [
+            f"there are {times} of the name {name} ({what})"
+            for name, times in Counter(names).items()
+            if times > 1
+        ]
+    return wrong
+
+
+def _ways_wrong(plan: Plan) -> list[str]:
+    begins = [way.from_wave for way in plan.way_back]
+    wrong = []
+    if begins and (begins[0] != 0 or begins != sorted(set(begins))):
+        wrong.append(f"the ways back begin at {begins}, which does not grow from 0 on")
+    wrong += [
+        f"the way back from wave {way.from_wave} on restores, and no gate stands before it"
+        for way in plan.way_back
+        if way.kind == "restore" and way.gate is None
+    ]
+    return wrong

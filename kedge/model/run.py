@@ -43,9 +43,9 @@ class LegRequest(Frozen):
     """One leg of one node. ``serial`` counts the legs this run scheduled (the middle of the fence token)."""
 
     run: Run
-    node: int
+    node: Annotated[int, Field(ge=0)]
     program: ProgramName
-    leg: int
+    leg: Annotated[int, Field(ge=0)]
     serial: int
     round: Annotated[int, Field(ge=0)] = 0
     """Grows when a step is done again on purpose (a person's retry, a daemon that died at its start). Commands,

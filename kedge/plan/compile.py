@@ -25,6 +25,7 @@ from kedge.model.runbook import AfterCommit, BakeRule, Runbook
 from kedge.plan import boundary, check, company, programs, secrecy, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
+from kedge.plan.guards import unguarded
 from kedge.plan.risk import risk_of
 from kedge.plan.settings import effective
 from kedge.plan.template import UnknownPlaceholderError, render
@@ -78,7 +79,12 @@ def compile_plan(
         general = policy.model_copy(update={"risk": {}})
         raise ConflictsError([*problems, *check.minimum_problems(runbook, general, "routine")])
     plan = _plan(fleet, before, after, runbook, policy, (maker, waves, at))
-    problems += check.minimum_problems(runbook, policy, risk_of(plan))
+    risk = risk_of(plan)
+    problems += check.minimum_problems(runbook, policy, risk)
+    problems += [
+        ("runbook", ("rollback", "before_commit"), f"{said}; write start: {{gate: …}}, or a commit")
+        for said in unguarded(plan, policy.minimums(risk).point_of_no_return)
+    ]
     if problems:
         raise ConflictsError(problems)
     return plan

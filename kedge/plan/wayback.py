@@ -119,7 +119,9 @@ def _awake(plan: Plan, asleep: set[int]) -> Return:
 
 def _begun(plan: Plan, touched: set[int], *, committed: bool) -> int:
     """The number of waves begun; the finalize steps count as one more."""
-    begun = max((wave.index + 1 for wave in plan.waves if touched & set(wave.nodes)), default=0)
+    begun = max(
+        (at + 1 for at, wave in enumerate(plan.waves) if touched & set(wave.nodes)), default=0
+    )
     if plan.commit is None:
         return begun
     line = len(plan.waves) if plan.commit.wave is None else plan.commit.wave
@@ -143,7 +145,7 @@ def _committed(plan: Plan, seen: Observed) -> bool:
     if _lasts(plan):
         # A command that cannot be undone may have run before the start: nobody sees whether it did.
         crossed |= {*seen.after, *seen.stopped}
-    behind = {node for wave in plan.waves if wave.index >= plan.commit.wave for node in wave.nodes}
+    behind = {node for wave in plan.waves[plan.commit.wave :] for node in wave.nodes}
     return bool(behind & crossed)
 
 

@@ -25,7 +25,7 @@ class KnownPlan:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        waves = {node: wave.index for wave in plan.waves for node in wave.nodes}
+        waves = {node: at for at, wave in enumerate(plan.waves) for node in wave.nodes}
         self.places = {node.name: at for at, node in enumerate(plan.nodes)}
         self.waves = {node.name: waves.get(at) for at, node in enumerate(plan.nodes)}
         self.platforms = {node.name: node.platform for node in plan.nodes}

@@ -23,8 +23,9 @@ import re
 from kedge.model.base import Digest, Frozen
 from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Tally
 from kedge.model.plan import Gate, Plan, ProgramName, Risk
-from kedge.model.policy import Minimum, Policy
+from kedge.model.policy import Policy
 from kedge.model.run import Warrant
+from kedge.plan.guards import below, gates_before, named, unguarded
 from kedge.plan.risk import risk_of
 from kedge.plan.wayback import way_back_at
 from kedge.trust.approvals import tally
@@ -127,40 +128,23 @@ def plan_obeys(plan: Plan, policy: Policy, *, back: bool = False) -> tuple[str, 
     for gate in plan.gates:
         if back and gate.name not in returning:
             continue
-        wrong += _below(gate, least.every)
+        wrong += below(gate, least.every)
         if gate.requester_counts and not policy.requester_may_approve:
             wrong.append(f"the gate {gate.name} lets the requester count, the policy does not")
     if plan.commit is not None and not back:
-        wrong += _below(_named(plan, plan.commit.gate), least.point_of_no_return)
+        wrong += below(named(plan, plan.commit.gate), least.point_of_no_return)
+    if not back:
+        wrong += unguarded(plan, least.point_of_no_return)
     for way in plan.way_back:
         if way.kind == "restore" and way.gate is not None:
-            wrong += _below(_named(plan, way.gate), least.data_loss)
-    named = [plan.start_gate, *(wave.gate for wave in plan.waves)]
+            wrong += below(named(plan, way.gate), least.data_loss)
+    gates = [plan.start_gate, *(wave.gate for wave in plan.waves)]
     wrong += [
         f"the plan names a gate {name} and does not have it"
-        for name in named
-        if name is not None and _named(plan, name) is None
+        for name in gates
+        if name is not None and named(plan, name) is None
     ]
     return tuple(dict.fromkeys(wrong))
-
-
-def _named(plan: Plan, name: str) -> Gate | None:
-    return next((gate for gate in plan.gates if gate.name == name), None)
-
-
-def _below(gate: Gate | None, least: Minimum) -> list[str]:
-    """Where a gate asks for less than the policy's minimum; a gate that is not there asks for nothing."""
-    if gate is None:
-        return ["the plan names a gate and does not have it"]
-    wrong = []
-    if gate.threshold < least.threshold:
-        wrong.append(
-            f"the gate {gate.name} asks for {gate.threshold} people, the policy for {least.threshold}"
-        )
-    missing = [role for role in least.each_of if role not in gate.each_of]
-    if missing:
-        wrong.append(f"the gate {gate.name} does not ask for {', '.join(missing)}, the policy does")
-    return wrong
 
 
 def _run_kind(run_id: str, fleet: str) -> str:
@@ -235,7 +219,7 @@ def _gates_forward(
     if program not in {"forward", "finalize"}:
         raise _NotCarriedError(f"an upgrade does not run the program {program}; a rollback does")
     if program == "finalize":
-        last = len(plan.waves)
+        begun = len(plan.waves) + 1
     elif wave is None:
         if nodes:
             raise _NotCarriedError("nodes go forward in a wave, and none was named")
@@ -243,18 +227,13 @@ def _gates_forward(
     elif not 0 <= wave < len(plan.waves):
         raise _NotCarriedError(f"the plan has no wave {wave}")
     else:
-        last = wave
+        begun = wave + 1
         strangers = set(nodes) - set(plan.waves[wave].nodes)
         if strangers:
             raise _NotCarriedError(
                 f"nodes {sorted(strangers)[:5]} are not in wave {wave} of the plan"
             )
-    gates = [plan.start_gate, *(one.gate for one in plan.waves[: last + 1])]
-    if plan.commit is not None and (
-        program == "finalize" or (plan.commit.wave is not None and plan.commit.wave <= last)
-    ):
-        gates.append(plan.commit.gate)
-    return tuple(dict.fromkeys(name for name in gates if name is not None))
+    return gates_before(plan, begun)
 
 
 def _gates_back(
@@ -271,7 +250,10 @@ def _gates_back(
     if program not in {"back", "restore"}:
         raise _NotCarriedError(f"a rollback does not run the program {program}; an upgrade does")
     touched = set(nodes)
-    least = max((wave.index for wave in plan.waves if touched & set(wave.nodes)), default=0)
+    strangers = touched - set(range(len(plan.nodes)))
+    if strangers:
+        raise _NotCarriedError(f"nodes {sorted(strangers)[:5]} are not in the plan")
+    least = max((at for at, wave in enumerate(plan.waves) if touched & set(wave.nodes)), default=0)
     if begun is None:
         begun = least
     way = way_back_at(plan.way_back, max(least, begun) if automatic else begun)
@@ -291,7 +273,7 @@ def _gates_back(
 
 
 def _gate(plan: Plan, name: str) -> Gate:
-    gate = _named(plan, name)
+    gate = named(plan, name)
     if gate is None:
         raise _NotCarriedError(f"the plan names a gate {name} and does not have it")
     return gate

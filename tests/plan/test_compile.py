@@ -134,7 +134,9 @@ def test_two_gates_before_one_wave_are_refused() -> None:
 
 
 def test_the_way_back_ends_where_the_runbook_says_so() -> None:
-    made = small(4, "rollback: {before_commit: forbidden}")
+    shut = "rollback: {before_commit: forbidden}"
+    assert "rollback.before_commit: there is no way back once wave" in conflicts(shut)
+    made = small(4, shut, "start: {gate: g}", "gates: {g: {approvals: {roles: [sre]}}}")
     assert [(way.from_wave, way.kind) for way in made.way_back] == [(0, "none"), (1, "forbidden")]
     assert [program.name for program in made.programs] == ["forward"]
 

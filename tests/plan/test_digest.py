@@ -152,7 +152,12 @@ MEANINGS = [
     ("another reason shown", "runbook", "go on to the rest", "go on with the rest"),
     ("another failure budget", "runbook", "failure_budget: 0", "failure_budget: 1"),
     ("parking instead of going back", "runbook", "on_failure: rollback", "on_failure: park"),
-    ("no way back", "runbook", "before_commit: switch-back", "before_commit: forbidden"),
+    (
+        "no way back",
+        "runbook",
+        "rollback: {before_commit: switch-back",
+        "start: {gate: widen}\nrollback: {before_commit: forbidden",
+    ),
     ("no snapshot", "runbook", "  - snapshot: {paths: [data]}\n", ""),
     ("another person's role", "policy", "roles: [on-call]", "roles: [on-call, sre]"),
     ("another lifetime of orders", "policy", "max_lifetime: 1h", "max_lifetime: 2h"),

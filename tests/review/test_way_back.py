@@ -21,7 +21,7 @@ WAVES = "waves: {canary: {nodes: 1}, last_node: {}}"
 RESTORE = "rollback: {after_commit: {restore: snapshot, gate: loss}}"
 FINAL = "finalize: {steps: [{run: {argv: [set], undo: none}}]}"
 MIGRATE = "  - run: {argv: [migrate], undo: snapshot}"
-FORBIDDEN = "rollback: {before_commit: forbidden}"
+FORBIDDEN = "rollback: {before_commit: forbidden}\nstart: {gate: g}\ngates: {g: {approvals: {roles: [sre]}}}"
 
 
 def restorable(at: str = "last-node", *more: str, step: str = "") -> Plan:

@@ -320,7 +320,7 @@ PLANS: list[tuple[str, dict[str, Any], Risk]] = [
     ("a step cannot be undone", {"way_back": BACK, "programs": (program("irreversible"),)}, "irreversible"),
     ("a finalize step cannot be undone", {"way_back": BACK, "programs": (program("irreversible", "finalize"),)}, "irreversible"),
     ("there is no way back behind the last wave", {"way_back": (*BACK, WayBack(from_wave=3, kind="forbidden"))}, "irreversible"),
-    ("the runbook allows no way back", {"way_back": (WayBack(from_wave=1, kind="forbidden"),)}, "irreversible"),
+    ("the runbook allows no way back", {"way_back": (BACK[0], WayBack(from_wave=1, kind="forbidden"))}, "irreversible"),
     ("the plan names no way back", {"way_back": ()}, "irreversible"),
 ]  # fmt: skip
 

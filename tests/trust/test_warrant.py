@@ -185,14 +185,20 @@ def test_what_a_workflow_claims_is_not_believed(claim: dict[str, Any], said: str
     assert said in found.said
 
 
+SHUT = (
+    WayBack(from_wave=0, kind="switch-back"),
+    WayBack(from_wave=2, kind="forbidden", lost="all"),
+)
+UNGATED = tuple(wave.model_copy(update={"gate": None}) for wave in world.plan().waves)
 MINIMUMS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("fewer people than the policy's minimum", {}, {"gates": GateMinimums(every=Minimum(threshold=2))}, "asks for 1 people"),
     ("a role that the policy requires", {}, {"gates": GateMinimums(point_of_no_return=Minimum(each_of=("sre",)))}, "does not ask for sre"),
     ("a way back with data loss that is too cheap", {}, {"gates": GateMinimums(data_loss=Minimum(threshold=2))}, "data-loss"),
     ("no start gate where one is required", {"start_gate": None}, {"gates": GateMinimums(start="required")}, "requires a gate"),
-    ("a requester who counts by the plan alone", {"gates": (world.gate(requester_counts=True),)}, {}, "the policy does not"),
+    ("a requester who counts by the plan alone", {"gates": (world.gate(requester_counts=True), *world.plan().gates[1:])}, {}, "the policy does not"),
     ("another environment", {"environment": "test"}, {}, "the plan is for test"),
-    ("a gate that is not there", {"start_gate": "absent"}, {}, "does not have it"),
+    ("a way back that is shut behind no gate", {"start_gate": None, "commit": None, "waves": UNGATED, "way_back": SHUT}, {}, "no way back once wave half began"),
+    ("a way back that is shut behind a gate that is too cheap", {"commit": None, "way_back": SHUT}, {"gates": GateMinimums(point_of_no_return=Minimum(threshold=3))}, "no way back once wave half began"),
 ]  # fmt: skip
 
 
@@ -294,6 +300,15 @@ def test_no_automatic_rollback_goes_through_a_gate() -> None:
     found = back(start(), plan=SELF, data_loss=good, **lossy)
     assert not found.ok
     assert "not taken without an order" in found.said
+
+
+def test_a_node_that_the_plan_does_not_have_does_not_go_back() -> None:
+    plan = world.plan(on_failure="rollback", way_back=SHUT)
+    for node in (-1, 4):
+        found = back(start(), plan=plan, wave=None, nodes=(node,))
+        assert not found.ok
+        assert "not in the plan" in found.said
+    assert not back(start(), plan=plan, wave=None, nodes=(3,)).ok
 
 
 def test_where_no_way_leads_back_none_is_taken() -> None:
