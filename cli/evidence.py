@@ -153,18 +153,23 @@ def _story(story: tuple[Happening, ...]) -> list[Text]:
 
 def _verdict(report: EvidenceReport) -> list[Text]:
     """What holds, what does not, what is not proven."""
-    what = report.run or f"fleet {report.fleet}"
+    what = words.sentence(report.run or f"fleet {report.fleet}")
     lines = [Text(f"evidence of {what}: records {report.first} to {report.last}", style="bold")]
     if report.ok:
         lines += [Text(f" ✓ {said}", style="green") for said in _holds(report)]
     else:
         lines += [
-            Text(f" ✗ {_place(one.seq, one.line)}{one.kind}: {one.said}", style="bold red")
+            Text(
+                f" ✗ {_place(one.seq, one.line)}{one.kind}: {words.sentence(one.said)}",
+                style="bold red",
+            )
             for one in report.findings[:20]
         ]
         if len(report.findings) > 20:
             lines.append(Text(f" ✗ and {len(report.findings) - 20} more", style="bold red"))
-    lines += [Text(f" ? not proven: {said}", style="yellow") for said in report.unproven]
+    lines += [
+        Text(f" ? not proven: {words.sentence(said)}", style="yellow") for said in report.unproven
+    ]
     if report.last:
         lines.append(Text(f"   the record ends in {report.last}:{report.head}", style="dim"))
     return lines

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json as json_format
 import os
+import re
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from cli.exits import Exit
+from cli.words import sentence, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -63,14 +65,15 @@ class Session:
 
     def note(self, text: str) -> None:
         """A remark beside the result: always on standard error."""
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(visible(text) + "\n")
         sys.stderr.flush()
 
     def document(self, value: BaseModel | dict[str, Any] | list[Any]) -> None:
         """The one JSON document of this call. Only with ``json``; otherwise nothing."""
         if self.json:
             plain = value if isinstance(value, (dict, list)) else value.model_dump(mode="json")
-            sys.stdout.write(json_format.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+            text = json_format.dumps(plain, indent=2, ensure_ascii=False)
+            sys.stdout.write(_UNSEEN.sub(_escaped, text) + "\n")
             sys.stdout.flush()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -80,13 +83,21 @@ class Session:
         return asyncio.run(work)
 
 
+_UNSEEN = re.compile(r"[^\n -~]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """A character of a JSON text as it may stand on a terminal: what cannot be seen is escaped, and means the same."""
+    return found[0] if found[0].isprintable() else json_format.dumps(found[0])[1:-1]
+
+
 def _console(*, stderr: bool) -> Console:
-    from rich.console import Console  # noqa: PLC0415 - heavy, and --help must be quick
+    from cli.terminal import Terminal  # noqa: PLC0415 - heavy, and --help must be quick
 
     # Not a terminal: wide enough that no table or tree is cut.
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(file=stream, width=width)
+    return Terminal(file=stream, width=width)
 
 
 def _print(console: Console, what: RenderableType) -> None:
@@ -140,7 +151,11 @@ def _tell(
     code: Exit,
     problems: tuple[str, ...],
 ) -> None:
-    session.note(message if problems else f"kedge: {message}")
+    # Of what others wrote into a sentence, no line begins where ours do.
+    own = [sentence(one, most=2000) for one in problems] or [
+        f"kedge: {message}".replace("\n", "\n  ")
+    ]
+    session.note("\n".join(own))
     if next_step:
         session.note(f"next: {next_step}")
     error: dict[str, Any] = {"type": kind, "message": message, "next": next_step, "exit": int(code)}

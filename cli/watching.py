@@ -17,6 +17,7 @@ from cli.answers import answers
 from cli.changes import changes
 from cli.runs import ending
 from cli.session import Session
+from cli.terminal import Terminal
 from cli.tree import render
 from worker.desk_views import RunView
 from worker.desk_watch import utc_now
@@ -59,7 +60,7 @@ async def _lines(session: Session, run: str, *, until_waiting: bool) -> RunView:
 
 async def _live(session: Session, run: str, *, until_waiting: bool) -> RunView:
     """The tree, drawn again while a second task asks: clocks go on when nobody answers."""
-    console = Console()
+    console = Terminal()
     latest: list[tuple[RunView, float]] = []
 
     async def ask() -> None:
