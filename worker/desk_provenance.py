@@ -21,7 +21,8 @@ from kedge.model.trusted import Attestation, TrustedRelease, release_name
 from kedge.model.upstream import VendorImport
 from kedge.trust.dsse import MOST_BYTES, compose, pae, raw_signature, read_envelope, signers
 from kedge.trust.keys import PublicKey, parse_public_key
-from kedge.trust.provenance import PAYLOAD_TYPE, Build, judge_artifacts, statement_of
+from kedge.trust.provenance import judge_artifacts
+from kedge.trust.statement import PAYLOAD_TYPE, Build, statement_of
 from worker.desk_orders import Signer
 from worker.desk_upstream import VERDICT, hashed, judge_again, utc_now
 from worker.documents import read_bytes, read_policy, read_release

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from kedge.model.provenance import Builder, ProvenanceRules
 from kedge.model.trusted import Attestation
 from kedge.trust.dsse import pae
-from kedge.trust.provenance import PAYLOAD_TYPE
+from kedge.trust.statement import PAYLOAD_TYPE
 
 NOW = "2025-01-31T12:00:00Z"
 SUBJECT = "5" * 64

@@ -15,13 +15,8 @@ from kedge.model.policy import Policy
 from kedge.model.provenance import Builder, ProvenanceRules, ProvenanceVerdict
 from kedge.plan.parse import parse
 from kedge.trust.dsse import pae
-from kedge.trust.provenance import (
-    MOST_ENVELOPES,
-    PAYLOAD_TYPE,
-    judge_artifacts,
-    judge_provenance,
-    sources_of,
-)
+from kedge.trust.provenance import MOST_ENVELOPES, judge_artifacts, judge_provenance
+from kedge.trust.statement import PAYLOAD_TYPE, sources_of
 from tests.trust import building
 from tests.trust.building import (
     NOW,
