@@ -12,6 +12,7 @@ from kedge.model.run import RunEnd
 from kedge.trust.policies import policy_text, text_digest
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, make_keys
+from tests.spine.test_commit import GUARDED, NEW, OLD, committed
 
 pytestmark = pytest.mark.temporal
 
@@ -147,6 +148,37 @@ async def test_a_gate_is_asked_again_when_who_signed_it_was_taken_out(
         assert end.phase == "done", end.said
         allowed = [one for one in await scene.records("allowed") if one["run"] == run]
         assert any(len(one["policies"]) == 2 for one in allowed)
+
+
+async def test_a_way_back_asks_for_its_gate_again_when_who_signed_it_was_revoked(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    owner = newcomer(scene, "db-owner")
+    scene.policy = scene.policy.model_copy(update={"people": (*scene.policy.people, owner)})
+    await change(scene, scene.policy)
+    async with scene.playing():
+        await committed(scene, GUARDED)
+        back = await scene.rollback()
+        await scene.waits_for(back, "data-loss")
+        assert (await scene.order("pause", back, "eve")).accepted
+        await scene.approve(back, "bob")
+        await scene.until(back, "paused")
+        await change(scene, successor(scene.policy, revoked={"people": ("bob",)}))
+        assert (await scene.order("resume", back, "eve")).accepted
+        parked = await scene.until(back, "parked")
+        assert parked.waiting is not None
+        assert "the gate data-loss lacks 1 signature(s)" in parked.waiting.showing.title
+        assert "retry asks data-loss again" in parked.waiting.showing.title
+        assert scene.running() == NEW, "no data was restored on a word that counts no more"
+        await scene.decide(back, "retry")
+        await scene.waits_for(back, "data-loss")
+        assert (await scene.order("approve", back, "bob")).rule == "revoked"
+        assert scene.running() == NEW
+        await scene.approve(back, "zoe")
+        end: RunEnd = await scene.end_of(back)
+    assert end.phase == "rolled-back", end.said
+    assert scene.running() == OLD
 
 
 async def test_a_way_back_is_ordered_by_who_may_now(stage: Stage) -> None:
