@@ -81,7 +81,8 @@ def fleet_of(name: str) -> str:
 async def everything(evidence: Evidence, fleet: str) -> list[EvidenceEntry]:
     """All records of a fleet, in order."""
     found: list[EvidenceEntry] = []
-    while page := await evidence.read(fleet, len(found), PAGE):
+    # By the number of the last one: where somebody put a row far behind the end, there is nothing behind that.
+    while page := await evidence.read(fleet, found[-1].seq if found else 0, PAGE):
         found += page
     return found
 
@@ -174,7 +175,10 @@ def _sound(
     """Places with a checkpoint that fits the record and is by a key that one of the policies names."""
     lines: list[str] = []
     for document in documents:
-        policy = Policy.model_validate_json(document.content)
+        try:
+            policy = Policy.model_validate_json(document.content)
+        except ValidationError:
+            continue
         lines += policy.evidence.signers if policy.evidence is not None else ()
     witnesses = materials(lines)
     found: set[int] = set()
