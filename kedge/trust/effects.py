@@ -70,16 +70,17 @@ class Ledger:
             self._once(seq, node, key, step)
             after = step.get("after")
             digest = after.get("release") if isinstance(after, dict) else None
+            digest = None if digest is None else str(digest)
             if plan is None or step.get("skipped"):
                 continue
             if op == "switch" and digest not in right:
                 said = f"{node.name} was switched to {str(digest)[:12]}, which is not a release of the plan in this direction"
                 self._wrong("release", seq, said)
             sent = step.get("sent")
-            if isinstance(sent, dict) and sent.get("digest") not in either:
+            if isinstance(sent, dict) and str(sent.get("digest")) not in either:
                 said = f"{node.name} was sent {str(sent.get('digest'))[:12]}, which is no archive of the plan"
                 self._wrong("release", seq, said)
-            if isinstance(digest, str):
+            if digest is not None:
                 node.release = digest
         self.sight(seq, node.name, record.get("journal"))
 

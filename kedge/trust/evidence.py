@@ -294,7 +294,11 @@ class _Trial:
         for entry in entries:
             story.append(happening(entry.seq, entry.key, entry.record))
             if isinstance(entry.record, dict):
-                self._one(entry, entry.record, court, ledger)
+                try:
+                    self._one(entry, entry.record, court, ledger)
+                except Exception as error:  # noqa: BLE001 - the last line: what cannot be judged does not hold
+                    said = f"what it says makes no sense ({type(error).__name__})"
+                    self.findings.append(Finding(kind="unreadable", said=said, seq=entry.seq))
                 ended = ended or ends(entry.record, self._run)
         self.findings += [*court.findings, *ledger.findings]
         self.unproven += court.owed()

@@ -221,7 +221,7 @@ class Court:
             self.policies.add(digest)
             verdict = judge(envelope, expected, policy, signed=signed, gate=gate)
             if verdict.accepted != accepted and not (
-                verdict.accepted and record.get("rule") in AROUND
+                verdict.accepted and str(record.get("rule")) in AROUND
             ):
                 said = f"the record says {record.get('rule')}, judged again it is {verdict.rule}: {verdict.said}"
                 self._wrong("order", seq, said)
@@ -323,7 +323,7 @@ class Court:
     def _closed(self, record: Mapping[str, Any]) -> None:
         """An order that was accepted, and refused at once by who asked for the verdict: it counts for nothing."""
         digest = record.get("digest")
-        if isinstance(digest, str) and record.get("rule") in AROUND:
+        if isinstance(digest, str) and str(record.get("rule")) in AROUND:
             self.accepted.pop(digest, None)
 
     def _seen(self, seq: int, envelope: Envelope) -> None:
@@ -364,11 +364,15 @@ class Court:
     def asked(self, seq: int, record: Mapping[str, Any]) -> None:
         """People were asked: what they were shown is what its digest says."""
         shown, showing = record.get("shown"), record.get("showing")
+        about = (record.get("run"), record.get("subject"), shown)
+        if not all(isinstance(one, str) for one in about):
+            self._wrong("order", seq, "this is no record of what people were asked")
+            return
         if showing is not None and digest_of(showing) != shown:
             self._wrong(
                 "order", seq, "what people were shown is not what its digest was taken over"
             )
-        self._shown.add((record.get("run"), record.get("subject"), shown))
+        self._shown.add(about)
 
     # -- leases and warrants -----------------------------------------------------------------------------------------
 
@@ -394,7 +398,14 @@ class Court:
     def allowed(self, seq: int, record: Mapping[str, Any]) -> None:
         """A worker found that the signatures carry an act: they do so again."""
         run, epoch, program = record.get("run"), record.get("epoch"), record.get("program")
-        if not isinstance(run, str) or not isinstance(epoch, int) or not isinstance(program, str):
+        if (
+            not isinstance(run, str)
+            or not isinstance(epoch, int)
+            or not isinstance(program, str)
+            or not _is_wave(record.get("wave"))
+            or not all(isinstance(record.get(name), str) for name in ("plan", "warrant"))
+            or not isinstance(record.get("policies"), list)
+        ):
             self._wrong("warrant", seq, "this is no record of what a run may do")
             return
         self._warrants[run, epoch, program] = dict(record)
@@ -407,8 +418,10 @@ class Court:
     def acted(self, seq: int, record: Mapping[str, Any], plan: KnownPlan | None) -> None:
         """A leg was run: what carries it stands before it. A node of an earlier wave goes by that wave's own gates."""
         run, program, wave = str(record.get("run")), str(record.get("program")), record.get("wave")
-        token = record.get("token")
-        epoch = token[0] if isinstance(token, list) and token else None
+        epoch = _epoch_of(record)
+        if not _is_wave(wave):
+            self._wrong("gate", seq, "this is no record of what was done in a wave")
+            return
         name = str(record.get("node"))
         node = None if plan is None else plan.places.get(name)
         if program == "forward" and plan is not None:
@@ -464,7 +477,7 @@ class Court:
             return
         attestations = record.get("attestations")
         for digest in attestations if isinstance(attestations, list) else ():
-            if digest not in self._papers.documents:
+            if str(digest) not in self._papers.documents:
                 self._wrong(
                     "document", seq, f"the attestation {str(digest)[:12]} is not in the file"
                 )
@@ -493,9 +506,10 @@ class Court:
 
     def plan_of(self, record: Mapping[str, Any]) -> KnownPlan | None:
         """The plan that the run of a record follows."""
-        token = record.get("token")
-        epoch = token[0] if isinstance(token, list) and token else None
-        basis = self._warrants.get((str(record.get("run")), epoch, str(record.get("program"))))  # type: ignore[arg-type]
+        epoch = _epoch_of(record)
+        if epoch is None:
+            return None
+        basis = self._warrants.get((str(record.get("run")), epoch, str(record.get("program"))))
         return None if basis is None else self._papers.plan(str(basis.get("plan")))
 
     def _may(self, record: Mapping[str, Any], nodes: tuple[int, ...]) -> str | None:
@@ -576,6 +590,18 @@ class Court:
             if envelope_digest(envelope) not in self.accepted:
                 return "the warrant has a signature that was not accepted in this record"
         return None
+
+
+def _is_wave(value: object) -> bool:
+    """Whether that may be the number of a wave, or none."""
+    return value is None or type(value) is int
+
+
+def _epoch_of(record: Mapping[str, Any]) -> int | None:
+    """The epoch of a leg's token."""
+    token = record.get("token")
+    first = token[0] if isinstance(token, list) and token else None
+    return first if type(first) is int else None
 
 
 def _numbers(value: object) -> tuple[int, ...]:

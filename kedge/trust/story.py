@@ -23,7 +23,10 @@ def happening(seq: int, key: str, record: Json) -> Happening:
         )
     what = _text(record.get("what"))
     tell = _TELL.get(what)
-    said, who, details = tell(record) if tell is not None else (f"{what or 'something'}", "", ())
+    try:
+        said, who, details = tell(record) if tell is not None else (what or "something", "", ())
+    except Exception as error:  # noqa: BLE001 - the last line: whatever somebody wrote there, the others are told
+        said, who, details = f"{what}, which cannot be told: {type(error).__name__}", "", ()
     return Happening(
         seq=seq,
         at=_text(record.get("at") or record.get("issued")),
@@ -77,7 +80,7 @@ def _seen(record: Mapping[str, Any]) -> str:
 
 def _leg(record: Mapping[str, Any]) -> _Told:
     node, program = _text(record.get("node")), _text(record.get("program"))
-    steps = [one for one in record.get("steps") or () if isinstance(one, dict)]
+    steps = [one for one in _many(record.get("steps")) if isinstance(one, dict)]
     fresh = [one for one in steps if not one.get("replayed")]
     known = len(steps) - len(fresh)
     names = ", ".join(_name(one) for one in fresh) or "nothing new"
@@ -152,17 +155,17 @@ def _looked(record: Mapping[str, Any]) -> _Told:
 
 def _policy(record: Mapping[str, Any]) -> _Told:
     by = {"first": "on first use", "owner": "by who has the machine, against no signature"}
-    signatures = record.get("signatures") or ()
+    signatures = _many(record.get("signatures"))
     signed = f"by {len(signatures)} signatures of the version before"
     how = by.get(_text(record.get("by")), signed)
-    details = tuple(f"the policy {_text(one)}" for one in record.get("policies") or ())
+    details = tuple(f"the policy {_text(one)}" for one in _many(record.get("policies")))
     return f"version {record.get('version')} of the policy is pinned {how}", "", details[:5]
 
 
 def _release(record: Mapping[str, Any]) -> _Told:
-    authors = [_text(one) for one in record.get("authors") or () if isinstance(one, str)]
+    authors = [_text(one) for one in _many(record.get("authors")) if isinstance(one, str)]
     details = [f"by {', '.join(authors)}"] if authors else []
-    attestations = record.get("attestations") or ()
+    attestations = _many(record.get("attestations"))
     details += [f"attested by {_text(one)}" for one in attestations][:10]
     return f"the release was looked at: {_text(record.get('said'))}", "", tuple(details)
 
@@ -197,6 +200,11 @@ _TELL: dict[str, Any] = {
     "reviewed": _said("an order that broke the glass is reviewed"),
     "release-back": _said("the release that is gone back to"),
 }
+
+
+def _many(value: object) -> list[Any]:
+    """A list as it stands there; of anything else, none."""
+    return value if isinstance(value, list) else []
 
 
 def _text(value: object) -> str:
