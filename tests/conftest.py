@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from temporalio.client import Client
@@ -11,6 +12,30 @@ from temporalio.client import Client
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
+
+Tell: TypeAlias = Callable[[str], None]
+"""Says in a sentence what a test counted or measured."""
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """What is told stands at the end of the run's output, whichever process the test ran in."""
+    return lambda sentence: record_property("told", sentence)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what the tests told, below the names of their files."""
+    told = [
+        (report.nodeid.partition("::")[0], value)
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "told"
+    ]
+    if told:
+        terminalreporter.section("counted and measured")
+    for file, sentence in told:
+        terminalreporter.line(f"{file}: {sentence}")
 
 
 @pytest.fixture(autouse=True)

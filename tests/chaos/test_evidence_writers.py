@@ -35,6 +35,7 @@ from kedge.model.run import JudgeRequest, Lease, Run, WarrantUpdate
 from kedge.trust import evidence_file
 from kedge.trust.evidence import Asked, verify_parts
 from tests.chaos import truth, writers
+from tests.conftest import Tell
 from tests.drivers import databases
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
 from worker import desk_evidence
@@ -161,7 +162,7 @@ class Writer:
 
 
 async def test_two_writers_are_killed_in_the_middle_of_their_writes(
-    tmp_path: Path, address: str | None
+    tmp_path: Path, address: str | None, tell: Tell
 ) -> None:
     scene = await staged(tmp_path, address)
     dice = random.Random(2)
@@ -173,6 +174,10 @@ async def test_two_writers_are_killed_in_the_middle_of_their_writes(
         await scene.drivers.aclose()
         turns = [max(turn for _, turn in writers.told(one.path)) + 1 for one in two]
         await assert_every_effect_once(scene, run, turns)
+        tell(
+            f"two writers of {'PostgreSQL' if address else 'SQLite'} under {kills} kills,"
+            f" {sum(turns)} turns: every effect in the record and in a journal, once"
+        )
     finally:
         await scene.drivers.aclose()
         end_daemons(scene)

@@ -26,6 +26,7 @@ from kedge.model.policy import EvidenceRules
 from tests.chaos import truth
 from tests.chaos.pair import Pair
 from tests.chaos.theatre import NEW, OLD, Theatre, Troupe, troupe_of
+from tests.conftest import Tell
 from tests.drivers import databases
 from tests.spine.forgery import Entry, changed, entries_of, relinked
 
@@ -55,7 +56,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pair,
 
 
 async def test_two_workers_under_two_hundred_kills_write_each_effect_down_once(
-    pair: tuple[Pair, int], capsys: pytest.CaptureFixture[str]
+    pair: tuple[Pair, int], tell: Tell
 ) -> None:
     both, kills = pair
     began = time.monotonic()
@@ -76,12 +77,11 @@ async def test_two_workers_under_two_hundred_kills_write_each_effect_down_once(
     finally:
         troupe.leave()
         await troupe.drivers.aclose()
-    with capsys.disabled():
-        took = time.monotonic() - began
-        print(
-            f"\n{kills} kills of working workers, {both.busy} of them with sessions open, in {len(runs)} runs"
-            f" of {NODES} nodes: {seen} effects, each in a journal and in the record once; {took:.0f} s"
-        )
+    took = time.monotonic() - began
+    tell(
+        f"{kills} kills of working workers, {both.busy} of them with sessions open, in {len(runs)} runs"
+        f" of {NODES} nodes: {seen} effects, each in a journal and in the record once; {took:.0f} s"
+    )
 
 
 async def moved(troupe: Troupe, both: Pair, killing: asyncio.Task[None]) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.model.errors import DriverError
 from kedge.model.trusted import OF_RELEASES, ReleaseName
+from tests.conftest import Tell
 from tests.releases.world import World, archive
 
 NAME = ReleaseName(component="daemon", version="1.1.0")
@@ -162,7 +163,8 @@ async def test_a_hundred_mutations_and_none_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
-async def test_two_thousand_mutations_and_none_is_taken(tmp_path: Path) -> None:
+async def test_two_thousand_mutations_and_none_is_taken(tmp_path: Path, tell: Tell) -> None:
     ended = await damaged(tmp_path, MUTATIONS, seed=2)
-    print(f"{MUTATIONS} mutations, none taken:", dict(ended.most_common()))
+    by_name = ", ".join(f"{name} {count}" for name, count in ended.most_common())
+    tell(f"{MUTATIONS} mutations of a repository's files, none taken; refused as {by_name}")
     assert sum(ended.values()) == MUTATIONS

@@ -33,6 +33,7 @@ from kedge.trust.chain import append, genesis, linked
 from kedge.trust.evidence import Asked, verify_parts
 from kedge.trust.policies import policy_text
 from kedge.trust.signers_file import export_signers
+from tests.conftest import Tell
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
 from tests.spine.scene import Scene
@@ -124,7 +125,7 @@ async def test_the_same_record_makes_the_same_file(stage: Stage) -> None:
         assert await exported(scene, run) == first
 
 
-async def test_every_edit_of_a_record_is_found_at_its_place(kept: Kept) -> None:
+async def test_every_edit_of_a_record_is_found_at_its_place(kept: Kept, tell: Tell) -> None:
     for place in range(kept.count):
         for name, value in EDITS.items():
 
@@ -139,6 +140,9 @@ async def test_every_edit_of_a_record_is_found_at_its_place(kept: Kept) -> None:
             # A record whose hash was changed is noticed by what follows it, too.
             assert found.seq == place + 1, (place, name, found)
             assert found.line == kept.lines.index(_line(kept, place)) + 1 - _behind(kept, place)
+    tell(
+        f"{kept.count * len(EDITS)} edits of {kept.count} records of a run, each found in its line"
+    )
 
 
 EDITS: dict[str, Callable[[Any], Any]] = {

@@ -26,6 +26,7 @@ from kedge.trust.keys import parse_public_key
 from kedge.trust.orders import bytes_to_sign, judge, seal
 from kedge.trust.sshsig import armor, signed_bytes, unarmor
 from kedge.trust.wire import Reader, string, uint32
+from tests.conftest import Tell
 from tests.trust import world
 
 ATTACKS = 10_000
@@ -555,7 +556,7 @@ def test_what_is_attacked_is_good_to_begin_with(person: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_none_of_ten_thousand_attacks_is_accepted_and_each_is_refused_by_its_rule(
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     chance = random.Random("kedge: attacks on orders")
     made: Counter[str] = Counter()
@@ -573,13 +574,9 @@ def test_none_of_ten_thousand_attacks_is_accepted_and_each_is_refused_by_its_rul
         assert "Traceback" not in found.said
         made[kind.__name__] += 1
         told[found.rule] += 1
-    with capsys.disabled():
-        print(
-            f"\n{ATTACKS} attacks of {len(made)} kinds, none accepted; refused by {len(told)} rules: ",
-            end="",
-        )
-        print(", ".join(f"{rule} {count}" for rule, count in told.most_common()))
-        print(f"judged at {ATTACKS / spent:,.0f} orders a second")
+    rules_told = ", ".join(f"{rule} {count}" for rule, count in told.most_common())
+    tell(f"{ATTACKS} attacks of {len(made)} kinds, none accepted; by rule: {rules_told}")
+    tell(f"{ATTACKS / spent:,.0f} orders a second were judged")
     assert {
         "signature",
         "unknown-key",
