@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -235,6 +236,16 @@ class Host:
     def pid(self) -> int:
         found: int = json.loads((self.root / ".kedge/service.json").read_text())["pid"]
         return found
+
+    def kill_daemon(self) -> None:
+        """SIGKILL, and wait until it is dead: on a busy machine a signal takes its time."""
+        told = os.pidfd_open(self.pid())
+        try:
+            os.kill(self.pid(), signal.SIGKILL)
+            ready, _, _ = select.select([told], [], [], 10)
+            assert ready, "it does not die"
+        finally:
+            os.close(told)
 
     def journal(self) -> list[dict[str, Any]]:
         text = (self.root / ".kedge/journal").read_text()

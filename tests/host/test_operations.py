@@ -246,7 +246,7 @@ def test_ensure_starts_what_should_run_and_only_that(host: Any) -> None:
     host.good(*host.leg(host.release("1"), "g1"))
     assert host.good({"key": "e", "op": "ensure"}).result("e")["started"] is False
     # As after a reboot: the boot is another one, whatever has the number now.
-    os.kill(host.pid(), 9)
+    host.kill_daemon()
     kept = host.root / ".kedge/service.json"
     told = json.loads(kept.read_text())
     kept.write_text(json.dumps({**told, "pid": os.getpid(), "boot": "another"}))

@@ -167,7 +167,7 @@ def test_a_changed_secret_is_taken_up_at_the_next_configure_and_the_next_start(
 
 def test_a_start_after_a_reboot_reads_the_secret_anew(host: Any, tmp_path: Path) -> None:
     host.good(*leg(host, kept(tmp_path)))
-    os.kill(host.pid(), 9)
+    host.kill_daemon()
     (tmp_path / "password").unlink()
     said = host.call({"key": "ensure", "op": "ensure"})
     assert said.error["type"] == "NoSecret"

@@ -87,7 +87,7 @@ def test_a_secret_that_was_changed_is_not_told_while_the_daemon_still_has_it(
     assert "[secret db]" in said
     assert MARK not in said
     # Of a daemon that is dead and whose secret was only in its environment nobody knows what it was.
-    os.kill(host.pid(), 9)
+    host.kill_daemon()
     said = said_by(host, "/bin/sh", "-c", "cat logs/service.log")
     assert "[not told" in said
     assert MARK not in said
