@@ -45,7 +45,7 @@ def version(change: Change | None) -> str:
         return "version: 1\n"
     return f"""\
 version: 2
-previous: {change.previous} # what `kedge policy show` says of version 1
+previous: "{change.previous}" # what `kedge policy show` says of version 1
 revoked: {{keys: [{json.dumps(change.revoked)}]}} # was on the laptop that was stolen
 """
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from kedge.model.errors import DocumentError
+from kedge.model.policy import Policy
 from kedge.plan.parse import parse_any
 from tests.plan.samples import AFTER, FLEET, POLICY, RUNBOOK, replaced, runbook
 
@@ -54,6 +55,7 @@ CASES = [
     Case("a time that old YAML reads in base sixty", "fleet", "base: /srv/kedge", "base: 12:30", "12:30", 'as text write "12:30"'),
     Case("an octal number", "fleet", "base: /srv/kedge", "base: 0755", "0755", 'as text write "0755"'),
     Case("a hexadecimal number", "fleet", "base: /srv/kedge", "base: 0x1F", "0x1F", 'as text write "0x1F"'),
+    Case("a binary number", "fleet", "base: /srv/kedge", "base: 0b11", "0b11", 'as text write "0b11"'),
     Case("a number with underscores", "fleet", "base: /srv/kedge", "base: 1_000", "1_000", 'as text write "1_000"'),
     Case("yes for true", "small", "- stage", "- stage: {decision: yes}", "yes", 'write true or "yes"'),
     Case("off for false", "small", "- stage", "- stage: {decision: off}", "off", 'write false or "off"'),
@@ -255,3 +257,11 @@ def test_utf16_is_told_as_what_it_is() -> None:
     with pytest.raises(DocumentError) as caught:
         parse_any("kind: Fleet\n".encode("utf-16"), "fleet.yaml")
     assert caught.value.problems == ("fleet.yaml:1:1: is UTF-16; save it as UTF-8",)
+
+
+@pytest.mark.parametrize("digest", ["0b" + "f9" * 31, "0b" + "2" * 62, "0a" * 32, "1e" * 32])
+def test_a_digest_needs_no_quotes_whatever_it_begins_with(digest: str) -> None:
+    text = POLICY + f"version: 2\nprevious: {digest}\n"
+    policy = parse_any(text.encode(), "policy.yaml").value
+    assert isinstance(policy, Policy)
+    assert policy.previous == digest
