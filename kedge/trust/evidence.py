@@ -28,6 +28,7 @@ from kedge.model.policy import Policy
 from kedge.model.signed_policy import MAX_POLICY, SignedPolicy
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, verify
 from kedge.trust.checkpoints import verify_checkpoint
+from kedge.trust.docket import Papers
 from kedge.trust.effects import Ledger, compare
 from kedge.trust.evidence_file import Parts
 from kedge.trust.policies import (
@@ -37,7 +38,7 @@ from kedge.trust.policies import (
     read_policy,
     text_digest,
 )
-from kedge.trust.retrial import Court, Papers
+from kedge.trust.retrial import Court
 from kedge.trust.story import happening
 from kedge.trust.witnesses import Witnesses
 
@@ -334,19 +335,19 @@ class _Trial:
         if what == "order":
             court.order(entry.seq, entry.key, record)
         elif what == "lease":
-            court.lease(entry.seq, record)
+            court.acts.lease(entry.seq, record)
         elif what == "policy":
             court.policy(entry.seq, record)
         elif what == "asked":
             court.asked(entry.seq, record)
         elif what == "release":
-            court.released(entry.seq, record)
+            court.acts.released(entry.seq, record)
         elif what == "allowed":
-            court.allowed(entry.seq, record)
+            court.acts.allowed(entry.seq, record)
         elif what == "leg":
-            plan = court.plan_of(record)
+            plan = court.acts.plan_of(record)
             if record.get("steps"):
-                court.acted(entry.seq, record, plan)
+                court.acts.acted(entry.seq, record, plan)
             ledger.leg(entry.seq, record, plan)
         elif what == "looked":
             nodes = record.get("nodes")

@@ -14,7 +14,8 @@ from tuf.api.metadata import Key, Metadata
 from kedge.model.evidence import Document
 from kedge.model.trusted import TrustedRelease
 from kedge.trust.custody import judge_custody
-from kedge.trust.retrial import Court, Papers
+from kedge.trust.docket import Papers
+from kedge.trust.retrial import Court
 from kedge.trust.tufkeys import content_digest
 from tests.releases.world import World
 from worker.release_roles import KeyChange
@@ -55,7 +56,7 @@ class Case:
 
     def found(self) -> list[str]:
         court = Court("db", Papers(self.documents, {}), {}, 1)
-        court.released(7, self.record)
+        court.acts.released(7, self.record)
         return [f"{one.kind} {one.seq} {one.said}" for one in court.findings]
 
 

@@ -20,9 +20,10 @@ from kedge.model.policy import EvidenceRules, Policy, ReleaseRules
 from kedge.model.provenance import Builder
 from kedge.model.run import Warrant
 from kedge.plan.digest import plan_digest
+from kedge.trust.docket import Papers
 from kedge.trust.orders import judge
 from kedge.trust.policies import policy_text, text_digest
-from kedge.trust.retrial import Court, Papers
+from kedge.trust.retrial import Court
 from tests.trust import building, world
 
 GLASS = BreakGlass(
@@ -100,7 +101,7 @@ class Record:
     def started(self, *by: Policy) -> str:
         """The run has its lease; its warrant is in the file."""
         order = self.said(by, verb="start", target="fleet/db", person="alice")
-        self.court.lease(
+        self.court.acts.lease(
             self.next(),
             {
                 "order": judge(order, world.expected(), FIRST).digest,
@@ -110,7 +111,7 @@ class Record:
         return self.paper("warrant", canonical(Warrant(start=order)))
 
     def allowed(self, warrant: str, *by: Policy) -> None:
-        self.court.allowed(
+        self.court.acts.allowed(
             self.next(),
             {
                 "run": world.RUN, "epoch": 7, "program": "forward", "wave": None, "nodes": [],
@@ -175,7 +176,9 @@ def test_who_broke_the_glass_does_not_review_it_whoever_is_said_to_have_broken_i
     why: dict[str, Any] = {"break_glass": True, "comment": "writes are lost every second"}
     order = record.said((FIRST,), verb="rollback", target="fleet/db", person="dora", **why)
     digest = judge(order, world.expected(), FIRST).digest
-    record.court.lease(record.next(), {"order": digest, "run": BACK, "epoch": 8, "policies": []})
+    record.court.acts.lease(
+        record.next(), {"order": digest, "run": BACK, "epoch": 8, "policies": []}
+    )
     for person, wrong in (("carol", 0), ("dora", 1)):
         given = {"reviews": {BACK: ("bob",)}}
         record.said((FIRST,), given, verb="review", target="fleet/db", subject=BACK, person=person)
@@ -210,9 +213,9 @@ def test_a_release_that_is_said_to_be_verified(
         "document": record.plan.after.document, "attestations": papers, **changes,
     }  # fmt: skip
     # Before anything says which plan the run follows.
-    record.court.released(record.next(), verified)
+    record.court.acts.released(record.next(), verified)
     record.allowed(record.started(asked), asked)
-    gates = record.court._unreleased(world.RUN, "forward", record.court.plan_of(
+    gates = record.court.acts._unreleased(world.RUN, "forward", record.court.acts.plan_of(
         {"run": world.RUN, "token": [7, 0, 0], "program": "forward"}
     ))  # fmt: skip
     assert (gates is None) == (wrong == ""), gates
@@ -252,9 +255,9 @@ def test_a_release_that_rests_on_bundles_which_nobody_judges_again_is_said_so(
         "at": building.NOW, "ok": True, "run": world.RUN, "root": ROOT, "authors": [],
         "document": record.plan.after.document, "attestations": [*papers, bundle],
     }  # fmt: skip
-    record.court.released(record.next(), verified)
+    record.court.acts.released(record.next(), verified)
     record.allowed(record.started(asked), asked)
-    why = record.court._unreleased(world.RUN, "forward", record.court.plan_of(
+    why = record.court.acts._unreleased(world.RUN, "forward", record.court.acts.plan_of(
         {"run": world.RUN, "token": [7, 0, 0], "program": "forward"}
     ))  # fmt: skip
     assert (why is None) == (wrong == ""), why
