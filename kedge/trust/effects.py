@@ -42,6 +42,10 @@ class Node:
     """The same for steps that were really done then, not answered from the journal."""
     steps: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     seen: list[tuple[int, Digest, int]] = field(default_factory=list)
+    ends: dict[int, tuple[Digest, int]] = field(default_factory=dict)
+    """The same by lines: the hash, and the first record that says so."""
+    newest: tuple[tuple[int, ...], int, int] = ((), 0, 0)
+    """The highest token that was seen there, with how many lines, and by which record."""
     release: str = ""
 
 
@@ -65,8 +69,12 @@ class Ledger:
         forward = record.get("program") in ("forward", "finalize")
         right = _artifacts(plan, node.name, after=forward)
         either = right | _artifacts(plan, node.name, after=not forward)
+        here: set[str] = set()
         for step in _steps(record):
             key, op = str(step.get("key")), step.get("op")
+            if key in here:
+                self._wrong("effect", seq, f"{key} stands twice in one attempt")
+            here.add(key)
             self._once(seq, node, key, step)
             after = step.get("after")
             digest = after.get("release") if isinstance(after, dict) else None
@@ -82,7 +90,7 @@ class Ledger:
                 self._wrong("release", seq, said)
             if digest is not None:
                 node.release = digest
-        self.sight(seq, node.name, record.get("journal"))
+        self.sight(seq, node.name, record.get("journal"), record.get("token"))
 
     def _once(self, seq: int, node: Node, key: str, step: Mapping[str, Any]) -> None:
         node.keys.setdefault(key, seq)
@@ -96,23 +104,36 @@ class Ledger:
                 "effect", seq, f"{key} was done a second time: record {before} has it as done"
             )
 
-    def sight(self, seq: int, name: str, journal: object) -> None:
-        """The end of a host's journal as it was seen: it only grows, and never becomes another."""
+    def sight(self, seq: int, name: str, journal: object, token: object) -> None:
+        """The end of a host's journal as it was seen: it only grows, and never becomes another.
+
+        A worker that was held up writes down late what it saw before a newer token took the host: only what was seen
+        under one as high as any before it must be as long as what was seen then.
+        """
         match journal:
             case [int(lines), str(digest)]:
                 node = self._node(name)
             case _:
                 return
-        # Records of two workers may stand in another order than what they tell.
-        for before, known, at in node.seen:
-            if before == lines and known != digest:
-                said = f"the journal of {name} ended otherwise after {lines} lines when record {at} was written"
-                self._wrong("journal", seq, said)
-                return
-        node.seen.append((lines, digest, seq))
-        if len(node.seen) > 1 and lines < node.seen[-2][0] and seq > node.seen[-2][2]:
-            said = f"the journal of {name} had {node.seen[-2][0]} lines before, and {lines} now: lines were taken out"
+        known, at = node.ends.setdefault(lines, (digest, seq))
+        if known != digest:
+            said = f"the journal of {name} ended otherwise after {lines} lines when record {at} was written"
             self._wrong("journal", seq, said)
+            return
+        node.seen.append((lines, digest, seq))
+        under, many, before = node.newest
+        mine = _token(token)
+        if mine < under:
+            return
+        node.newest = (mine, lines, seq)
+        if lines < many:
+            said = f"the journal of {name} had {many} lines before (record {before}), and {lines} now: lines were taken out"
+            self._wrong("journal", seq, said)
+
+
+def _token(value: object) -> tuple[int, ...]:
+    """The token of a record; of one that names none, the lowest."""
+    return tuple(one for one in value if type(one) is int) if isinstance(value, list) else ()
 
 
 def _steps(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -352,9 +352,8 @@ class _Trial:
         elif what == "looked":
             nodes = record.get("nodes")
             for name, seen in nodes.items() if isinstance(nodes, dict) else ():
-                ledger.sight(
-                    entry.seq, name, seen.get("journal") if isinstance(seen, dict) else None
-                )
+                journal = seen.get("journal") if isinstance(seen, dict) else None
+                ledger.sight(entry.seq, name, journal, record.get("token"))
 
     def _journals(self, ledger: Ledger) -> None:
         for name, journal in self._asked.journals.items():
