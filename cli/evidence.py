@@ -38,7 +38,7 @@ class Trusted:
         for root in self.roots:
             if not _DIGEST.fullmatch(root):
                 raise OrderError(f"{root!r} is no digest", next_step="--root with 64 hex digits")
-        heads = []
+        heads: list[EvidenceSeen] = []
         for head in self.heads:
             found = _HEAD.fullmatch(head)
             if found is None:
@@ -46,7 +46,13 @@ class Trusted:
                     f"{head!r} is no end of a record",
                     next_step="--head SEQ:HASH, as an order or `kedge evidence check` says it",
                 )
-            heads.append(EvidenceSeen(seq=int(found[1]), hash=found[2]))
+            seen = EvidenceSeen(seq=int(found[1]), hash=found[2])
+            if any(one.seq == seen.seq and one.hash != seen.hash for one in heads):
+                raise OrderError(
+                    f"two ends are named for record {seen.seq}: no record has both",
+                    next_step="find out which of them was yours: the other is of a fork",
+                )
+            heads.append(seen)
         journals = []
         for one in self.journals:
             name, equals, path = one.partition("=")

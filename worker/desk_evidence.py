@@ -28,16 +28,11 @@ from kedge.trust import evidence_file
 from kedge.trust.chain import EvidenceEntry, genesis
 from kedge.trust.checkpoints import materials, verify_checkpoint
 from kedge.trust.effects import MAX_JOURNAL
-from kedge.trust.evidence import (
-    Asked,
-    ends,
-    named_documents,
-    policy_changes,
-    verify_parts,
-)
+from kedge.trust.evidence import Asked, ends, policy_changes, verify_parts
 from kedge.trust.evidence_file import MAX_LINE, Parts
 from kedge.trust.policies import read_policy
 from kedge.trust.story import happening
+from kedge.trust.wholeness import acts_as, begins, is_about, named_documents
 
 PAGE = 2000
 MAX_POLICY = 4 * 1024 * 1024
@@ -98,9 +93,12 @@ async def every_checkpoint(evidence: Evidence, fleet: str) -> list[Checkpoint]:
 def span(entries: list[EvidenceEntry], run: str) -> tuple[int, int, bool]:
     """First and last record of a run (from 1), the order it acts on and reviews of it included, and whether it ended.
 
+    Of a way back that began by itself the upgrade is part, whose order it acts on.
+
     Raises ``DriverError`` kind ``NotFound`` when no record is about it.
     """
     orders: dict[str, int] = {}
+    leased = acts_as(run)
     first = last = 0
     ended = False
     for entry in entries:
@@ -109,15 +107,13 @@ def span(entries: list[EvidenceEntry], run: str) -> tuple[int, int, bool]:
             continue
         if record.get("what") == "order" and record.get("accepted") is True:
             orders.setdefault(str(record.get("digest")), entry.seq)
-        # A review is an order to the fleet; its subject is the run.
-        mine = run in (record.get("run"), record.get("target"), record.get("subject"))
-        if not mine:
+        if record.get("what") == "lease" and record.get("run") in leased:
+            first = min(first or entry.seq, orders.get(str(record.get("order")), entry.seq))
+        if not is_about(record, run):
             continue
-        if record.get("what") == "lease" and str(record.get("order")) in orders:
-            first = min(first or entry.seq, orders[str(record.get("order"))])
         first, last = first or entry.seq, entry.seq
         ended = ended or ends(record, run)
-    if not first:
+    if not last:
         raise DriverError(
             "NotFound",
             f"there is no evidence of {run} here",
@@ -140,6 +136,8 @@ async def export(
     first, last, ended = span(entries, run)
     policies = await _documents(blobs, entries, only="policy")
     places = _sound(checkpoints, entries, policies)
+    # Without the order it acts on nobody could tell that the beginning of a run was not left out.
+    whole = whole or not begins(entries[first - 1 :], run)
     begin = 0 if whole else max((seq for seq in places if seq < first), default=0)
     end = min((seq for seq in places if seq >= last), default=len(entries))
     if not ended:

@@ -47,6 +47,10 @@ def verify_checkpoint(checkpoint: Checkpoint) -> PublicKey:
     Raises ``OrderError`` when the key or the signature does not hold.
     """
     key = parse_public_key(checkpoint.key)
+    if key.line != checkpoint.key:
+        raise OrderError(
+            "its key is not written in its one form: type and key, nothing beside them"
+        )
     signature = parse(checkpoint.signature)
     try:
         check(signature, key, bytes_to_sign(checkpoint.statement), namespace=CHECKPOINT_NAMESPACE)

@@ -14,12 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kedge.model.base import Digest, Json, canonical, digest_of
+from kedge.model.base import Digest, canonical, digest_of
 from kedge.model.errors import OrderError
 from kedge.model.evidence import (
     Checkpoint,
     Document,
-    DocumentKind,
     EvidenceReport,
     Finding,
     Happening,
@@ -40,6 +39,7 @@ from kedge.trust.policies import (
 )
 from kedge.trust.retrial import Court
 from kedge.trust.story import happening
+from kedge.trust.wholeness import flaws
 from kedge.trust.witnesses import Witnesses
 
 MAX_CHANGES = 1000
@@ -123,36 +123,6 @@ def policy_changes(
             digest = text_digest(content)
             found[digest] = Document(digest=digest, what="policy-change", content=content)
     return list(found.values())
-
-
-def named_documents(entries: Iterable[EvidenceEntry]) -> dict[Digest, DocumentKind]:
-    """The documents that records name by digest, and what they are."""
-    found: dict[Digest, DocumentKind] = {}
-    for entry in entries:
-        record = entry.record
-        if not isinstance(record, dict):
-            continue
-        _name(found, record.get("plan"), "plan")
-        _name(found, record.get("warrant"), "warrant")
-        case = record.get("case")
-        for holder in (record, case if isinstance(case, dict) else {}):
-            policies = holder.get("policies")
-            for digest in policies if isinstance(policies, list) else ():
-                _name(found, digest, "policy")
-        _name(found, record.get("text"), "policy")
-        attested = record.get("attestations")
-        for digest in attested if isinstance(attested, list) else ():
-            _name(found, digest, "attestation")
-        custody = record.get("custody")
-        for held in custody.values() if isinstance(custody, dict) else ():
-            for digest in held if isinstance(held, list) else (held,):
-                _name(found, digest, "metadata")
-    return found
-
-
-def _name(found: dict[Digest, DocumentKind], digest: Json, what: DocumentKind) -> None:
-    if isinstance(digest, str) and len(digest) == 64 and not set(digest) - set("0123456789abcdef"):
-        found.setdefault(digest, what)
 
 
 def verify_parts(parts: Parts, asked: Asked) -> EvidenceReport:
@@ -276,6 +246,11 @@ class _Trial:
         if counts != (header.documents, header.checkpoints) and not self.findings:
             said = f"the header counts {header.documents} documents and {header.checkpoints} checkpoints; there are {counts[0]} and {counts[1]}"
             self.findings.append(Finding(kind="unreadable", said=said, line=1))
+        for seq in sorted(seq for seq in self._asked.known if seq < self._after.seq)[:5]:
+            self.unproven.append(
+                f"the file begins behind record {self._after.seq}: the end that was noted at {seq} was compared with nothing; "
+                "export it with --whole"
+            )
         if self._after.seq and self._after.seq not in self._known:
             self.unproven.append(
                 f"the file begins behind record {self._after.seq}, and no checkpoint of a known key says how that ended"
@@ -302,6 +277,8 @@ class _Trial:
                     self.findings.append(Finding(kind="unreadable", said=said, seq=entry.seq))
                 ended = ended or ends(entry.record, self._run)
         self.findings += [*court.findings, *ledger.findings]
+        if self._parts.header is not None and self._whole == len(self._parts.entries):
+            self.findings += flaws(self._parts.header, self._parts)
         self.unproven += court.owed()
         self._journals(ledger)
         self._tail(ended)

@@ -4,7 +4,7 @@ Every line is the RFC 8785 form of an object with one key, and ends in a newline
 
 1. ``header``: which fleet and run, where the part of the chain in the file begins and ends;
 2. ``document``, one for each that records name by digest (plan, policies, warrants, releases), by digest;
-3. ``entry``: the records in their order, and ``checkpoint`` behind the entry it is about;
+3. ``entry``: the records in their order, and ``checkpoint`` behind the entry it is about, by key;
 4. ``seal``: the number of lines before it, and the sha256 over them.
 
 Reading believes nothing: what is wrong with a line is a finding at that line, and the rest is read on.
@@ -43,6 +43,8 @@ class Parts:
 
     header: ExportHeader | None = None
     documents: dict[Digest, Document] = field(default_factory=dict)
+    papers: dict[Digest, int] = field(default_factory=dict)
+    """The line of each document."""
     entries: list[EvidenceEntry] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     checkpoints: list[tuple[Checkpoint, int]] = field(default_factory=list)
@@ -188,6 +190,9 @@ def _take(what: str, held: Any, number: int, parts: Parts) -> None:
     try:
         if what == "header":
             parts.header = ExportHeader.model_validate_json(canonical(held))
+            if canonical(parts.header) != canonical(held):
+                # `true` passes for 1 where only one number is allowed.
+                parts.wrong(number, "the header is not in its one form")
         elif what == "document":
             _document(Document.model_validate_json(canonical(held)), number, parts)
         elif what == "checkpoint":
@@ -214,7 +219,10 @@ def _document(document: Document, number: int, parts: Parts) -> None:
         return
     if document.digest in parts.documents:
         parts.wrong(number, f"the document {document.digest[:12]} stands there twice")
+    elif document.digest < next(reversed(parts.documents), ""):
+        parts.wrong(number, "documents stand in the order of their digests")
     parts.documents[document.digest] = document
+    parts.papers[document.digest] = number
 
 
 def _entry(held: Any) -> EvidenceEntry:

@@ -26,8 +26,8 @@ from tests.releases.world import World
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, joined, relinked, split
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
+from tests.spine.records import exported
 from tests.spine.scene import Scene, eventually
-from tests.spine.test_evidence import exported
 from tests.spine.test_forged import Forger, hosts
 from worker.wiring import drivers_of
 

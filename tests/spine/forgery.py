@@ -80,4 +80,19 @@ def relinked(
     header["checkpoints"] = len(checkpoints)
     documents = [one for one in objects if "document" in one]
     records = [{"entry": one} for one in entries]
-    return joined([{"header": header}, *documents, *records, *checkpoints])
+    return joined(placed([{"header": header}, *documents, *records, *checkpoints]))
+
+
+def placed(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with every checkpoint behind the record that it is over."""
+    header = next(one["header"] for one in objects if "header" in one)
+    checkpoints = [one["checkpoint"] for one in objects if "checkpoint" in one]
+    checkpoints.sort(key=lambda one: (one["seq"], one["key"], one["hash"]))
+    found: list[dict[str, Any]] = []
+    at = header["after"]["seq"]
+    for one in (one for one in objects if "checkpoint" not in one and "seal" not in one):
+        if "entry" in one:
+            found += [{"checkpoint": held} for held in checkpoints if held["seq"] == at]
+            at = one["entry"]["seq"]
+        found.append(one)
+    return [*found, *({"checkpoint": held} for held in checkpoints if held["seq"] >= at)]

@@ -12,7 +12,6 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,72 +34,18 @@ from kedge.trust.policies import policy_text
 from kedge.trust.signers_file import export_signers
 from tests.conftest import Tell
 from tests.spine.conftest import Stage
-from tests.spine.forgery import Entry, changed, entries_of, joined, relinked, split
+from tests.spine.forgery import Entry, changed, entries_of, joined, placed, relinked, split
+from tests.spine.records import Kept, exported, kept_run, witnessed
 from tests.spine.scene import Scene
 from worker import desk_evidence
 
 pytestmark = pytest.mark.temporal
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The exported file of a run, by lines, the policy that is pinned, and the worker's key."""
-
-    lines: list[bytes]
-    policy: Policy
-    key: CheckpointKey
-    run: str
-
-    def verified(self, lines: list[bytes] | None = None, **asked: Any) -> EvidenceReport:
-        pinned = {digest_of(self.policy): self.policy}
-        parts = evidence_file.read(self.lines if lines is None else lines)
-        return verify_parts(parts, Asked(pinned=pinned, **asked))
-
-    @property
-    def count(self) -> int:
-        return len(entries_of(self.lines))
-
-    @property
-    def places(self) -> list[int]:
-        """Where checkpoints stand."""
-        return sorted(
-            {one["checkpoint"]["seq"] for one in split(self.lines) if "checkpoint" in one}
-        )
-
-
-_KEPT: list[Kept] = []
-
-
-async def witnessed(stage: Stage, **given: Any) -> Scene:
-    """A scene whose policy names its worker's checkpoint key."""
-    scene = await stage(**given)
-    key = ensure_key(scene.settings.checkpoint_key)
-    rules = EvidenceRules(signers=(key.public.line,))
-    scene.policy = scene.policy.model_copy(update={"evidence": rules})
-    await scene.drivers.pins.pin(scene.name, scene.policy)
-    return scene
-
-
-async def exported(scene: Scene, run: str, **given: Any) -> list[bytes]:
-    target = scene.home / "run.evidence"
-    await desk_evidence.export(scene.drivers.evidence, scene.drivers.blobs, run, target, **given)
-    return target.read_bytes().splitlines(keepends=True)
-
-
 @pytest.fixture
 async def kept(stage: Stage) -> Kept:
-    """One run for all tests of this module: a refused approval, a gate of two, three nodes."""
-    if not _KEPT:
-        scene = await witnessed(stage)
-        async with scene.playing():
-            run = await scene.start(scene.plan())
-            await scene.waits_for(run, "ship")
-            assert (await scene.order("approve", run, "olga")).rule == "role"
-            await scene.approve(run)
-            assert (await scene.end_of(run)).phase == "done"
-        key = ensure_key(scene.settings.checkpoint_key)
-        _KEPT.append(Kept(await exported(scene, run), scene.policy, key, run))
-    return _KEPT[0]
+    """See :func:`kept_run`."""
+    return await kept_run(stage)
 
 
 async def test_a_run_is_verified_from_its_file_alone(kept: Kept) -> None:
@@ -408,7 +353,7 @@ def _rotated(
         )
         objects.append({"checkpoint": key.sign(statement).model_dump(mode="json")})
         fleet["checkpoints"] += 1
-    return joined(objects), policy
+    return joined(placed(objects)), policy
 
 
 async def test_a_checkpoint_key_that_was_rotated_vouches_up_to_the_change(

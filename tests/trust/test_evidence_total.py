@@ -148,7 +148,8 @@ def test_what_nobody_thought_of_is_a_finding_and_never_a_pass(
 
     monkeypatch.setattr(Court, "policy", breaks)
     monkeypatch.setitem(story._TELL, "policy", breaks)
-    report = verified([{"what": "other"}, RECORDS["policy"], {"what": "ended", "run": RUN}])
+    other: dict[str, Json] = {"what": "other", "plan": PLANNED}
+    report = verified([other, RECORDS["policy"], {"what": "ended", "run": RUN}])
     assert not report.ok
     assert [(one.kind, one.seq) for one in report.findings] == [("unreadable", 2)]
     assert "ZeroDivisionError" in report.findings[0].said
