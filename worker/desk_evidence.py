@@ -73,12 +73,16 @@ def fleet_of(name: str) -> str:
     raise DriverError("NotFound", f"{name!r} is neither a run nor a fleet", retryable=False)
 
 
-async def everything(evidence: Evidence, fleet: str) -> list[EvidenceEntry]:
-    """All records of a fleet, in order."""
+async def everything(
+    evidence: Evidence, fleet: str, until: int | None = None
+) -> list[EvidenceEntry]:
+    """All records of a fleet, in order; with ``until`` none behind the record of that number."""
     found: list[EvidenceEntry] = []
     # By the number of the last one: where somebody put a row far behind the end, there is nothing behind that.
     while page := await evidence.read(fleet, found[-1].seq if found else 0, PAGE):
         found += page
+        if until is not None and found[-1].seq >= until:
+            return [one for one in found if one.seq <= until]
     return found
 
 
@@ -283,13 +287,14 @@ async def check(
     evidence: Evidence, blobs: Blobs, fleet: str, pinned: tuple[Policy, ...]
 ) -> EvidenceReport:
     """What comes of verifying the record of a fleet as it stands in the store. Raises ``DriverError``."""
+    # First what is signed and then the records: it goes on being written, and no checkpoint is over what is not there.
+    checkpoints = await every_checkpoint(evidence, fleet)
     head = await evidence.head(fleet)
     if head.seq == 0:
         raise DriverError(
             "NotFound", f"there is no evidence of the fleet {fleet} here", retryable=False
         )
-    entries = (await everything(evidence, fleet))[: head.seq]
-    checkpoints = await every_checkpoint(evidence, fleet)
+    entries = await everything(evidence, fleet, head.seq)
     documents = await _documents(blobs, entries)
     texts = {one.digest: one.content for one in documents if one.what == "policy"}
     documents += policy_changes(entries, texts)
