@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kedge.drivers.evidence_writer import MAX_RECORD, Append, WrittenEvidence
+from kedge.model.base import canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
 from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, link, linked
@@ -105,6 +106,8 @@ class SqliteStore:
 
     def find(self, fleet: str, key: str) -> EvidenceEntry | None:
         """See :meth:`kedge.drivers.ports.Evidence.find`."""
+        if not self._path.exists():
+            return None
         with self._reading() as database:
             row = database.execute(
                 "SELECT seq, key, record, previous, hash FROM entries WHERE fleet = ? AND key = ?",
@@ -134,6 +137,8 @@ class SqliteStore:
 
     def checkpoints(self, fleet: str, since: int, limit: int) -> tuple[Checkpoint, ...]:
         """See :meth:`kedge.drivers.ports.Evidence.checkpoints`."""
+        if not self._path.exists():
+            return ()
         asked = {"fleet": fleet, "since": since, "last": limit - 1}
         with self._reading() as database:
             rows = database.execute(_CHECKPOINTS, asked).fetchall()
@@ -211,10 +216,14 @@ class SqliteWriting:
 
 
 def entry_of(seq: int, key: str, record: str, previous: str, digest: str) -> EvidenceEntry:
-    """A row as a value. A record that somebody made unreadable is kept as text: the chain says that it was edited."""
+    """A row as a value. A record that somebody made unreadable is kept as text: the chain says that it was edited.
+
+    So is one that is not in its canonical form: what has a key twice says one thing here and another to a database's
+    own functions, and both would have the hash of the one.
+    """
     try:
         read = json.loads(record)
-        if too_deep(read, MAX_DEPTH):
+        if too_deep(read, MAX_DEPTH) or canonical(read) != record.encode():
             read = record
     except (ValueError, RecursionError):
         read = record

@@ -193,6 +193,8 @@ class PostgresStore:
                 "idle_in_transaction_session_timeout",
             ):
                 database.execute(f"SET {name} = '{LOCK_WAIT}s'")
+            # Under a stricter level a transaction sees what was there before it waited for the lock, and never appends.
+            database.execute("SET default_transaction_isolation = 'read committed'")
             # An append that was answered survives the loss of power, whatever the server's default.
             database.execute("SET synchronous_commit = on")
             if not self._prepared:
@@ -273,8 +275,9 @@ def _prepare(database: Connection) -> None:
         )
     there = database.execute(
         "SELECT to_regclass('entries') IS NOT NULL AND to_regclass('checkpoints') IS NOT NULL"
-        " AND (SELECT count(*) FROM pg_trigger WHERE tgname IN"
-        " ('entries_only_appended', 'checkpoints_only_appended')) >= 2"
+        " AND (SELECT count(*) FROM pg_trigger WHERE (tgrelid, tgname) IN"
+        " ((to_regclass('entries'), 'entries_only_appended'),"
+        " (to_regclass('checkpoints'), 'checkpoints_only_appended'))) = 2"
     ).fetchone()
     if there == (True,):
         return

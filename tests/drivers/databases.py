@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -49,6 +49,21 @@ class Server:
         with psycopg.connect(self.url("postgres"), autocommit=True) as database:
             database.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
+
+    def crash(self, address: str) -> bool:
+        """Kills one backend of a database's users on this machine; whether there was one to kill."""
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            with suppress(psycopg.OperationalError), psycopg.connect(address) as database:
+                row = database.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'kedge'"
+                    " AND datname = current_database()"
+                ).fetchone()
+                if row is not None:
+                    os.kill(row[0], signal.SIGKILL)
+                    return True
+            time.sleep(0.02)
+        return False
 
 
 @contextmanager

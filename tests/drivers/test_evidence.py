@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from kedge.drivers.evidence import SqliteEvidence
 from kedge.drivers.evidence_postgres import PostgresEvidence
@@ -23,9 +24,9 @@ from kedge.drivers.evidence_writer import MAX_RECORD, WrittenEvidence
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
-from kedge.trust.chain import EvidenceEntry, genesis, verify
+from kedge.trust.chain import EvidenceEntry, genesis, link, linked, verify
 from tests.drivers.conftest import Place
-from tests.drivers.databases import Server, program
+from tests.drivers.databases import Server, from_packages, program
 
 ROOT = Path(__file__).parents[2]
 
@@ -287,6 +288,7 @@ def execute(address: str, statement: str) -> None:
     else:
         with contextlib.closing(sqlite3.connect(address)) as file:
             file.execute(statement)
+            file.commit()
 
 
 @pytest.mark.parametrize("what", ["UPDATE entries SET key = 'x'", "DELETE FROM entries"])
@@ -297,6 +299,32 @@ async def test_the_tables_take_no_changes(
     with pytest.raises((psycopg.Error, sqlite3.Error), match="only appended to"):
         execute(address, what)
     assert len(await assert_sound(evidence)) == 1
+
+
+TWICE = '{"accepted":false,"what":"order","accepted":true}'
+SPELLED = [
+    ("a key that stands there twice", TWICE, {"accepted": True, "what": "order"}),
+    ("spaces", '{"n": 1}', {"n": 1}),
+    ("another order", '{"b":1,"a":2}', {"a": 2, "b": 1}),
+    ("a number in another form", '{"n":1.0}', {"n": 1}),
+    ("a letter that is escaped", '{"n":"\\u0061"}', {"n": "a"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [row[1:] for row in SPELLED], ids=[row[0] for row in SPELLED]
+)
+async def test_a_record_that_is_not_in_its_one_form_is_not_the_one_its_hash_was_taken_over(
+    evidence: WrittenEvidence, address: str, text: str, meant: Json
+) -> None:
+    first = await evidence.append("etcd", "k1", 1)
+    digest = link(first.hash, linked("k2", meant))
+    row = f"('etcd', 2, 'k2', '{text}', '{first.hash}', '{digest}')"
+    execute(address, f"INSERT INTO entries VALUES {row}")  # noqa: S608 - a row of this test's own
+    entries = await evidence.read("etcd")
+    verdict = verify("etcd", [one.link() for one in entries])
+    assert (verdict.place, verdict.fault) == (1, "edited")
+    assert await evidence.find("etcd", "k2") == entries[1]
 
 
 QUERY = """
@@ -375,6 +403,147 @@ async def test_connections_that_the_server_ends_are_made_anew(postgres: Server) 
     await evidence.aclose()
 
 
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_workers_take_turns_whatever_the_database_isolates_by_default(
+    postgres: Server, level: str
+) -> None:
+    address = postgres.fresh()
+    name = address.rpartition("/")[2]
+    execute(address, f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+    workers = [PostgresEvidence(address) for _ in range(3)]
+
+    async def appends(evidence: WrittenEvidence, who: int) -> None:
+        for number in range(40):
+            await evidence.append("etcd", f"{who}/{number}", number)
+
+    await asyncio.gather(*(appends(one, who) for who, one in enumerate(workers)))
+    assert len(await assert_sound(workers[0])) == 120
+    for one in workers:
+        await one.aclose()
+
+
+async def test_a_database_of_another_encoding_is_refused_before_anything_is_made_in_it(
+    postgres: Server,
+) -> None:
+    address = postgres.fresh() + "_bytes"
+    name = address.rpartition("/")[2]
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as database:
+        made = (
+            "CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+        database.execute(sql.SQL(made).format(sql.Identifier(name)))
+    evidence = PostgresEvidence(address)
+    for attempt in (evidence.append("etcd", "k", 1), evidence.head("etcd")):
+        with pytest.raises(DriverError, match="not encoded in UTF8") as caught:
+            await attempt
+        assert not caught.value.retryable
+    await evidence.aclose()
+    with psycopg.connect(address) as database:
+        assert database.execute("SELECT to_regclass('entries')").fetchone() == (None,)
+
+
+async def test_tables_of_another_schema_are_not_taken_for_those_of_this_one(
+    postgres: Server,
+) -> None:
+    address = postgres.fresh()
+    one = PostgresEvidence(address)
+    await one.append("etcd", "k", 1)
+    execute(address, "CREATE SCHEMA other")
+    for table in ("entries", "checkpoints"):
+        execute(address, f"CREATE TABLE other.{table} (LIKE public.{table} INCLUDING ALL)")
+    two = PostgresEvidence(address + "?options=-csearch_path%3Dother")
+    await two.append("etcd", "k", 2)
+    assert [entry.record for entry in await assert_sound(two)] == [2]
+    with pytest.raises(psycopg.Error, match="only appended to"):
+        execute(address, "DELETE FROM other.entries")
+    await one.aclose()
+    await two.aclose()
+
+
+async def patiently(evidence: WrittenEvidence, key: str, told: set[str]) -> None:
+    """Appends until it is answered, as an activity is tried again."""
+    while True:
+        try:
+            await evidence.append("etcd", key, key)
+        except DriverError as error:
+            if not error.retryable:
+                raise
+            await asyncio.sleep(0.05)
+        else:
+            told.add(key)
+            return
+
+
+async def test_a_server_that_goes_in_the_middle_of_writes_loses_nothing_that_it_answered() -> None:
+    if program("postgres") is None:
+        pytest.skip("PostgreSQL is not installed: tools/packages installs it")
+    with from_packages() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(server.passfile))
+        address = server.fresh()
+        workers = [PostgresEvidence(address) for _ in range(2)]
+        told: set[str] = set()
+
+        async def appends(evidence: WrittenEvidence, who: int) -> None:
+            for number in range(80):
+                keys = (f"{who}/{number}", f"both/{number}")
+                await asyncio.gather(*(patiently(evidence, key, told) for key in keys))
+
+        writing = asyncio.gather(*(appends(one, who) for who, one in enumerate(workers)))
+        for lines in (30, 120):
+            while len(told) < lines and not writing.done():  # noqa: ASYNC110 - a set that grows
+                await asyncio.sleep(0.002)
+            # One backend that is killed in whatever it does: the server ends all others, and recovers from its log.
+            assert await asyncio.to_thread(server.crash, address)
+        await writing
+        entries = await assert_sound(workers[0])
+        assert {entry.key for entry in entries} == told
+        assert len(entries) == 240
+        for one in workers:
+            await one.aclose()
+
+
+FULL = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from kedge.drivers.evidence import SqliteEvidence
+from kedge.model.errors import DriverError
+
+async def main():
+    evidence = SqliteEvidence(Path(sys.argv[1]))
+    await evidence.append("etcd", "before", {})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    for number in range(100):
+        try:
+            await evidence.append("etcd", f"k{number}", "x" * 20_000)
+        except DriverError as error:
+            print("refused", error.kind, error.retryable)
+            break
+        print(f"k{number}", flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    await evidence.append("etcd", f"k{number}", "x" * 20_000)
+    print(f"k{number}")
+    await evidence.aclose()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_disk_that_is_full_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.db"
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", FULL, str(path)],
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert "refused StoreError True" in told
+    evidence = SqliteEvidence(path)
+    entries = await assert_sound(evidence)
+    assert [one.key for one in entries] == ["before", *(one for one in told if one[0] == "k")]
+    await evidence.aclose()
+
+
 async def test_the_cluster_of_compose_gets_a_role_and_a_database(
     postgres: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -411,4 +580,7 @@ async def test_looking_makes_no_file(tmp_path: Path) -> None:
     evidence = SqliteEvidence(tmp_path / "evidence.db")
     assert (await evidence.head("etcd")).seq == 0
     assert await evidence.read("etcd") == ()
+    assert await evidence.under("etcd", "k") == ()
+    assert await evidence.find("etcd", "k") is None
+    assert await evidence.checkpoints("etcd") == ()
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
