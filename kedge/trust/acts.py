@@ -15,9 +15,10 @@ from kedge.model.run import Warrant
 from kedge.trust.docket import Docket
 from kedge.trust.effects import KnownPlan
 from kedge.trust.envelope import envelope_digest, read
-from kedge.trust.refusal import RefusalError
+from kedge.trust.refusal import RefusalError, quoted
 from kedge.trust.released import retry
 from kedge.trust.warrant import verify_warrant
+from kedge.trust.wholeness import acts_as
 
 
 class Acts:
@@ -209,9 +210,9 @@ class Acts:
             and 0 <= wave < len(plan.plan.waves)
         ):
             nodes = plan.plan.waves[wave].nodes
-        lease = self._docket.leases.get(envelope_digest(warrant.start))
-        if lease is not None and lease[1] != record.get("epoch"):
-            return f"the order of {run} was spent in epoch {lease[1]}, it acted in {record.get('epoch')}"
+        unleased = self._unleased(record, run, warrant)
+        if unleased is not None:
+            return unleased
         began = self._began_by(warrant, plan.plan)
         if self._docket.without(began, digests):
             return f"{run} was not held against the policy that it began under ({str(began)[:12]})"
@@ -234,6 +235,19 @@ class Acts:
             )
             if not verdict.ok:
                 return verdict.said
+        return None
+
+    def _unleased(self, record: Mapping[str, Any], run: str, warrant: Warrant) -> str | None:
+        """Why the order of a warrant was not spent for this run and epoch; None when it was."""
+        lease = self._docket.leases.get(envelope_digest(warrant.start))
+        if lease is None:
+            # It may have been spent before the part of the record that is here.
+            said = f"nothing in the record says that {run} has the lease of its order"
+            return said if self._docket.first == 1 else None
+        if lease[0] not in acts_as(run):
+            return f"the order of {run} was spent by {quoted(lease[0])}"
+        if lease[1] != record.get("epoch"):
+            return f"the order of {run} was spent in epoch {lease[1]}, it acted in {record.get('epoch')}"
         return None
 
     def _began_by(self, warrant: Warrant, plan: Plan) -> Digest | None:

@@ -9,6 +9,7 @@ under the policies it trusts, whatever the record says came of it. What was done
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,11 +19,11 @@ from kedge.model.evidence import Finding
 from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Gate, Plan
 from kedge.model.policy import Policy
-from kedge.plan.lease import UNSEEN, unseen
+from kedge.plan.lease import UNSEEN, closing, unseen
 from kedge.trust.acts import Acts
 from kedge.trust.docket import Accepted, Docket, Papers
 from kedge.trust.envelope import envelope_digest, read
-from kedge.trust.orders import judge
+from kedge.trust.orders import judge, refused
 from kedge.trust.refusal import RefusalError, quoted
 
 AROUND = frozenset(
@@ -70,6 +71,8 @@ class Court:
         named = record.get("policies")
         digest = named[0] if isinstance(named, list) and named else None
         policy = self._docket.papers.trusted.get(digest) if isinstance(digest, str) else None
+        if policy is not None and record.get("version", policy.version) != policy.version:
+            self._docket.wrong("policy", seq, f"what was pinned is version {policy.version}")
         if policy is not None and (self._pinned is None or policy.version >= self._pinned[0]):
             self._pinned = (policy.version, seq, policy)
 
@@ -155,11 +158,17 @@ class Court:
                 said = f"the record says {record.get('rule')}, judged again it is {verdict.rule}: {verdict.said}"
                 self._docket.wrong("order", seq, said)
                 return
-            if accepted:
+            if not accepted:
+                self._refuse(seq, record, envelope, verdict)
+            else:
                 self._accept(seq, record, verdict, expected, gate)
                 held.append(verdict.roles)
+                if record.get("closes") is True and not closing(verdict, signed, policy).closes:
+                    said = "it does not close the review: the policy asks for more signatures"
+                    self._docket.wrong("order", seq, said)
             if accepted and unseen(verdict, policy) and read(envelope).evidence is None:
                 self._docket.wrong("order", seq, UNSEEN)
+        self._saw(seq, record, envelope)
         if accepted:
             self._of_its_time(seq, envelope, by, digests)
             # By two policies a person has the roles that both give.
@@ -219,10 +228,9 @@ class Court:
         if known is not None and verdict.verb in ("start", "approve") and expected.authors != known:
             self._docket.wrong("order", seq, "the release was made by others than it was judged by")
         requester = self._docket.requesters.get(verdict.target)
-        if requester is not None and expected.requester not in (None, requester):
-            self._docket.wrong(
-                "order", seq, f"the run was asked for by {requester}, not by {expected.requester}"
-            )
+        if requester is not None and expected.requester != requester:
+            by = expected.requester or "nobody"
+            self._docket.wrong("order", seq, f"the run was asked for by {requester}, not by {by}")
         shown = (verdict.target, verdict.subject, verdict.shown)
         if verdict.verb in ("approve", "reject", "decide") and shown not in self._shown:
             self._docket.wrong("order", seq, "nobody was shown what its signer says he was shown")
@@ -242,6 +250,34 @@ class Court:
                 for digest, (target, said) in self._glass.items()
                 if target != verdict.subject and not target.startswith("fleet/")
             }
+
+    def _refuse(
+        self, seq: int, record: Mapping[str, Any], envelope: Envelope, verdict: OrderVerdict
+    ) -> None:
+        """A refused order says what it claims, or what was proven of it; and why, where nobody else had a say in that."""
+        told = verdict.model_dump(mode="json")
+        claimed = refused(envelope, "policy", "").model_dump(mode="json")
+        other = [name for name in _SAME if record.get(name) not in (told[name], claimed[name])]
+        if other:
+            self._docket.wrong("order", seq, f"the verdict says another {other[0]} than the order")
+        # What a fleet is told is looked at first without the class of a plan that is not known yet.
+        around = verdict.accepted or record.get("rule") in AROUND
+        if (
+            not around
+            and not verdict.target.startswith("fleet/")
+            and record["rule"] != verdict.rule
+        ):
+            said = f"the record says {record['rule']}, judged again it is {verdict.rule}: {verdict.said}"
+            self._docket.wrong("order", seq, said)
+
+    def _saw(self, seq: int, record: Mapping[str, Any], envelope: Envelope) -> None:
+        """Which end of the record a signer saw stands beside the verdict as it stands in the order."""
+        seen = None
+        with suppress(RefusalError):
+            seen = read(envelope).evidence
+        if record.get("evidence") != (None if seen is None else seen.model_dump(mode="json")):
+            said = "the verdict says another end of the record than its signer saw"
+            self._docket.wrong("order", seq, said)
 
     def _broke(self, run: str) -> set[str]:
         """Who broke the glass in a run, or began it by that: names and keys."""

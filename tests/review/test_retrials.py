@@ -95,7 +95,7 @@ class Record:
         self.court.asked(
             self.next(), {"run": world.RUN, "subject": "ship-it", "shown": world.SHOWN}
         )
-        given = {"subjects": {"ship-it": world.SHOWN}}
+        given: dict[str, Any] = {"subjects": {"ship-it": world.SHOWN}, "requester": "alice"}
         self.said(by, given, subject="ship-it", shown=world.SHOWN, person=person)
 
     def started(self, *by: Policy) -> str:

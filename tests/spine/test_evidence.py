@@ -280,6 +280,15 @@ def _step(op: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda record: next(step for step in record["steps"] if step["op"] == op)
 
 
+def _refused(rule: str) -> Callable[[list[Entry]], object]:
+    def change(entries: list[Entry]) -> None:
+        one = next(one for one in entries if one["record"].get("accepted") is False)
+        one["record"]["rule"] = rule
+        one["key"] = f"order/{one['record']['digest']}/{rule}"
+
+    return change
+
+
 FORGED: list[tuple[str, str, Callable[[list[Entry]], object]]] = [
     ("an approval taken out", "gate", _without("order", person="bob", verb="approve")),
     ("the start order taken out", "lease", _without("order", verb="start")),
@@ -297,6 +306,15 @@ FORGED: list[tuple[str, str, Callable[[list[Entry]], object]]] = [
     ("other bytes switched to", "release", _said("leg", lambda r: _step("switch")(r)["after"].update(release="0" * 64), node="n1")),
     ("other bytes sent", "release", _said("leg", lambda r: _step("stage")(r)["sent"].update(digest="0" * 64), node="n1")),
     ("a node moved twice", "effect", _again("leg")),
+    ("another person said to have been refused", "order", _said("order", lambda r: r.update(person="bob"), person="olga", verb="approve")),
+    ("another key said to have been refused", "order", _said("order", lambda r: r.update(key="SHA256:x"), person="olga", verb="approve")),
+    ("another reason to refuse", "order", _refused("expired")),
+    ("nobody said to have asked for the run", "order", _said("order", lambda r: r["case"]["expected"].update(requester=None), person="bob")),
+    ("an end of the record that its signer did not see", "order", _said("order", lambda r: r.update(evidence={"seq": 1, "hash": "0" * 64}), person="bob")),
+    ("a review said to be closed", "order", _said("order", lambda r: r.update(closes=True), person="bob")),
+    ("another version said to be pinned", "policy", _said("policy", lambda r: r.update(version=7))),
+    ("the lease of another run", "warrant", _said("lease", lambda r: r.update(run="upgrade/other/77"))),
+    ("the lease taken out", "warrant", _without("lease")),
     ("a node moved in a wave before its own", "gate", _said("leg", lambda r: r.update(wave=0), node="n1")),
 ]  # fmt: skip
 
