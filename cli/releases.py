@@ -136,15 +136,16 @@ def sign_drafts(
     folder = repository or own_folder(desk)
 
     told = desk.release_desk().changes(folder, roles)
-    for role, said in told.items():
-        session.aside(Text(f"draft of {role}:", style="bold"), *(f"   {one}" for one in said))
+    for role, draft in told.items():
+        session.aside(Text(f"draft of {role}:", style="bold"), *(f"   {one}" for one in draft.said))
     asked = bool(told) and bool(signing.keys or signing.agents) and not yes and sys.stdin.isatty()
     if asked and not typer.confirm("sign this?", default=False, err=True):
         session.note("nothing was signed")
         raise typer.Exit(Exit.INTERRUPTED)
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
-        return await releases.sign(folder, roles, signers, copies=copies)
+        shown = {role: draft.content for role, draft in told.items()}
+        return await releases.sign(folder, roles, signers, copies=copies, shown=shown)
 
     changed = _change(session, desk, signing, work)
     _tell(session, changed)

@@ -33,6 +33,7 @@ from worker.release_roles import (
 
 if TYPE_CHECKING:
     from kedge.drivers.metadata_signers import MetadataKey
+    from kedge.drivers.tuf_changes import Told
     from kedge.drivers.tuf_repository import NewRelease, Repository
 
 
@@ -140,9 +141,13 @@ class ReleaseDesk:
         signers: Sequence[MetadataKey],
         *,
         copies: Sequence[Path] = (),
+        shown: Mapping[str, Digest] | None = None,
     ) -> Changed:
         """Signs the drafts of these roles (none named: every one the keys are of), and takes over signatures from
         somebody's copies of drafts.
+
+        ``shown`` are the drafts that were looked at, by the sha256 of their bytes: no other is signed. Raises
+        ``PlanError`` for one that was exchanged since; None: nobody looked.
         """
         from kedge.drivers.tuf_layout import MAX_METADATA, read_metadata
 
@@ -161,7 +166,11 @@ class ReleaseDesk:
                     "NotFound", f"there is no draft of {', '.join(strange)}", retryable=False,
                     next_step=f"drafts: {', '.join(drafts) or 'none'}",
                 )  # fmt: skip
-            signed = await _sign(repository, roles or drafts, signers)
+            wanted = tuple(roles or drafts)
+            if shown is not None:
+                wanted = tuple(role for role in wanted if role in shown)
+                _still(repository, {role: shown[role] for role in wanted})
+            signed = await _sign(repository, wanted, signers)
             if signers and not signed and not merged:
                 raise PlanError(
                     "none of the drafts takes a signature of these keys",
@@ -198,10 +207,12 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Takes a release out for good."""
+        from kedge.drivers.tuf_revocations import revoke
+
         repository = self._opened(folder)
         with repository.layout.locked():
             before = _begun(repository)
-            repository.revoke(name, reason=reason, by=by, now=_now())
+            revoke(repository, name, reason=reason, by=by, now=_now())
             return await _finish(repository, signers, publish=publish, before=before)
 
     async def reinstate(
@@ -213,10 +224,12 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Takes a revocation back: the release is listed again, with the very files that it had."""
+        from kedge.drivers.tuf_revocations import reinstate
+
         repository = self._opened(folder)
         with repository.layout.locked():
             before = _begun(repository)
-            repository.reinstate(name, _now())
+            reinstate(repository, name, _now())
             return await _finish(repository, signers, publish=publish, before=before)
 
     async def rotate(
@@ -267,16 +280,15 @@ class ReleaseDesk:
             files[platform] = _named_like(files[platform], one.source)
         return NewRelease(document=release, files=files, author=author, extra=dict(extra or {}))
 
-    def changes(self, folder: Path, roles: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    def changes(self, folder: Path, roles: Sequence[str] = ()) -> dict[str, Told]:
         """What each draft changes, in sentences, for who is to sign it."""
-        from kedge.drivers.tuf_audit import changes
+        from kedge.drivers.tuf_changes import changes
 
-        repository = self._opened(folder)
-        return {
-            role: changes(repository, role)
-            for role in repository.layout.drafted()
-            if not roles or role in roles
+        layout = self._opened(folder).layout
+        found = {
+            role: changes(layout, role) for role in layout.drafted() if not roles or role in roles
         }
+        return {role: told for role, told in found.items() if told is not None}
 
     def _opened(self, folder: Path) -> Repository:
         """The keepers' folder, after it was verified: whoever can write there could put something under our signatures."""
@@ -359,6 +371,19 @@ class ReleaseDesk:
         )
 
 
+def _still(repository: Repository, shown: Mapping[str, Digest]) -> None:
+    """Raise unless the drafts are those that were shown: others may write there while somebody reads."""
+    from kedge.drivers.tuf_changes import changes
+
+    for role, digest in shown.items():
+        told = changes(repository.layout, role)
+        if told is None or told.content != digest:
+            raise PlanError(
+                f"the draft of {role} is another than the one that was shown: nothing was signed",
+                next_step="kedge release sign shows what is there now",
+            )
+
+
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
@@ -426,8 +451,8 @@ def _begun(repository: Repository) -> tuple[str, ...]:
     """The drafts that are there and say something new: who signs them is to see it first."""
     from kedge.drivers.tuf_audit import only_renews
 
-    drafted = repository.layout.drafted()
-    return tuple(role for role in drafted if not only_renews(repository, role))
+    now, drafted = _now(), repository.layout.drafted()
+    return tuple(role for role in drafted if not only_renews(repository, role, now))
 
 
 def _unseen(

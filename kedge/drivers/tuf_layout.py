@@ -77,6 +77,14 @@ class Layout:
         """One published version of a role's metadata, if it is there."""
         return self._read(self.metadata / f"{version}.{role}.json")
 
+    def roles(self) -> tuple[str, ...]:
+        """The roles of which there is published metadata, by name."""
+        found = (_VERSIONED.fullmatch(path.name) for path in _listed(self.metadata))
+        names = {one[2] for one in found if one is not None}
+        if (self.metadata / "timestamp.json").exists():
+            names.add("timestamp")
+        return tuple(sorted(names))
+
     def versions(self, role: str) -> list[int]:
         """The published versions of a role, in no order."""
         found = (_VERSIONED.fullmatch(path.name) for path in _listed(self.metadata))

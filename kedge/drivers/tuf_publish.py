@@ -19,7 +19,7 @@ from kedge.model.errors import PlanError
 
 
 class NotSignedError(PlanError):
-    """Root or targets lack signatures, and nothing can be published before they have them."""
+    """Root or targets lack signatures, or a component under its new keys: nothing can be published before."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,23 @@ def ready(repository: Repository) -> Ready:
         found = _chosen(repository, name, targets.signed, fresh, waiting)
         if found is not None:
             state[name] = found
+    _none_left_out(repository, state, waiting)
     for role in layout.drafted():
         # A draft whose delegation is itself a draft that waits cannot be counted yet.
         known = {*state, *(one.role for one in waiting), "snapshot", "timestamp"}
         if role not in known and (unseen := repository.state(role)) is not None:
             waiting.append(unseen)
     return Ready(state, tuple(fresh), tuple(waiting))
+
+
+def _none_left_out(
+    repository: Repository, state: Mapping[str, AnyMetadata], waiting: list[RoleState]
+) -> None:
+    """A list that clients have seen stays there: a snapshot without it is refused by them whole, as an attack."""
+    snapshot = repository.layout.newest("snapshot")
+    for name in snapshot.signed.meta if snapshot is not None else ():
+        if name.removesuffix(".json") not in state:
+            _not_yet(waiting, name.removesuffix(".json"))
 
 
 def _chosen(

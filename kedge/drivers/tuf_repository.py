@@ -32,7 +32,7 @@ from kedge.drivers.tuf_layout import TOP, AnyMetadata, Layout
 from kedge.model.base import canonical
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.release import Release, ReleaseArtifact
-from kedge.model.trusted import ReleaseName, Revocation
+from kedge.model.trusted import ReleaseName
 from kedge.plan.digest import document_digest
 from kedge.trust.tufkeys import KeysError, content_digest, sound_delegations
 
@@ -134,6 +134,16 @@ class Repository:
         found = self.current(name)
         return found.signed if found is not None and name in self.components() else None
 
+    def listed(self, name: ReleaseName) -> dict[str, TargetFile]:
+        """What its component lists, where this release is among it. Raises ``DriverError`` kind ``NotFound``."""
+        known = self.component(name.component) if name.component in self.components() else None
+        if known is None or name.document not in known.targets:
+            raise DriverError(
+                "NotFound", f"the repository has no release {name}", retryable=False,
+                next_step="kedge release list shows those there are",
+            )  # fmt: skip
+        return known.targets
+
     def components(self) -> tuple[str, ...]:
         """The components there are, by name."""
         delegations = self.targets().delegations
@@ -225,8 +235,17 @@ class Repository:
             made.signatures.clear()
             published = self.layout.newest(role)
             made.signed.version = published.signed.version + 1 if published is not None else 1
-        made.signed.expires = now + _period(self.root(), role)
+        made.signed.expires = now + self.period(role)
         return made
+
+    def period(self, role: str) -> timedelta:
+        """For how long metadata of a role is valid: as the published root says, whatever somebody drafted."""
+        return _period(self._holding_root(), role)
+
+    def _holding_root(self) -> Root:
+        """The root that is published; before the first publication the draft."""
+        published = self.layout.newest("root")
+        return self.root() if published is None else published.signed
 
     def add_release(
         self, new: NewRelease, now: datetime, *, keys: RoleKeys | None = None
@@ -259,52 +278,13 @@ class Repository:
 
     def attach(self, name: ReleaseName, extra: Mapping[str, bytes], now: datetime) -> None:
         """Puts attestations or vendor's material beside a release that is there. Raises as :meth:`add_release`."""
-        listed = self._listed(name)
+        listed = self.listed(name)
         draft = self.draft(name.component, now)
         for one in self._extras(name, extra):
             if one.path in listed and listed[one.path].hashes != one.hashes:
                 raise PlanError(f"{one.path} is there already, with other content")
             draft.signed.targets[one.path] = one
         self.layout.keep_draft(name.component, draft)
-
-    def revoke(self, name: ReleaseName, *, reason: str, by: str, now: datetime) -> None:
-        """Takes a release out, and leaves the signed word why in its place."""
-        listed = self._listed(name)
-        custom = listed[name.document].custom or {}
-        word = Revocation(
-            component=name.component,
-            version=name.version,
-            document=str(custom.get("kedge", {}).get("document", "")),
-            reason=reason,
-            by=by,
-            at=_instant(now),
-        )
-        draft = self.draft(name.component, now)
-        for path in [path for path in draft.signed.targets if path.startswith(name.folder)]:
-            del draft.signed.targets[path]
-        content = canonical(word)
-        self.layout.keep_bytes(name.tombstone, content)
-        draft.signed.targets[name.tombstone] = TargetFile.from_data(name.tombstone, content)
-        self.layout.keep_draft(name.component, draft)
-
-    def reinstate(self, name: ReleaseName, now: datetime) -> None:
-        """Lists a release again that was revoked, with the very files that it had. Raises ``PlanError``."""
-        known = self.component(name.component) if name.component in self.components() else None
-        if known is None or name.tombstone not in known.targets:
-            raise PlanError(f"{name} is not revoked", next_step="kedge release list")
-        before = self._before_revocation(name)
-        draft = self.draft(name.component, now)
-        del draft.signed.targets[name.tombstone]
-        draft.signed.targets.update(before)
-        self.layout.keep_draft(name.component, draft)
-
-    def _before_revocation(self, name: ReleaseName) -> dict[str, TargetFile]:
-        for version in sorted(self.layout.versions(name.component), reverse=True):
-            old = self.layout.published(name.component, version)
-            listed: dict[str, TargetFile] = {} if old is None else old.signed.targets
-            if name.document in listed:
-                return {path: one for path, one in listed.items() if path.startswith(name.folder)}
-        raise PlanError(f"no published metadata of {name.component} lists {name} any more")
 
     def rotate(
         self,
@@ -391,15 +371,6 @@ class Repository:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _listed(self, name: ReleaseName) -> dict[str, TargetFile]:
-        known = self.component(name.component) if name.component in self.components() else None
-        if known is None or name.document not in known.targets:
-            raise DriverError(
-                "NotFound", f"the repository has no release {name}", retryable=False,
-                next_step="kedge release list shows those there are",
-            )  # fmt: skip
-        return known.targets
-
     def _targets_of(self, new: NewRelease, now: datetime) -> list[TargetFile]:
         name, document = new.name, new.document
         artifacts: dict[str, ReleaseArtifact] = {}
@@ -413,7 +384,7 @@ class Repository:
         kept = document.model_copy(update={"artifacts": artifacts})
         content = canonical(kept)
         self.layout.keep_bytes(name.document, content)
-        custom = {"author": new.author, "added": _instant(now), "document": document_digest(kept)}
+        custom = {"author": new.author, "added": instant(now), "document": document_digest(kept)}
         found.append(
             TargetFile(
                 len(content),
@@ -437,7 +408,8 @@ class Repository:
         return found
 
     def _as_targets(self) -> RoleKeys:
-        root = self.root()
+        # Not those of a draft: who wrote it may have put a key of his there.
+        root = self._holding_root()
         role = root.roles["targets"]
         keys = [root.keys[keyid] for keyid in role.keyids]
         return RoleKeys(role.threshold, tuple(key for key in keys if isinstance(key, SSlibKey)))
@@ -478,5 +450,6 @@ def _ending(name: str) -> str:
     return next((ending for ending in _ENDINGS if name.lower().endswith(ending)), ".bin")
 
 
-def _instant(now: datetime) -> str:
+def instant(now: datetime) -> str:
+    """A moment as metadata say it."""
     return f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

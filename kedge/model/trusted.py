@@ -160,6 +160,8 @@ class Revocation(Frozen):
     version: Version
     document: Digest
     """Digest of what ``release.json`` meant."""
+    listed: Digest | None = None
+    """Digest of what was listed of it: the only files with which it can be listed again."""
     reason: Annotated[str, Field(max_length=500)] = ""
     by: str = ""
     at: str

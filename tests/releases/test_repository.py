@@ -260,14 +260,14 @@ async def test_who_signs_is_told_what_the_draft_changes(world: World) -> None:
     digest = new.document.artifacts["linux/amd64"].digest
     (file,) = world.folder.glob(f"targets/daemon/1.2.0/{digest}.*")
     file.write_bytes(b"something else")
-    told = world.desk.changes(world.folder)["daemon"]
+    told = world.desk.changes(world.folder)["daemon"].said
     assert any("lists daemon/1.1.0/linux-amd64.tar.gz, sha256 " in one for one in told)
     (evil,) = [one for one in told if "daemon/1.2.0/linux-amd64" in one]
     assert evil.endswith("AND THE FILE IN THIS FOLDER IS ANOTHER")
     world.repository.rotate(
         "targets", add=[world.keys["carol"].key], threshold=3, now=datetime.now(UTC)
     )
-    told = world.desk.changes(world.folder, ["root"])["root"]
+    told = world.desk.changes(world.folder, ["root"])["root"].said
     assert any(
         one.startswith("lets carol (SHA256:") and one.endswith("sign targets") for one in told
     )
