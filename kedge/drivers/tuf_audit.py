@@ -125,7 +125,7 @@ def _follows(metadata: AnyMetadata, before: Root) -> bool:
     new: Root = metadata.signed
     _sound(new)
     signed = new.get_root_verification_result(before, metadata.signed_bytes, metadata.signatures)
-    return bool(signed) and new.version == before.version + 1
+    return signed.verified and new.version == before.version + 1
 
 
 def _drafts_fit(layout: Layout) -> None:
@@ -135,7 +135,7 @@ def _drafts_fit(layout: Layout) -> None:
         if draft is None:
             continue
         last = 0 if published is None else published.signed.version
-        kind = TYPES.get(role, Targets)
+        kind: type[Any] = TYPES.get(role, Targets)
         if not isinstance(draft.signed, kind) or draft.signed.version > last + 1:
             raise DriverError(
                 REFUSED,
