@@ -35,7 +35,8 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 
 from kedge.drivers.files import store_error
-from kedge.drivers.tuf_fetch import FolderFetcher, HttpFetcher, RepositoryRefusalError
+from kedge.drivers.tuf_fetch import FolderFetcher, RepositoryRefusalError
+from kedge.drivers.tuf_http import HttpFetcher
 from kedge.drivers.tuf_layout import AnyMetadata, exclusive
 from kedge.drivers.tuf_repository import EXTRA
 from kedge.model.base import Digest

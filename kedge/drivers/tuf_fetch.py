@@ -1,4 +1,4 @@
-"""How the files of a release repository are got: from a folder or over HTTP, bounded in size and time.
+"""How the files of a release repository are got, bounded in size; from a folder here, over HTTP in :mod:`tuf_http`.
 
 What arrives is looked at once before TUF's own rules are: every threshold must mean distinct keys, the bytes must be the
 one form in which metadata is written, and version numbers may not leap.
@@ -12,7 +12,6 @@ import re
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,29 +23,19 @@ from tuf.api.exceptions import (
     DownloadHTTPError,
     DownloadLengthMismatchError,
     RepositoryError,
-    SlowRetrievalError,
 )
 from tuf.api.metadata import Metadata, Snapshot, Timestamp
 from tuf.ngclient import FetcherInterface
-from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
-from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
 
-from kedge import __version__
 from kedge.drivers.tuf_layout import AnyMetadata
 from kedge.model.trusted import Attack
 from kedge.trust.tufkeys import KeysError, sound_delegations
 
-METADATA_SECONDS = 20.0
-"""How long one metadata file may take."""
-SLOWEST = 32 * 1024
-"""Bytes a second that a target must come with at least, once ``METADATA_SECONDS`` are over."""
-SILENCE = 5
-"""Seconds in which at least one byte must come."""
 LEAP = 1_000_000
 """How much higher than the last seen a version may be. Nobody publishes that often; who holds a single key could
 otherwise make every later honest version look old for ever (fast-forward)."""
-_CHUNK = 256 * 1024
+CHUNK = 256 * 1024
+"""Bytes that are read at once."""
 _HEX = re.compile(r"[0-9a-f]{2,4096}")
 
 
@@ -69,7 +58,7 @@ class Fetched(threading.local):
         """sha256 of the bytes that came, when all of them came."""
 
 
-class _Guarded(FetcherInterface):
+class Guarded(FetcherInterface):
     """``seen`` gives the version of a role's metadata that was trusted last, 0 for none. What comes is kept in
     ``scratch`` while it is verified: archives are large, and ``/tmp`` may be memory.
     """
@@ -165,7 +154,7 @@ def _bare(metadata: AnyMetadata) -> bool:
     )
 
 
-class FolderFetcher(_Guarded):
+class FolderFetcher(Guarded):
     """Files below one folder. Only regular files are read; names cannot leave it."""
 
     def __init__(self, folder: Path, seen: Callable[[str], int]) -> None:
@@ -196,37 +185,5 @@ class FolderFetcher(_Guarded):
 
 def _chunks(descriptor: int) -> Iterator[bytes]:
     with os.fdopen(descriptor, "rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(CHUNK):
             yield chunk
-
-
-class HttpFetcher(_Guarded, Urllib3Fetcher):
-    """Files of a web server. What is too slow is given up; TUF decides what is too long."""
-
-    def __init__(self, address: str, seen: Callable[[str], int]) -> None:
-        Urllib3Fetcher.__init__(
-            self, socket_timeout=SILENCE, chunk_size=_CHUNK, app_user_agent=f"kedge/{__version__}"
-        )
-        self._address = address.rstrip("/") + "/"
-        self.seen = seen
-        self.last = Fetched()
-
-    @property
-    def base(self) -> str:
-        """What addresses begin with."""
-        return self._address
-
-    def _chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
-        """As the base class, but in pieces as they come: who sends a byte now and then is given up, too."""
-        begun, received = time.monotonic(), 0
-        try:
-            while chunk := response.read1(_CHUNK):
-                received += len(chunk)
-                yield chunk
-                seconds = time.monotonic() - begun
-                if seconds > METADATA_SECONDS and received < SLOWEST * seconds:
-                    raise SlowRetrievalError(f"only {received} bytes came in {seconds:.0f} s")
-        except HTTPError as error:
-            raise SlowRetrievalError(f"it broke off after {received} bytes: {error}") from error
-        finally:
-            response.close()

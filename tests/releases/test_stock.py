@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from tuf.ngclient import Updater
 
-from kedge.drivers import tuf_fetch
+from kedge.drivers import tuf_http
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
 from kedge.model.trusted import ReleaseName
@@ -112,13 +112,30 @@ async def test_an_archive_by_its_address_comes_out_verified(tmp_path: Path) -> N
     assert refused.value.kind == "NotFound"
 
 
-@pytest.mark.parametrize("how", ["nobody there", "silence", "a byte now and then", "no end"])
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+ANSWERS: dict[str, tuple[bytes, bytes, float]] = {
+    "a byte now and then": (OK + b"Connection: close\r\n\r\n", b"{", 0.2),
+    "no end": (OK + b"Connection: close\r\n\r\n", b"{" * 4096, 0.0),
+    "headers that do not end": (OK, b"X", 0.2),
+    "interim answers that do not end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01),
+    "the length of a piece that does not end": (CHUNKED + b"5", b" ", 0.2),
+    "trailers that do not end": (CHUNKED + b"5\r\nhello\r\n0\r\n", b"X-A: b\r\n", 0.01),
+    "a handshake that does not end": (b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x03", 0.2),
+    "come again tomorrow": (
+        b"HTTP/1.1 503 Busy\r\nRetry-After: 86400\r\nContent-Length: 0\r\n\r\n", b"", 0.2,
+    ),
+}  # fmt: skip
+"""What a server says at once, and then again and again, with a pause between."""
+
+
+@pytest.mark.parametrize("how", ["nobody there", "silence", *ANSWERS])
 async def test_a_server_that_keeps_one_waiting_or_never_stops_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     world = await world_with_a_release(tmp_path)
-    monkeypatch.setattr(tuf_fetch, "SILENCE", 1)
-    monkeypatch.setattr(tuf_fetch, "METADATA_SECONDS", 1.0)
+    monkeypatch.setattr(tuf_http, "SILENCE", 1)
+    monkeypatch.setattr(tuf_http, "METADATA_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     over = threading.Event()
@@ -132,27 +149,21 @@ async def test_a_server_that_keeps_one_waiting_or_never_stops_is_given_up(
             threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
     def answer(connection: socket.socket) -> None:
-        with connection:
+        first, again, pause = ANSWERS.get(how, (b"", b"", 30.0))
+        with connection, contextlib.suppress(OSError):
             connection.recv(4096)
-            if how == "silence":
-                over.wait(30)
-                return
-            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-            piece, pause = (b"{" * 4096, 0.0) if how == "no end" else (b"{", 0.2)
-            while not over.is_set():
-                try:
-                    connection.sendall(piece)
-                except OSError:
-                    return
-                time.sleep(pause)
+            connection.sendall(first)
+            while not over.wait(pause):
+                connection.sendall(again)
 
     if how == "nobody there":
         listener.close()
     else:
         threading.Thread(target=drip, daemon=True).start()
+    scheme = "https" if "handshake" in how else "http"
     try:
         with pytest.raises(DriverError) as refused:
-            await world.reader(f"http://127.0.0.1:{port}").trusted(NAME)
+            await world.reader(f"{scheme}://127.0.0.1:{port}").trusted(NAME)
         if how == "no end":
             assert refused.value.detail["attack"] == "endless-data"
         else:
@@ -161,6 +172,15 @@ async def test_a_server_that_keeps_one_waiting_or_never_stops_is_given_up(
     finally:
         over.set()
         listener.close()
+
+
+async def test_who_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
+    world = await world_with_a_release(tmp_path)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    listener.close()
+    with pytest.raises(DriverError, match="does not answer: .*refused"):
+        await world.reader(f"http://127.0.0.1:{port}").trusted(NAME)
 
 
 async def test_a_repository_that_is_away_for_a_moment_stops_nothing_and_no_news_is_made_up(
