@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -25,6 +26,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as SourceError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LogFormat = Literal["json", "console"]
@@ -40,6 +42,10 @@ _STANDARD_VARIABLES = {
     "TEMPORAL_PROFILE": "temporal_profile",
     "TEMPORAL_CONFIG_FILE": "temporal_config_file",
 }
+
+
+_SECRET_OPTION = re.compile(r"password|secret|scram_")
+"""Options of a PostgreSQL address that are secrets: password, sslpassword, oauth_client_secret, scram_client_key, …"""
 
 
 class SettingsError(Exception):
@@ -126,6 +132,8 @@ class Settings(BaseSettings):
             lines = [f"{CONFIG_FILE} is not TOML: {error}"]
         except (OSError, UnicodeDecodeError) as error:
             lines = [f"{CONFIG_FILE} cannot be read: {error}"]
+        except SourceError as error:
+            lines = [f"{error}: a list is written as JSON, such as [\"/srv/releases\"]"]
         raise SettingsError("\n".join(lines))
 
     @classmethod
@@ -160,9 +168,15 @@ class Settings(BaseSettings):
     @field_validator("release_repository")
     @classmethod
     def _folder_or_address(cls, value: str | None) -> str | None:
-        if value is None or value.startswith(("http://", "https://")):
-            if "@" in (value or "").partition("://")[2].partition("/")[0]:
-                raise ValueError("should have no name or password in it: addresses are shown")
+        if value is None:
+            return None
+        if value.startswith(("http://", "https://")):
+            # Anywhere, since a password may have a slash in it; and what stands behind a "?" may be a token.
+            if re.search(r"[@?#]", value):
+                raise ValueError(
+                    "should have no name, password or token in it, and so none of @ ? #: addresses are shown"
+                )
+            _sound_ports(value)
             return value
         if "://" in value or not value:
             raise ValueError(
@@ -189,10 +203,14 @@ class Settings(BaseSettings):
         if parts.scheme not in ("postgresql", "postgres"):
             raise ValueError("should be postgresql://user@host:port/database")
         named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-        if parts.password is not None or named & {"password", "sslpassword"}:
+        user = parts.netloc.rpartition("@")[0]
+        # A password with a slash or the like in it makes everything behind that something else.
+        elsewhere = "@" in user + parts.path + parts.query or "#" in value
+        if ":" in unquote(user) or elsewhere or any(map(_SECRET_OPTION.search, named)):
             raise ValueError(
                 "names a password; put that into PGPASSWORD or the file that PGPASSFILE names, and leave it out here"
             )
+        _sound_ports(value)
         return value
 
     @property
@@ -243,6 +261,13 @@ class Settings(BaseSettings):
             elif value is not None:
                 environment[f"KEDGE_{name.upper()}"] = str(value)
         return environment
+
+
+def _sound_ports(address: str) -> None:
+    """Refuses what stands where a port does and is none: it may be the beginning of a password."""
+    for host in urlsplit(address).netloc.rpartition("@")[2].split(","):
+        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]*\]|[^\[\]:]*)(:[0-9]*)?", host):
+            raise ValueError("should have a number for its port, and no password")
 
 
 def _sentence(mistake: dict[str, Any]) -> str:

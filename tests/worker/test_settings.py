@@ -79,3 +79,61 @@ def test_a_child_sees_the_same_settings(tmp_path: Path, monkeypatch: pytest.Monk
     for name, value in ours.child_environment().items():
         monkeypatch.setenv(name, value)
     assert Settings.load() == ours
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hunter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hun/ter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hun?hunter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hun#hunter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hun@hunter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge%3Ahunter2@db/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge:hunter2/kedge"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge@db/kedge?%70assword=hunter2"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge@db/kedge?oauth_client_secret=hunter2"),
+        ("KEDGE_EVIDENCE_URL", "postgresql://kedge@db/kedge?scram_client_key=hunter2"),
+        ("KEDGE_RELEASE_REPOSITORY", "http://kedge:hunter2@releases/x"),
+        ("KEDGE_RELEASE_REPOSITORY", "http://kedge:hun/ter2@releases/x"),
+        ("KEDGE_RELEASE_REPOSITORY", "http://kedge:hun#hunter2@releases/x"),
+        ("KEDGE_RELEASE_REPOSITORY", "https://releases/x?token=hunter2"),
+        ("KEDGE_RELEASE_REPOSITORY", "https://releases:hunter2/x"),
+        ("KEDGE_TEMPORAL_ADDRESS", "kedge:hunter2@temporal:7233"),
+    ],
+)
+def test_an_address_with_a_password_anywhere_is_refused_without_repeating_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, address: str
+) -> None:
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(SettingsError) as raised:
+        Settings.load(home=tmp_path)
+    assert variable in str(raised.value)
+    assert "ter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("evidence_url", "postgresql://kedge@db.internal:5432/kedge?sslmode=verify-full&passfile=/p"),
+        ("evidence_url", "postgresql://kedge%40server@h1:1,h2:2/kedge"),
+        ("evidence_url", "postgres://[::1]:5432/kedge"),
+        ("evidence_url", "postgresql:///kedge?host=/var/run/postgresql&user=kedge"),
+        ("evidence_url", "postgresql://?service=kedge"),
+        ("release_repository", "https://releases.internal:8443/a/b"),
+        ("release_repository", "http://[::1]:80/"),
+    ],
+)  # fmt: skip
+def test_an_address_without_a_password_is_taken_as_it_is(
+    tmp_path: Path, name: str, address: str
+) -> None:
+    assert getattr(Settings.load(home=tmp_path, **{name: address}), name) == address
+
+
+def test_a_list_that_is_none_is_a_sentence_without_the_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDGE_RELEASE_DIRS", "hunter2")
+    with pytest.raises(SettingsError, match="release_dirs.*JSON") as raised:
+        Settings.load(home=tmp_path)
+    assert "hunter2" not in str(raised.value)
