@@ -8,6 +8,7 @@ reconnect by themselves and every run goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import socket
@@ -49,6 +50,12 @@ _DYNAMIC_CONFIG = {
 # WAL with NORMAL survives every kill of a process; a loss of power may cost the last commits, but
 # never the database.
 _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000")
+# What the server sees of this process's environment, and what begins with LC_. The keys of payloads, the secrets of
+# daemons, passwords and API keys are often in variables, and none of them is for the one who is to see ciphertext only.
+_PASSED_ON = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("GOMAXPROCS", "GOMEMLIMIT", "GOGC", "GODEBUG", "GOTRACEBACK"),
+)
 
 
 class EngineError(Exception):
@@ -172,8 +179,13 @@ class Engine:
         raise failure
 
     def _launch(self, binary: TemporalBinary, ports: _Ports) -> EngineState:
+        passed = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _PASSED_ON or name.startswith("LC_")
+        }
         identity = processes.start_detached(
-            _argv(binary.path, self._database, ports), log=self._log
+            _argv(binary.path, self._database, ports), log=self._log, environment=passed
         )
         state = EngineState(
             process=identity,

@@ -74,6 +74,24 @@ def test_it_starts_once_and_is_found_by_anyone(own: Engine, settings: Settings) 
     assert EngineState.model_validate_json(shown) == first
 
 
+def test_the_server_gets_nothing_of_the_environment_that_could_be_a_secret(
+    own: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        *("KEDGE_CODEC_KEYS", "KEDGE_SECRET_TOKEN", "TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA"),
+        *("PGPASSWORD", "VAULT_TOKEN", "SSH_AUTH_SOCK"),
+    )  # fmt: skip
+    for name in names:
+        monkeypatch.setenv(name, "crownvalue-7123")
+    monkeypatch.setenv("LC_TIME", "C")
+    state = own.start()
+    has = Path(f"/proc/{state.process.pid}/environ").read_bytes()
+    assert b"crownvalue-7123" not in has
+    # The control: what it is to have is found by that look.
+    assert b"PATH=" in has
+    assert b"LC_TIME=C" in has
+
+
 async def test_killed_it_comes_back_on_the_same_ports_and_a_run_goes_on(
     own: Engine, settings: Settings
 ) -> None:
