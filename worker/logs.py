@@ -27,16 +27,26 @@ from worker.settings import LogFormat, LogLevel
 REDACTED = "[not logged]"
 NOT_SHOWN = "[a message of Temporal's, not logged]"
 
-_SECRET_NAME = re.compile(
-    r"pass(word|wd|phrase)|secret|api_?key|private_?key|credential|authorization|cookie|"
-    r"(access|auth|bearer|refresh|session|id)_?token|^token$",
-    re.IGNORECASE,
+_NAMES = (
+    r"pass(?:word|wd|phrase)|secret|api[_-]?key|private[_-]?key|credential|authorization|cookie|"
+    r"(?:access|auth|bearer|refresh|session|id|vault)[_-]?token"
 )
+_SECRET_NAME = re.compile(rf"{_NAMES}|^token$", re.IGNORECASE)
 _SECRET_FORMS = (
-    re.compile(r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"),
-    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
-    re.compile(r"(?<=\bBearer )[A-Za-z0-9._~+/=-]{8,}"),
+    re.compile(
+        r"(?s)()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    ),
+    # A name alone may be a token, too. Up to the last "@" where a ":" is before it: passwords have slashes in them.
+    re.compile(r"(://)(?:[^/\s:@\"']*:[^\s\"'\[\]]*|[^/\s@\"']+)(?=@)"),
+    re.compile(r"(?i)(\bBearer )[A-Za-z0-9._~+/=-]{8,}"),
+    re.compile(r"(?i)(\bBasic )[A-Za-z0-9+/]{8,}=*"),
+    # name=value and "name": "value", as programs show their settings. A sentence about one has a blank there.
+    re.compile(
+        rf"(?i)(?<![\w-])([\w-]{{0,40}}(?:{_NAMES})[\w-]{{0,40}}(?:=|:(?=\S)|[\"']:\s*))"
+        r"(?:\"[^\"]*\"?|'[^']*'?|[^\s,;\"']+)"
+    ),
 )
+"""What is not written has no name to be known by: all that each finds but its first group."""
 # Deep enough for any event of ours; deeper values are shown by their text, which is redacted too.
 _REDACT_DEPTH = 6
 # What the Temporal SDK puts on a record, and what it is called on our lines.
@@ -170,5 +180,5 @@ def _clean(key: str, value: Any, depth: int) -> Any:
         return [_clean("", inner, depth - 1) for inner in value]
     text = value if isinstance(value, str) else str(value)
     for form in _SECRET_FORMS:
-        text = form.sub(REDACTED, text)
+        text = form.sub(rf"\g<1>{REDACTED}", text)
     return text

@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         except (OSError, UnicodeDecodeError) as error:
             lines = [f"{CONFIG_FILE} cannot be read: {error}"]
         except SourceError as error:
-            lines = [f"{error}: a list is written as JSON, such as [\"/srv/releases\"]"]
+            lines = [f'{error}: a list is written as JSON, such as ["/srv/releases"]']
         raise SettingsError("\n".join(lines))
 
     @classmethod

@@ -39,6 +39,9 @@ TRIES = 4096
 # What stands where a text was cut off: a mark of ours, or half of a letter.
 CUT = "\u2026\ufffd"
 
+# A letter as JSON escapes it.
+_CAPITAL = re.compile(r"\\u([0-9a-f]{4})")
+
 # The faults whose words may be those of a daemon or a command.
 TALKING = (CommandFailed, NotHealthy, ProbeFailed, ServiceDied, StopTimeout, Unresolved)
 
@@ -246,9 +249,20 @@ def forms(value: str) -> Set[str]:
 
 
 def _escaped(value: str) -> Iterator[str]:
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    for ascii_only in (True, False):
+        text = json.dumps(value, ensure_ascii=ascii_only)[1:-1]
+        yield text
+        yield text.replace("/", "\\/")
+        # As Go and others write it, so that it may stand in a page; some in capitals.
+        for special in ("", "<>&\u2028\u2029", "<>&\u2028\u2029='"):
+            for form in ("\\u{:04x}", "\\u{:04X}"):
+                made = "".join(form.format(ord(one)) if one in special else one for one in text)
+                yield made
+                yield _CAPITAL.sub(lambda found: "\\u" + found.group(1).upper(), made)
     yield repr(value)[1:-1]
+    # Quoted for a shell, as `set -x` shows it.
+    for apostrophe in ("'\\''", "'\"'\"'"):
+        yield value.replace("'", apostrophe)
 
 
 def _encoded(value: str) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from kedge.host import told
 from tests.host.conftest import tar
 from tests.host.test_secrets import MARK, configure, holding, kept, leg
 
-QUOTED = 's3cret "of" the \\crown\'s häuser/7261?&=+'
+QUOTED = 's3cret/<"of"> the \\crown\'s häuser/7261?&=+'
 
 
 def said_by(host: Any, *argv: str, **more: Any) -> str:
@@ -29,10 +31,21 @@ def said_by(host: Any, *argv: str, **more: Any) -> str:
     return json.dumps(said.lines, ensure_ascii=False)
 
 
+def as_go(value: str) -> str:
+    """As ``encoding/json`` of Go writes a text, unless told otherwise: in UTF-8, with <, > and & escaped."""
+    text = json.dumps({"password": value}, ensure_ascii=False)
+    return re.sub("[<>&]", lambda one: f"\\u{ord(one.group()):04x}", text)
+
+
 WORDS: dict[str, Callable[[str], str]] = {
     "as it is": lambda value: value,
     "as JSON": lambda value: json.dumps({"password": value}),
     "as JSON in UTF-8": lambda value: json.dumps([value], ensure_ascii=False),
+    "as JSON of Go": lambda value: as_go(value),
+    "as JSON for pages, in capitals": lambda value: re.sub(r"[<>&='/]|[^ -~]", lambda one: f"\\u{ord(one.group()):04X}", json.dumps(value, ensure_ascii=False)).replace("\\u002F", "/"),
+    "as JSON of PHP": lambda value: json.dumps([value]).replace("/", "\\/"),
+    "quoted for a shell": lambda value: f"+ login {shlex.quote(value)}",
+    "as a shell shows what it runs": lambda value: "+ login '" + value.replace("'", "'\\''") + "'",
     "as Python shows a text": lambda value: f"got {value!r} here",
     "in a URL": lambda value: f"postgres://app:{quote(value, safe='')}@db/app",
     "in a query": lambda value: f"?p={quote(value, safe='/')}",
@@ -43,7 +56,7 @@ WORDS: dict[str, Callable[[str], str]] = {
     "in base64 for URLs": lambda value: base64.urlsafe_b64encode(f"bob{value}".encode()).decode(),
     "in hex": lambda value: value.encode().hex(),
     "in upper-case hex": lambda value: value.encode().hex().upper(),
-    "in HTML": lambda value: value.replace("&", "&amp;").replace('"', "&quot;").replace("'", "&#x27;"),
+    "in HTML": lambda value: html.escape(value),
 }  # fmt: skip
 
 

@@ -100,6 +100,62 @@ def test_what_looks_like_a_secret_is_not_written(stream: io.StringIO) -> None:
     assert (lines(stream)[2]["token"], lines(stream)[2]["epoch"]) == (7, 3)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://:hunter2@cache/0",
+        "postgresql://kedge:hun/ter2@db/kedge",
+        "postgresql://kedge:hunter2@hunter2@db/kedge",
+        "https://hunter2@example.org/x",
+        "authorization: bearer hunter2hunter2",
+        "Authorization: Basic aHVudGVyMjpodW50ZXIy",
+        "connection failed: host=db password=hunter2 dbname=kedge",
+        "connection failed: host=db password='it is hunter2' dbname=kedge",
+        "PGPASSWORD=hunter2 psql",
+        "VAULT_TOKEN='hunter2'",
+        '{"client_secret": "hunter2", "x": 1}',
+        "{'X-Api-Key': 'hunter2'}",
+    ],
+)
+def test_what_has_the_form_of_a_secret_is_not_written(stream: io.StringIO, text: str) -> None:
+    logs.get_logger("x").warning("failed", reason=text)
+    logging.getLogger("y").warning("failed: %s", text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        logs.get_logger("z").exception("failed")
+    written = stream.getvalue()
+    assert len(lines(stream)) == 3
+    for part in ("hunter2", "ter2", "aHVudGVy"):
+        assert part not in written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:8234/a/b does not answer",
+        "no key is given; next: --key FILE, or token by hand",
+        "the passphrase: asked at the terminal",
+        "next: put it into PGPASSWORD or the file that PGPASSFILE names",
+        "etcd@3.5.1 from https://releases.internal:8443/x is signed by ada@example.org",
+    ],
+)
+def test_what_only_speaks_of_secrets_is_written(stream: io.StringIO, text: str) -> None:
+    logs.get_logger("x").warning("said", reason=text)
+    assert lines(stream)[0]["reason"] == text
+
+
+def test_fields_with_the_names_of_headers_and_secrets_as_bytes_are_not_written(
+    stream: io.StringIO,
+) -> None:
+    logs.get_logger("x").info(
+        "asked",
+        headers={"X-Api-Key": "hunter2", "Set-Cookie": "a=hunter2", "X-Auth-Token": "hunter2"},
+        raw=b"Bearer hunter2hunter2",
+    )
+    assert "hunter2" not in stream.getvalue()
+
+
 def test_the_console_shows_the_same_and_no_colours_into_a_file() -> None:
     written = io.StringIO()
     logs.configure("console", "info", written)
