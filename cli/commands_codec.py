@@ -114,7 +114,11 @@ def serve(  # noqa: PLR0913 - a command's options are its parameters
     ] = 0,
     name: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST", help="A name by which it is called. May be repeated."),
+        typer.Option(
+            metavar="HOST",
+            help="A name by which it is called; behind a proxy the whole address, such as https://codec.internal. "
+            "May be repeated.",
+        ),
     ] = None,
     origin: Annotated[
         list[str] | None,

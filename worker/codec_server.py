@@ -17,10 +17,10 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -62,8 +62,8 @@ _HEADERS = {
 class Login(Frozen):
     """The answer to a challenge; ``code`` asks for a one-time code instead of a token."""
 
-    nonce: str
-    signature: str
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    signature: Annotated[str, Field(pattern=r"^[\x01-\x7f]*$")]
     code: bool = False
 
 
@@ -263,7 +263,9 @@ class CodecServer:
     def _check_origin(self, request: Request) -> None:
         """A page of an origin that nobody named gets nothing, whatever cookies its reader's browser sends along."""
         origin = request.headers.get("origin")
-        if origin is not None and origin not in {*self._rules.origins, self._rules.url}:
+        # By whichever of its names this server was called: that one was looked at before.
+        own = f"{self._rules.url.partition('://')[0]}://{request.headers.get('host', '').lower()}"
+        if origin is not None and origin not in {*self._rules.origins, self._rules.url, own}:
             raise _RefusedError(403, f"the origin {origin[:200]} was not named with --origin")
 
     async def preflight(self, request: Request) -> Response:

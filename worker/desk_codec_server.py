@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,6 +35,7 @@ from worker.desk import Desk
 from worker.desk_orders import Signer
 from worker.desk_signing import agent_key
 from worker.engine import Engine
+from worker.logs import get_logger
 from worker.processes import ProcessIdentity
 from worker.settings import Settings
 
@@ -42,9 +45,18 @@ if TYPE_CHECKING:
 LONGEST_LIFE = 12 * 3600.0
 POLICIES_SECONDS = 2.0
 """So long pinned policies are remembered: a key that was taken out reads no longer than this."""
+STALE = 30.0
+"""Policies that were read longer ago than this let nobody read."""
 LATELY = 0.2
 """Who signs in is judged by policies that were read no longer ago than this."""
+HEAD_SECONDS = 10.0
+"""So long may pass from a connection, or the end of an answer, to the end of the next request's head."""
 MAX_ANSWER = 65_536
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+_ADDRESS = re.compile(
+    r"https://([A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+)
+"""What people call it behind a proxy. TLS only: a cookie would go over the network as it is."""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -87,25 +99,29 @@ class PinnedPolicies:
     def __init__(self, fleets: Fleets, pins: PolicyPins) -> None:
         self._fleets = fleets
         self._pins = pins
-        self._at = -POLICIES_SECONDS
+        self._at = self._read = -STALE
         self._found: dict[str, Policy] = {}
 
     def __call__(self) -> Mapping[str, Policy]:
-        """The policies as they were at the last look."""
-        return self._found
+        """The policies as they were at the last look; none when that is ``STALE``: looking failed, or hangs."""
+        return self._found if time.monotonic() - self._read < STALE else {}
 
     async def look(self, older: float = 0.0) -> None:
         """Reads them, when the last look is ``older`` than so many seconds. A policy that cannot be read lets nobody
-        read.
+        read, and so do all of them while the fleets cannot be read.
         """
         if time.monotonic() - self._at < older:
             return
         self._at = time.monotonic()
         found: dict[str, Policy] = {}
-        for record in await self._fleets.every():
-            with contextlib.suppress(DriverError):
-                found[record.fleet] = await self._pins.policy(record.fleet)
-        self._found = found
+        try:
+            for record in await self._fleets.every():
+                with contextlib.suppress(DriverError, OSError):
+                    found[record.fleet] = await self._pins.policy(record.fleet)
+        except (DriverError, OSError) as error:
+            found = {}
+            get_logger("codec-server").error("no policy can be read, so nobody may read", reason=str(error))  # fmt: skip
+        self._found, self._read = found, time.monotonic()
 
 
 def state_file(settings: Settings) -> Path:
@@ -129,7 +145,7 @@ async def serve(desk: Desk, how: Serving, say: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         application(rings, sessions, rules, functools.partial(policies.look, LATELY)),
         log_config=None, access_log=False, server_header=False, date_header=False,
-        lifespan="off", ws="none", http="h11", limit_concurrency=64, timeout_keep_alive=5,
+        lifespan="off", ws="none", http=_impatient(), limit_concurrency=64, timeout_keep_alive=5,
         h11_max_incomplete_event_size=32_768, proxy_headers=False,
         ssl_certfile=how.certificate, ssl_keyfile=how.key,
     )  # fmt: skip
@@ -160,6 +176,42 @@ def _quiet(server: type[uvicorn.Server]) -> type[uvicorn.Server]:
     return Quiet
 
 
+def _impatient() -> type[asyncio.Protocol]:
+    """HTTP that hangs up on who does not come to the end of a request's head in time: connections are few, and whoever
+    kept them open without a word would keep everybody else out.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - for who serves
+
+    class Impatient(H11Protocol):
+        _head: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._head is not None:
+                self._head.cancel()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self._head is not None:
+                self._head.cancel()
+            self._head = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+
+        def _hang_up(self) -> None:
+            # Who is being answered has said the head, and the body has a time of its own.
+            answering: Any = self.cycle
+            if answering is None or answering.response_complete:
+                self.transport.abort()
+
+    return Impatient
+
+
 async def _look_again(policies: PinnedPolicies) -> None:
     while True:
         await asyncio.sleep(POLICIES_SECONDS)
@@ -181,6 +233,13 @@ def _check(how: Serving) -> None:
             f"{how.host} can be reached from other machines, and what is opened would go over the network as it is",
             next_step="give it a certificate (--tls-cert, --tls-key), or serve on 127.0.0.1 behind a proxy that has one",
         )
+    for name in how.names:
+        if not (_ADDRESS if "://" in name else _HOST).fullmatch(name):
+            raise CodecError(
+                "RingRefused",
+                f"{name[:200]} is not a name by which the server can be called",
+                next_step="a host's name, or behind a proxy its whole address: --name https://codec.internal",
+            )
     if not 60 <= how.life <= LONGEST_LIFE:
         raise CodecError("RingRefused", "a token is good for one minute to twelve hours", next_step="such as --life 1h")  # fmt: skip
 
@@ -209,18 +268,26 @@ def _listen(how: Serving) -> socket.socket:
 
 def _rules(settings: Settings, how: Serving, port: int) -> Rules:
     scheme = "https" if how.certificate is not None else "http"
-    names = how.names or (how.host,)
-    hosts = {
-        f"{name}:{port}" for name in (*names, *(("localhost",) if _loopback(how.host) else ()))
-    }
-    default = 443 if scheme == "https" else 80
-    hosts |= {name for name in names if port == default}
-    first = names[0] if ":" not in names[0] else f"[{names[0]}]"
+    names = [
+        name if "://" in name else f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+        for name in how.names or (how.host,)
+    ]
+    called = [*names, *((f"{scheme}://localhost:{port}",) if _loopback(how.host) else ())]
     return Rules(
-        url=f"{scheme}://{first}:{port}",
+        url=f"{names[0].partition('://')[0]}://{next(_hosts(names[0].lower()))}",
         origins=frozenset(how.origins or _engine_origins(settings)),
-        hosts=frozenset(host.lower() for host in hosts),
+        hosts=frozenset(host for url in called for host in _hosts(url.lower())),
     )
+
+
+def _hosts(url: str) -> Iterator[str]:
+    """How browsers and others write a server's name in ``Host``: without the port where it is the scheme's own."""
+    parts = urlsplit(url)
+    default = ":443" if parts.scheme == "https" else ":80"
+    bare = parts.netloc.removesuffix(default)
+    yield bare
+    if bare != parts.netloc or parts.port is None:
+        yield bare + default
 
 
 def _engine_origins(settings: Settings) -> tuple[str, ...]:

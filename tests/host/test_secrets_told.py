@@ -41,7 +41,7 @@ WORDS: dict[str, Callable[[str], str]] = {
     "as it is": lambda value: value,
     "as JSON": lambda value: json.dumps({"password": value}),
     "as JSON in UTF-8": lambda value: json.dumps([value], ensure_ascii=False),
-    "as JSON of Go": lambda value: as_go(value),
+    "as JSON of Go": as_go,
     "as JSON for pages, in capitals": lambda value: re.sub(r"[<>&='/]|[^ -~]", lambda one: f"\\u{ord(one.group()):04X}", json.dumps(value, ensure_ascii=False)).replace("\\u002F", "/"),
     "as JSON of PHP": lambda value: json.dumps([value]).replace("/", "\\/"),
     "quoted for a shell": lambda value: f"+ login {shlex.quote(value)}",
@@ -56,7 +56,7 @@ WORDS: dict[str, Callable[[str], str]] = {
     "in base64 for URLs": lambda value: base64.urlsafe_b64encode(f"bob{value}".encode()).decode(),
     "in hex": lambda value: value.encode().hex(),
     "in upper-case hex": lambda value: value.encode().hex().upper(),
-    "in HTML": lambda value: html.escape(value),
+    "in HTML": html.escape,
 }  # fmt: skip
 
 

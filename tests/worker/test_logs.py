@@ -120,10 +120,7 @@ def test_what_looks_like_a_secret_is_not_written(stream: io.StringIO) -> None:
 def test_what_has_the_form_of_a_secret_is_not_written(stream: io.StringIO, text: str) -> None:
     logs.get_logger("x").warning("failed", reason=text)
     logging.getLogger("y").warning("failed: %s", text)
-    try:
-        raise ValueError(text)
-    except ValueError:
-        logs.get_logger("z").exception("failed")
+    logs.get_logger("z").error("failed", exc_info=ValueError(text))
     written = stream.getvalue()
     assert len(lines(stream)) == 3
     for part in ("hunter2", "ter2", "aHVudGVy"):

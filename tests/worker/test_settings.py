@@ -134,6 +134,6 @@ def test_a_list_that_is_none_is_a_sentence_without_the_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEDGE_RELEASE_DIRS", "hunter2")
-    with pytest.raises(SettingsError, match="release_dirs.*JSON") as raised:
+    with pytest.raises(SettingsError, match=r"release_dirs.*JSON") as raised:
         Settings.load(home=tmp_path)
     assert "hunter2" not in str(raised.value)
