@@ -18,15 +18,9 @@ from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.plan import Risk, Verb
 from kedge.model.policy import Policy
 from kedge.model.signed_policy import KeptPolicy, SignedPolicy
-from kedge.plan.policies import (
-    RISKS,
-    VERBS,
-    Difference,
-    advice,
-    differences,
-    explained,
-    who_can,
-)
+from kedge.plan.policies import RISKS, VERBS, explained, who_can
+from kedge.plan.policy_advice import advice
+from kedge.plan.policy_changes import Difference, differences
 from kedge.trust.policies import judge_change, read_policy, text_digest
 from kedge.trust.signers_file import export_signers, import_signers
 from worker import desk_policies

@@ -19,7 +19,7 @@ from cli.session import Session
 from cli.signing import Signing
 from kedge.model.errors import OrderError
 from kedge.model.signed_policy import POLICY_NAMESPACE, KeptPolicy, SignedPolicy
-from kedge.plan.policies import differences
+from kedge.plan.policy_changes import differences
 from kedge.trust.policies import ChangeVerdict, judge_change, policy_text, read_policy, text_digest
 from worker import desk_policies
 

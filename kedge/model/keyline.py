@@ -116,6 +116,12 @@ def fingerprint_of(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def named(line: str) -> str:
+    """Kind and fingerprint of a key line, for people to read."""
+    kind, encoded = line.split(None, 2)[:2]
+    return f"{kind} {fingerprint_of(base64.b64decode(encoded))}"
+
+
 def fingerprints(line: str) -> frozenset[str]:
     """The fingerprints of a key line that is sound: its own, and those the same numbers have as another kind of key.
 

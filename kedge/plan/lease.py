@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kedge.model.order import OrderVerdict, Rule
+from kedge.model.plan import Verb
 from kedge.model.policy import Policy
 from kedge.model.review import GlassBroken, Review
 from kedge.model.run import Lease
@@ -125,12 +126,16 @@ UNSEEN = (
 )
 
 
+WITNESSED: frozenset[Verb] = frozenset({"approve", "reject", "decide"})
+"""What people decide by what they were shown."""
+
+
 def unseen(verdict: OrderVerdict, policy: Policy) -> bool:
     """Whether an order that names no end of the record has to name one: what people decide by what they were shown."""
     return (
         policy.evidence is not None
         and policy.evidence.named == "required"
-        and verdict.verb in ("approve", "reject", "decide")
+        and verdict.verb in WITNESSED
     )
 
 

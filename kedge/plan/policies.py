@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Literal, get_args
+from collections.abc import Iterator
+from typing import get_args
 
-from kedge.model.base import Frozen, Json
+from kedge.model.base import Frozen
 from kedge.model.governance import GateMinimums, Minimum
+from kedge.model.keyline import named
 from kedge.model.plan import Risk, Verb
 from kedge.model.policy import Person, Policy
+from kedge.model.provenance import ProvenanceRules
+from kedge.plan.lease import WITNESSED
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 RISKS: tuple[Risk, ...] = get_args(Risk)
@@ -25,41 +28,59 @@ class Able(Frozen):
 
 
 def who_can(policy: Policy, verb: Verb, risk: Risk | None = None) -> tuple[Able, ...]:
-    """Who can say a verb about a plan of this class (None: of any), those who break the glass for it last."""
+    """Who can say a verb about a plan of this class (None: of any), those who break the glass for it last.
+
+    Exactly those whose well-made order the judge accepts (:mod:`kedge.trust.orders`). Somebody stands there twice who can
+    by a role, and by breaking the glass without the ticket that the role's order needs.
+    """
     found: list[Able] = []
     rule = policy.break_glass
     for person in policy.people:
+        if person.name in policy.revoked.people or not armed(policy, person, verb):
+            continue
         able = policy.allows(person, verb, risk)
         breaks = (
-            rule is not None
-            and verb in rule.verbs
-            and bool(set(rule.roles) & set(person.roles))
-            and person.name not in policy.revoked.people
+            rule is not None and verb in rule.verbs and bool(set(rule.roles) & set(person.roles))
         )
-        if able or breaks:
-            found.append(
-                Able(
-                    person=person.name,
-                    roles=person.roles,
-                    glass=not able,
-                    conditions=tuple(_conditions(policy, person, verb, risk, glass=not able)),
-                )
-            )
+        if able:
+            found.append(_able(policy, person, verb, risk, glass=False))
+        if breaks and not (able and not _ticketed(policy, verb)):
+            found.append(_able(policy, person, verb, risk, glass=True))
     return tuple(sorted(found, key=lambda one: one.glass))
+
+
+def armed(policy: Policy, person: Person, verb: Verb) -> bool:
+    """Whether a person has a key that may sign this verb: a hardware key, where only those may."""
+    return verb not in policy.hardware.only_for or bool(hardware_keys(person))
+
+
+def hardware_keys(person: Person) -> int:
+    """How many hardware keys a person has."""
+    return sum(line.split(None, 1)[0].startswith("sk-") for line in person.keys)
+
+
+def _ticketed(policy: Policy, verb: Verb) -> bool:
+    return policy.ticket is not None and verb in policy.ticket.verbs
+
+
+def _able(policy: Policy, person: Person, verb: Verb, risk: Risk | None, *, glass: bool) -> Able:
+    conditions = tuple(_conditions(policy, person, verb, risk, glass=glass))
+    return Able(person=person.name, roles=person.roles, glass=glass, conditions=conditions)
 
 
 def _conditions(
     policy: Policy, person: Person, verb: Verb, risk: Risk | None, *, glass: bool
 ) -> Iterator[str]:
     if verb in policy.hardware.only_for:
-        hardware = [line for line in person.keys if line.startswith("sk-")]
-        yield (
-            "with a hardware key" if hardware else "with a hardware key, and has none in the policy"
-        )
-    if policy.ticket is not None and verb in policy.ticket.verbs and not glass:
+        yield "with a hardware key"
+    if policy.hardware.pin and hardware_keys(person):
+        yield "a hardware key with its PIN"
+    if policy.ticket is not None and _ticketed(policy, verb) and not glass:
         yield f"with a ticket {policy.ticket.pattern}"
     if glass and policy.break_glass is not None:
         yield f"with a reason of {policy.break_glass.reason_min} characters, and owes a review"
+    if policy.evidence is not None and policy.evidence.named == "required" and verb in WITNESSED:
+        yield "naming the end of the record that was seen"
     if verb in {"approve", "reject"}:
         yield "at gates for one of these roles"
     if verb == "approve" and not policy.requester_may_approve:
@@ -81,8 +102,9 @@ def _time(seconds: float) -> str:
 
 
 def explained(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """A policy as titled paragraphs of sentences."""
+    """A policy as titled paragraphs of sentences: the whole of it, keys by their fingerprints."""
     parts: list[tuple[str, list[str]]] = [
+        ("Who stands in it", [_person_words(person) for person in policy.people]),
         ("Who may say what", [_verb_words(policy, verb) for verb in VERBS]),
         ("What gates need at least", list(_minimum_words(policy.gates))),
     ]
@@ -95,6 +117,7 @@ def explained(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
     parts.append(("Who does not count", list(_separation_words(policy))))
     parts.append(("Keys, tickets, time", list(_bounds_words(policy))))
     parts.append(("In an emergency", list(_glass_words(policy))))
+    parts.append(("What runs, and what counts of it", list(_ground_words(policy))))
     parts.append(("Who may change this", list(_change_words(policy))))
     return tuple((title, tuple(said)) for title, said in parts)
 
@@ -115,6 +138,11 @@ def asks(policy: Policy, risk: Risk) -> tuple[str, ...]:
     if policy.hardware.only_for:
         said.append(f"only hardware keys sign to {', '.join(policy.hardware.only_for)}")
     return tuple(said)
+
+
+def _person_words(person: Person) -> str:
+    keys = "; ".join(named(line) for line in person.keys)
+    return f"{person.name} ({', '.join(person.roles)}): {keys}"
 
 
 def _verb_words(policy: Policy, verb: Verb) -> str:
@@ -153,20 +181,16 @@ def _separation_words(policy: Policy) -> Iterator[str]:
     if not rule.author_may_start:
         yield "who made the release, at its start"
     if policy.revoked.people or policy.revoked.keys:
-        people = ", ".join(policy.revoked.people)
-        keys = len(policy.revoked.keys)
-        yield "revoked: " + " and ".join(
-            part for part in (people, f"{keys} key(s)" if keys else "") if part
-        )
+        keys = (key if key.startswith("SHA256:") else named(key) for key in policy.revoked.keys)
+        yield "revoked: " + ", ".join((*policy.revoked.people, *keys))
 
 
 def _bounds_words(policy: Policy) -> Iterator[str]:
-    approvals = (
-        policy.lifetime("approve", "routine") if not policy.risk else policy.approval_max_lifetime
-    )
+    approvals = policy.approval_max_lifetime
     yield f"an order lives {_time(policy.max_lifetime)} at most"
     if approvals is not None and approvals != policy.max_lifetime:
         yield f"an approval {_time(approvals)}"
+    yield f"clocks may differ by {_time(policy.clock_skew)}"
     hardware = policy.hardware
     yield "hardware keys must be touched" if hardware.touch else "hardware keys need no touch"
     if hardware.pin:
@@ -189,6 +213,35 @@ def _glass_words(policy: Policy) -> Iterator[str]:
     yield f"{rule.review.threshold} other(s) of {', '.join(rule.review.roles)} review it afterwards; {blocks}"
 
 
+def _ground_words(policy: Policy) -> Iterator[str]:
+    releases, evidence = policy.releases, policy.evidence
+    if releases is None:
+        yield "releases from files, by their digests alone"
+    else:
+        yield f"only releases of the repository that begins with the root {releases.root}"
+        rules = releases.provenance
+        if rules is None:
+            yield "however they were built"
+        else:
+            builders = ", ".join(builder.id for builder in rules.builders)
+            yield f"built alike by {rules.builders_agree} of {builders}, from {', '.join(rules.sources)}"
+            yield f"by builds of the type {', '.join(rules.build_types)}"
+            yield from _provenance_bounds(rules)
+    if evidence is not None:
+        yield f"the record is sealed by {'; '.join(named(line) for line in evidence.signers)}"
+        if evidence.named == "required":
+            yield f"who says {', '.join(sorted(WITNESSED))} names the end of the record that was seen"
+    readers = ", ".join(policy.codec.readers) if policy.codec is not None else "nobody"
+    yield f"sealed payloads are read through the codec server by {readers}"
+
+
+def _provenance_bounds(rules: ProvenanceRules) -> Iterator[str]:
+    if rules.max_age is not None:
+        yield f"builds that ended {_time(rules.max_age)} ago at most"
+    if rules.trusted_root is not None:
+        yield f"identities by the sigstore trusted root {rules.trusted_root}"
+
+
 def _change_words(policy: Policy) -> Iterator[str]:
     rule = policy.change
     if rule is None:
@@ -196,145 +249,3 @@ def _change_words(policy: Policy) -> Iterator[str]:
         return
     each = f", {' and '.join(rule.each_of)} among them" if rule.each_of else ""
     yield f"{rule.threshold} different people of {', '.join(rule.roles)}{each}"
-
-
-def advice(policy: Policy) -> tuple[str, ...]:
-    """What is allowed and still worth a thought."""
-    found: list[str] = []
-    told: tuple[Verb, ...] = ("start", "rollback", "abort", "decide")
-    for verb in told:
-        usual = who_can(policy, verb, "routine")
-        if not usual:
-            found.append(f"may.{verb}: nobody can {verb}")
-        elif len(usual) == 1 and len(policy.people) > 1:
-            found.append(f"may.{verb}: only {usual[0].person} can {verb}")
-    most = max(
-        minimum.threshold
-        for risk in (*RISKS, None)
-        for minimum in (
-            policy.minimums(risk).every,
-            policy.minimums(risk).point_of_no_return,
-            policy.minimums(risk).data_loss,
-        )
-    )
-    approvers = [one.person for one in who_can(policy, "approve", "routine")]
-    if len(approvers) < most:
-        found.append(
-            f"gates: up to {most} must sign, and only {', '.join(approvers) or 'nobody'} can approve"
-        )
-    if policy.requester_may_approve and len(policy.people) > 1:
-        found.append("requester_may_approve: one person can start a run and sign for it")
-    if policy.change is None:
-        found.append("change: nobody can change this policy by signature")
-    if policy.break_glass is None and len(policy.people) > 1:
-        found.append("break_glass: nobody can act alone in an emergency beyond their roles")
-    for person in policy.people:
-        if person.name in policy.revoked.people:
-            found.append(
-                f"people: {person.name} was revoked and still stands there, which is harmless"
-            )
-        unusable = [
-            verb for verb in policy.hardware.only_for
-            if policy.allows(person, verb) and not any(line.startswith("sk-") for line in person.keys)
-        ]  # fmt: skip
-        if unusable:
-            found.append(
-                f"hardware: {person.name} may {', '.join(unusable)} and has no hardware key"
-            )
-    return tuple(found)
-
-
-class Difference(Frozen):
-    """One thing that another policy has otherwise. ``effect``: somebody can do more by it, or less, or neither."""
-
-    where: str
-    said: str
-    effect: Literal["wider", "narrower", "other"]
-
-
-def differences(old: Policy, new: Policy) -> tuple[Difference, ...]:
-    """What changes from one policy to another: first who can say what, then every value that is another."""
-    return (*_who_differs(old, new), *_values_differ(old, new))
-
-
-def _who_differs(old: Policy, new: Policy) -> Iterator[Difference]:
-    for verb in VERBS:
-        told: set[str] = set()
-        for risk in RISKS:
-            before = {(one.person, one.glass) for one in who_can(old, verb, risk)}
-            after = {(one.person, one.glass) for one in who_can(new, verb, risk)}
-            for person, glass in sorted(after - before):
-                how = " by breaking the glass" if glass else ""
-                said = f"{person} can {verb}{how}"
-                if said not in told:
-                    yield Difference(where=f"who can {verb}", said=said, effect="wider")
-                told.add(said)
-            for person, glass in sorted(before - after):
-                said = f"{person} can {verb} no more" + (" by breaking the glass" if glass else "")
-                if said not in told:
-                    yield Difference(where=f"who can {verb}", said=said, effect="narrower")
-                told.add(said)
-
-
-_MORE_IS_WIDER = ("max_lifetime", "approval_max_lifetime", "clock_skew")
-_TRUE_IS_WIDER = ("requester_may_approve", "author_may_approve", "author_may_start")
-_MORE_IS_NARROWER = ("threshold", "reason_min", "builders_agree", "touch", "pin", "blocks_start")
-
-
-def _values_differ(old: Policy, new: Policy) -> Iterator[Difference]:
-    before, after = dict(_flat("", _plain(old))), dict(_flat("", _plain(new)))
-    for where in (*before, *(key for key in after if key not in before)):
-        was, now = before.get(where), after.get(where)
-        if was != now:
-            said = f"{_shown(was)} → {_shown(now)}"
-            yield Difference(where=where, said=said, effect=_effect(where, was, now))
-
-
-def _effect(where: str, was: Json, now: Json) -> Literal["wider", "narrower", "other"]:
-    field = where.rsplit(".", 1)[-1]
-    if where.startswith("revoked."):
-        return "narrower" if was is None else "wider"
-    if field == "each_of" or where in {"ticket", "releases", "evidence"}:
-        grown = len(str(now or "")) > len(str(was or ""))
-        return "narrower" if grown else "wider"
-    if field == "start":
-        return "narrower" if now == "required" else "wider"
-    if isinstance(was, bool | int | float) and isinstance(now, bool | int | float):
-        if field in _MORE_IS_WIDER or field in _TRUE_IS_WIDER:
-            return "wider" if now > was else "narrower"
-        if field in _MORE_IS_NARROWER:
-            return "narrower" if now > was else "wider"
-    return "other"
-
-
-def _plain(policy: Policy) -> dict[str, Json]:
-    """The document with people by name, so that an order of people is no difference."""
-    plain: dict[str, Json] = policy.model_dump(mode="json", exclude={"people", "revoked"})
-    plain["people"] = {
-        person.name: {
-            "roles": list[Json](sorted(person.roles)),
-            "keys": list[Json](sorted(person.keys)),
-        }
-        for person in policy.people
-    }
-    plain["revoked"] = {
-        "keys": dict.fromkeys(policy.revoked.keys, "revoked"),
-        "people": dict.fromkeys(policy.revoked.people, "revoked"),
-    }
-    return plain
-
-
-def _flat(path: str, value: Json) -> Iterator[tuple[str, Json]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(f"{path}.{key}" if path else key, inner)
-    elif value not in ({}, [], None):
-        yield path, value
-
-
-def _shown(value: Json) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, list):
-        return ", ".join(str(one)[:60] for one in value)
-    return str(value)[:200]

@@ -9,7 +9,8 @@ from typing import get_args
 from kedge.model.order import Envelope, Order, Rule
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
-from kedge.plan.policies import advice, who_can
+from kedge.plan.policies import who_can
+from kedge.plan.policy_advice import advice
 from kedge.trust.orders import read
 
 TEXT = (Path(__file__).parents[2] / "docs" / "orders.md").read_text()
