@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from cli.ordering import passphrase_asker
+from cli.asking import passphrase_asker
 from cli.session import Session
 from worker import desk_init
 from worker.desk_init import Item, Made, Wanted

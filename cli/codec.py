@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
+from cli.asking import agrees, passphrase_asker
 from cli.exits import Exit
 from cli.session import Session
 from kedge.model.errors import CodecError, OrderError
@@ -49,9 +50,8 @@ def retire(session: Session, key: str, *, yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise CodecError("RingRefused", "what was sealed with a retired key is lost for good", next_step="say --yes when that is wanted")  # fmt: skip
-        if not typer.confirm(
-            f"what was sealed with {key} can never be read again; retire it?", err=True
-        ):
+        if not agrees(f"what was sealed with {key} can never be read again; retire it?"):
+            session.note("nothing was retired")
             raise typer.Exit(Exit.INTERRUPTED)
     shown = desk_codec.retire(session.desk().settings, key)
     session.say(*_lines(shown))
@@ -90,8 +90,7 @@ def login(
     session: Session, key: Path | None, agent: str | None, server: str, *, code: bool
 ) -> None:
     """A token, or a one-time code, and what to do with it."""
-    from cli.ordering import passphrase_asker  # noqa: PLC0415 - heavy, and for who signs in
-    from worker.desk_codec_server import address  # noqa: PLC0415 - as above
+    from worker.desk_codec_server import address  # noqa: PLC0415 - heavy, and for who signs in
     from worker.desk_codec_server import login as login_codec  # noqa: PLC0415 - as above
     from worker.desk_orders import Signer  # noqa: PLC0415 - as above
 

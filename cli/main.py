@@ -50,11 +50,11 @@ class KedgeGroup(TyperGroup):
         words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             session = _session(ctx)
             session.note("\ninterrupted; what was begun on the engine goes on (`kedge list`)")
             raise typer.Exit(Exit.INTERRUPTED) from None
-        except (typer.Exit, typer.Abort):
+        except typer.Exit:
             raise
         except Exception as error:
             if hasattr(error, "exit_code"):  # a usage error: typer shows it, with code 2

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 import sys
-from collections.abc import Callable
 from typing import Any, TypedDict, Unpack, get_args
 
 import typer
 from rich.text import Text
 
-from cli import words
+from cli import asking, words
 from cli.exits import Exit
 from cli.session import Session
 from cli.signing import Signing
@@ -182,22 +180,12 @@ async def sign_and_send(
     """Asks (on a terminal), signs exactly what was shown, sends it, waits for the verdict."""
     from worker.desk_signing import sign  # noqa: PLC0415 - heavy, and only for who signs
 
-    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        wanted = typer.confirm(f"{ASKS[draft.order.verb]}?", default=False, err=True)
-        if not wanted:
-            session.note("nothing was signed and nothing was sent")
-            raise typer.Exit(Exit.INTERRUPTED)
-    envelope = await sign(draft, signer, passphrase_asker())
+    asked = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if asked and not asking.agrees(f"{ASKS[draft.order.verb]}?"):
+        session.note("nothing was signed and nothing was sent")
+        raise typer.Exit(Exit.INTERRUPTED)
+    envelope = await sign(draft, signer, asking.passphrase_asker())
     return await desk.submit(draft.order.target, envelope)
-
-
-def passphrase_asker() -> Callable[[], str] | None:
-    """Asks for a key's passphrase on a terminal; None where there is nobody to ask."""
-    return _ask_passphrase if sys.stdin.isatty() else None
-
-
-def _ask_passphrase() -> str:
-    return getpass.getpass("passphrase of the key: ", stream=sys.stderr)
 
 
 def refuse_if_refused(session: Session, verdict: OrderVerdict) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import typer
 from rich.text import Text
 
 from cli import words
+from cli.asking import agrees, passphrase_asker
 from cli.exits import Exit
 from cli.ordering import signer_of
 from cli.policies import difference_lines
@@ -48,11 +47,11 @@ def sign_policy(session: Session, asked: SignAsked) -> None:
     _show(session, document, pinned)
     if asked.key is not None or asked.agent is not None:
         terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        if terminal and not asked.yes and not typer.confirm("sign this policy?", err=True):
+        if terminal and not asked.yes and not agrees("sign this policy?"):
             session.note("nothing was signed")
             raise typer.Exit(Exit.INTERRUPTED)
         signer = signer_of(Signing(key=asked.key, agent=asked.agent))
-        document = session.run(desk_policies.signed(document, signer, _passphrase()))
+        document = session.run(desk_policies.signed(document, signer, passphrase_asker()))
     elif not asked.signatures:
         _write_text(session, asked, document)
         return
@@ -140,9 +139,3 @@ def _write_text(session: Session, asked: SignAsked, document: SignedPolicy) -> N
 
 def _own_name(file: Path) -> Path:
     return file if file.name.endswith(".signed.json") else file.with_suffix(".signed.json")
-
-
-def _passphrase() -> Callable[[], str] | None:
-    if not sys.stdin.isatty():
-        return None
-    return lambda: getpass.getpass("passphrase of the key: ", stream=sys.stderr)

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cli import words
+from cli.asking import agrees, passphrase_asker
 from cli.exits import Exit
 from cli.naming import shown
-from cli.ordering import passphrase_asker
 from cli.session import Session
 from kedge.model.errors import OrderError
 from kedge.model.trusted import ReleaseName, TrustedRelease, release_name
@@ -139,7 +139,7 @@ def sign_drafts(
     for role, draft in told.items():
         session.aside(Text(f"draft of {role}:", style="bold"), *(f"   {one}" for one in draft.said))
     asked = bool(told) and bool(signing.keys or signing.agents) and not yes and sys.stdin.isatty()
-    if asked and not typer.confirm("sign this?", default=False, err=True):
+    if asked and not agrees("sign this?"):
         session.note("nothing was signed")
         raise typer.Exit(Exit.INTERRUPTED)
 

@@ -9,9 +9,9 @@ import typer
 from rich.text import Text
 
 from cli import words
+from cli.asking import passphrase_asker
 from cli.exits import Exit
 from cli.naming import shown
-from cli.ordering import passphrase_asker
 from cli.releases import Signing, own_folder
 from cli.session import Session
 from kedge.model.errors import OrderError

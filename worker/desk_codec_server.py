@@ -328,9 +328,8 @@ async def login(
         )
     content = canonical(challenge)
     if signer.key is not None:
-        signature = await asyncio.to_thread(
-            sign_with_key, signer.key, content, passphrase, namespace=LOGIN
-        )
+        # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
+        signature = sign_with_key(signer.key, content, passphrase, namespace=LOGIN)
     else:
         signature = await sign_with_agent(agent_key(signer.agent or ""), content, namespace=LOGIN)
     told = {"nonce": challenge.nonce, "signature": signature, "code": code}

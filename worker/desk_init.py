@@ -267,11 +267,8 @@ class _Init:
                 next_step="put the repository back, or begin in an empty folder",
             )
         if not there:
-            signer = (
-                AgentKey(key.line)
-                if key.file is None
-                else await asyncio.to_thread(KeyFile, key.file, self._passphrase)
-            )
+            # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
+            signer = AgentKey(key.line) if key.file is None else KeyFile(key.file, self._passphrase)
             own = TufReleases(str(folder), self._settings.home / "trust" / "releases")
             await ReleaseDesk(own, str(folder)).init(folder, (), [signer])
         content = first.read_bytes()

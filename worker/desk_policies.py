@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -103,9 +102,8 @@ async def signed(
 
     text = document.policy.encode()
     if signer.key is not None:
-        made = await asyncio.to_thread(
-            sign_with_key, signer.key, text, passphrase, namespace=POLICY_NAMESPACE
-        )
+        # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
+        made = sign_with_key(signer.key, text, passphrase, namespace=POLICY_NAMESPACE)
     else:
         made = await sign_with_agent(
             agent_key(signer.agent or ""), text, namespace=POLICY_NAMESPACE

@@ -216,7 +216,8 @@ async def _signed(
 
     if signer.key is None:
         return await sign_bare_with_agent(agent_key(signer.agent or ""), content)
-    private = await asyncio.to_thread(open_key, signer.key, passphrase)
+    # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
+    private = open_key(signer.key, passphrase)
     kind = private.get_algorithm()
     algorithm = "rsa-sha2-512" if kind == "ssh-rsa" else kind
     wire: bytes = await asyncio.to_thread(private.sign, content, algorithm.encode())

@@ -5,7 +5,6 @@ Loaded only when something is signed; the libraries for it are heavy.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +41,8 @@ def person_of(policy: Policy | None, signer: Signer) -> str:
 async def sign(draft: Draft, signer: Signer, passphrase: Callable[[], str] | None) -> Envelope:
     """The draft with its signature. Raises ``DriverError`` as :mod:`kedge.drivers.signers` says."""
     if signer.key is not None:
-        signature = await asyncio.to_thread(
-            sign_with_key, signer.key, draft.bytes_to_sign, passphrase
-        )
+        # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
+        signature = sign_with_key(signer.key, draft.bytes_to_sign, passphrase)
     else:
         signature = await sign_with_agent(_agent_key(signer), draft.bytes_to_sign)
     return envelopes.seal(draft.bytes_to_sign, signature)
