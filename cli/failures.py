@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from cli.exits import Exit
@@ -58,14 +59,29 @@ def explain(error: BaseException) -> Explained | None:
     """The words for an error of ours, or for a file that cannot be used; None: unexpected."""
     if isinstance(error, KedgeError):
         return _of_ours(error)
-    if (
-        isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
-        and error.filename
+    if isinstance(error, OSError) and (
+        error.errno in _FULL or (error.filename and error.errno in _OF_FILES)
     ):
-        code = Exit.NOT_FOUND if isinstance(error, FileNotFoundError) else Exit.BAD_INPUT
-        said = f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
-        return Explained(code, "File", said, "check the name and who may read or write it")
+        return _of_a_file(error)
     return None
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_OF_FILES = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY,
+    errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
+}  # fmt: skip
+"""What a person can mend: the place that was named, or its disk."""
+
+
+def _of_a_file(error: OSError) -> Explained:
+    said = (error.strerror or "cannot be used").lower()
+    if error.filename:
+        said = f"{error.filename}: {said}"
+    if error.errno in _FULL:
+        return Explained(Exit.UNEXPECTED, "File", said, "make room there, then call it again")
+    code = Exit.NOT_FOUND if error.errno == errno.ENOENT else Exit.BAD_INPUT
+    return Explained(code, "File", said, "check the name and who may read or write it")
 
 
 def _of_ours(error: KedgeError) -> Explained:

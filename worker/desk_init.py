@@ -7,17 +7,20 @@ import asyncio
 import getpass
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.files import store_error, write_atomic
 from kedge.drivers.found_keys import FoundKey, held_by_agent, in_file, in_files, make
 from kedge.drivers.tuf_releases import TufReleases
-from kedge.model.base import Digest, Frozen
+from kedge.model.base import Digest, Frozen, Name
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
@@ -26,6 +29,9 @@ from worker import desk_codec
 from worker.codec import required_mark
 from worker.first_policy import FirstPolicy, policy_text
 from worker.settings import CONFIG_FILE, Settings
+
+if TYPE_CHECKING:
+    from kedge.drivers.metadata_signers import MetadataKey
 
 State = Literal["made", "there", "open"]
 """``open``: it was not made, because somebody has to say how."""
@@ -103,6 +109,9 @@ class _Init:
 
     async def run(self) -> Made:
         policy = self._policy()
+        # Before anything is made: a name becomes the name of a file.
+        _check_name("a person", self._wanted.person or "me")
+        _check_name("an environment", self._wanted.environment)
         person = policy.people[0].name if policy else _named(self._wanted.person)
         try:
             self._home()
@@ -251,7 +260,6 @@ class _Init:
 
     async def _releases(self, key: FoundKey) -> Digest:
         from kedge.drivers.metadata_signers import AgentKey, KeyFile
-        from worker.desk_releases import ReleaseDesk
 
         location = self._settings.release_repository
         pins = TufReleases(location, self._settings.home / "trust" / "releases")
@@ -269,8 +277,7 @@ class _Init:
         if not there:
             # In this thread and not in one of its own: it may ask for a passphrase, and Ctrl-C has to end that.
             signer = AgentKey(key.line) if key.file is None else KeyFile(key.file, self._passphrase)
-            own = TufReleases(str(folder), self._settings.home / "trust" / "releases")
-            await ReleaseDesk(own, str(folder)).init(folder, (), [signer])
+            await _new_repository(folder, signer)
         content = first.read_bytes()
         root = pins.pinned() or pins.pin(content)
         if root != sha256(content).hexdigest():
@@ -347,6 +354,30 @@ class _Init:
         )
 
 
+async def _new_repository(folder: Path, signer: MetadataKey) -> None:
+    """A repository that stands there whole or not at all: one that was interrupted could neither go on nor begin anew."""
+    from worker.desk_releases import ReleaseDesk
+
+    with _beside(folder) as making:
+        trust = TufReleases(str(making), making.with_name("trust"))
+        await ReleaseDesk(trust, str(making)).init(making, (), [signer])
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A place to make it in, which becomes the folder once nothing went wrong."""
+    if folder.exists() and any(folder.iterdir()):
+        raise PlanError(
+            f"{folder} is there, and nothing was published from it yet",
+            next_step="`kedge release sign` and `kedge release publish` go on with it; or move it away",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".releases-", dir=folder.parent) as beside:
+        making = Path(beside, "repository")
+        yield making
+        making.rename(folder)
+
+
 _RELEASES = (
     "the signed repository: what it lists may run, nothing else; its root is pinned in the home"
 )
@@ -375,6 +406,16 @@ def _of_agent(wanted: str, held: tuple[FoundKey, ...]) -> FoundKey:
         "NotFound", f"the ssh-agent does not hold {text}", retryable=False,
         next_step="ssh-add KEY, or name a file with --key",
     )  # fmt: skip
+
+
+def _check_name(whose: str, name: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise PlanError(
+            f"{name!r} is no name for {whose}",
+            next_step="lower-case letters, digits, '.', '_' and '-' make one",
+        ) from error
 
 
 def _named(wanted: str) -> str:

@@ -21,9 +21,10 @@ class FirstPolicy(Frozen):
 def policy_text(first: FirstPolicy) -> str:
     """The document, with comments for who opens it next."""
     values = {
-        "name": first.name,
-        "environment": first.environment,
-        "person": first.person,
+        # In quotes: a folder may be called `no`, or 2026, and that is no text in YAML.
+        "name": json.dumps(first.name),
+        "environment": json.dumps(first.environment),
+        "person": json.dumps(first.person),
         "key": json.dumps(first.key),
         "root": json.dumps(first.root),
         "witness": json.dumps(first.witness),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,30 @@ def test_each_family_of_errors_has_its_exit_code_and_a_next_step(
     assert told is not None
     assert told.code == code
     assert told.next_step
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Exit.UNEXPECTED, "no space left"),
+        (OSError(errno.EROFS, "Read-only file system", "r"), Exit.BAD_INPUT, "r: read-only"),
+        (OSError(errno.ENOTDIR, "Not a directory", "a/b"), Exit.BAD_INPUT, "a/b: not a dir"),
+        (OSError(errno.ENOENT, "No such file or directory", "a"), Exit.NOT_FOUND, "a: no such"),
+    ],
+    ids=["a full disk", "read-only", "no folder", "not there"],
+)
+def test_a_disk_that_cannot_be_used_is_nothing_unexpected(
+    error: OSError, code: Exit, said: str
+) -> None:
+    told = failures.explain(error)
+    assert told is not None
+    assert told.code == code
+    assert told.message.startswith(said)
+    assert told.next_step
+
+
+def test_of_a_file_that_has_no_name_nobody_could_mend_anything() -> None:
+    assert failures.explain(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
 
 
 def test_every_exit_code_has_a_meaning() -> None:

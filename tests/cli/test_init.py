@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
 import os
 import re
@@ -177,6 +178,53 @@ def test_interrupted_it_goes_on_where_it_was(laptop: Laptop, missing: tuple[str,
     assert states(told)["key"] == "there"
     assert policy.releases is not None
     assert policy.releases.root == told.root
+
+
+@pytest.mark.parametrize("name", ["no", "2026", "1e3", "null", "0x1f", "A B", "ä"])
+def test_a_folder_may_have_any_name(laptop: Laptop, name: str) -> None:
+    laptop.folder = laptop.folder.with_name(name)
+    laptop.folder.mkdir()
+    laptop.init(name.lower() if name.isascii() and " " not in name else "")
+    assert laptop.policy().version == 1
+
+
+@pytest.mark.parametrize("name", ["A B", "../ada", "-ada", "ada\n", "ä", "x" * 64])
+def test_what_is_no_name_is_refused_before_anything_is_made(laptop: Laptop, name: str) -> None:
+    with pytest.raises(PlanError, match="is no name for a person"):
+        laptop.init(name)
+    wanted = Wanted(folder=laptop.folder, person="ada", environment=name)
+    settings = Settings.load(laptop.folder / ".kedge")
+    with pytest.raises(PlanError, match="is no name for an environment"):
+        asyncio.run(desk_init.init(settings, wanted))
+    assert laptop.everything() == {}
+    assert not list(laptop.own.iterdir())
+
+
+def test_interrupted_in_the_middle_of_the_repository_it_begins_that_anew(
+    laptop: Laptop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # The drafts are there by then, and nothing is published.
+    with monkeypatch.context() as patched:
+        patched.setattr("kedge.drivers.tuf_publish.commit", full)
+        with pytest.raises(DriverError, match="No space left"):
+            laptop.init("ada")
+    assert not (laptop.folder / "releases").exists()
+    assert states(laptop.init("ada"))["releases"] == "made"
+    assert {path.name for path in laptop.folder.iterdir()} == {
+        ".kedge", "keys", "policy.yaml", "releases",
+    }  # fmt: skip
+
+
+def test_a_repository_that_waits_for_others_is_left_as_it_is(laptop: Laptop) -> None:
+    drafts = laptop.folder / "releases" / "drafts"
+    drafts.mkdir(parents=True)
+    (drafts / "root.json").write_text("{}")
+    with pytest.raises(PlanError, match="nothing was published"):
+        laptop.init("ada")
+    assert (drafts / "root.json").read_text() == "{}"
 
 
 def another_root(text: str) -> str:
