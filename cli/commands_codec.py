@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.listing import ListingGroup
 from cli.session import begin
 
 app = typer.Typer(
+    cls=ListingGroup,
     help="Payloads that Temporal sees only sealed: the ring of keys, and the codec server for its UI.",
     no_args_is_help=True,
     rich_markup_mode=None,

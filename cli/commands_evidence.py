@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from cli import naming, options
+from cli.listing import ListingGroup
 from cli.session import begin
 
 app = typer.Typer(
+    cls=ListingGroup,
     help="What happened, as a record that others can verify: show, export, verify, check.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from cli import naming, options
+from cli.listing import ListingGroup
 from cli.session import begin
 
 app = typer.Typer(
+    cls=ListingGroup,
     help="Orders as files: write what is to be signed, send what was signed, look at it.",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from cli import naming, options
+from cli.listing import ListingGroup
 from cli.session import begin
 
 app = typer.Typer(
+    cls=ListingGroup,
     help="Policies: who may say what, what a change means, who signed which version.",
     no_args_is_help=True,
     rich_markup_mode=None,

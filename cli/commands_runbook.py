@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.listing import ListingGroup
 from cli.session import begin
 
 app = typer.Typer(
+    cls=ListingGroup,
     help="Documents by themselves: check them, and write their JSON Schemas for editors.",
     no_args_is_help=True,
     rich_markup_mode=None,

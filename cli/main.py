@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from cli import (
     commands_codec,
@@ -25,6 +24,7 @@ from cli import (
     commands_upstream,
 )
 from cli.exits import Exit
+from cli.listing import ListingGroup
 from cli.session import Session, report, tell_misuse
 
 HELP = ("-h", "--help")
@@ -36,7 +36,7 @@ ORDER = (
 """How the commands are listed: in the order in which people meet them."""
 
 
-class KedgeGroup(TyperGroup):
+class KedgeGroup(ListingGroup):
     """The root group: it lists commands in ``ORDER`` and lets no stack trace out."""
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -43,6 +43,21 @@ def test_help_of_every_command_is_there_and_names_what_it_is_for(command: list[s
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.parametrize(
+    "group", [[], ["order"], ["policy"], ["release"], ["evidence"], ["runbook"], ["codec"]]
+)
+def test_no_sentence_in_a_list_of_commands_is_cut_off(
+    group: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "COLUMNS", "80")
+    shown = help_text(group)
+    assert shown is not None
+    _, found, listed = shown.partition("\nCommands:\n")
+    assert found
+    assert listed.rstrip().endswith(".")
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("command", [[], ["approve"], ["order", "request"]], ids=" ".join)
 def test_help_takes_less_than_three_tenths_of_a_second(command: list[str]) -> None:
     # The best of several: a cold cache and a busy neighbour are not what is measured. A machine that
