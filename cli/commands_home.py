@@ -65,6 +65,13 @@ def up(
         typer.Option(metavar="FILE", help="The Policy to pin for these fleets on this machine."),
     ] = None,
     as_owner: options.AsOwnerOption = False,
+    no_worker: Annotated[
+        bool,
+        typer.Option(
+            "--no-worker",
+            help="Start none here: a cluster's workers, which share this home, do it all.",
+        ),
+    ] = False,
     json: options.JsonOption = False,
 ) -> None:
     """Start the engine and a worker, and bring up the nodes of every known fleet.
@@ -73,7 +80,9 @@ def up(
     """
     from cli.home import bring_up
 
-    bring_up(begin(ctx, json=json), tuple(fleet or ()), policy, as_owner=as_owner)
+    bring_up(
+        begin(ctx, json=json), tuple(fleet or ()), policy, as_owner=as_owner, worker=not no_worker
+    )
 
 
 def down(ctx: typer.Context, *, json: options.JsonOption = False) -> None:

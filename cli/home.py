@@ -23,10 +23,17 @@ MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", 
 
 
 def bring_up(
-    session: Session, fleets: tuple[Path, ...], policy: Path | None, *, as_owner: bool = False
+    session: Session,
+    fleets: tuple[Path, ...],
+    policy: Path | None,
+    *,
+    as_owner: bool = False,
+    worker: bool = True,
 ) -> None:
     """Engine, worker, policies, fleets, nodes: whatever of them is not there yet."""
-    place, results = session.run(_bring_up(session, fleets, policy, as_owner=as_owner))
+    place, results = session.run(
+        _bring_up(session, fleets, policy, as_owner=as_owner, worker=worker)
+    )
     session.say(*_place_lines(place))
     for result in results:
         session.say(*_fleet_lines(result))
@@ -46,7 +53,12 @@ def bring_up(
 
 
 async def _bring_up(
-    session: Session, fleets: tuple[Path, ...], policy: Path | None, *, as_owner: bool
+    session: Session,
+    fleets: tuple[Path, ...],
+    policy: Path | None,
+    *,
+    as_owner: bool,
+    worker: bool,
 ) -> tuple[Place, list[EnsureResult]]:
     desk = session.desk()
     if policy is not None and not fleets:
@@ -57,7 +69,7 @@ async def _bring_up(
         session.note(
             f"fleet {name} is known here" + ("" if policy is None else ", its policy pinned")
         )
-    place = await desk.start_up(session.note)
+    place = await desk.start_up(session.note, worker=worker)
     results = []
     for record in await desk.fleets.every():
         session.note(f"looks after the nodes of {record.fleet}")
@@ -66,7 +78,7 @@ async def _bring_up(
 
 
 def _place_lines(place: Place) -> list[Text]:
-    def state(name: str, pid: int | None) -> str:
+    def state(name: str, pid: int) -> str:
         return f"{'started' if name in place.started else 'runs'}, pid {pid}"
 
     lines = [Text("kedge is up", style="bold green")]
@@ -74,7 +86,10 @@ def _place_lines(place: Place) -> list[Text]:
         lines.append(Text(f"   engine   {place.address} ({state('engine', place.engine_pid)})"))
     else:
         lines.append(Text(f"   engine   {place.address} (a cluster elsewhere)"))
-    lines.append(Text(f"   worker   {state('worker', place.worker_pid)}"))
+    if place.worker_pid is not None:
+        lines.append(Text(f"   worker   {state('worker', place.worker_pid)}"))
+    else:
+        lines.append(Text("   worker   none here: the cluster's own take the work"))
     if place.ui is not None:
         lines.append(Text(f"   web UI   {place.ui}"))
     lines.append(Text(f"   home     {place.home}"))

@@ -384,11 +384,11 @@ class Desk:
 
     # -- the home ---------------------------------------------------------------------------------
 
-    async def start_up(self, say: Say) -> Place:
-        """Starts engine and worker where they do not run. Raises ``EngineError``."""
+    async def start_up(self, say: Say, *, worker: bool = True) -> Place:
+        """Starts engine and worker where they do not run (:func:`worker.desk_up.start`). Raises ``EngineError``."""
         from worker import desk_up
 
-        place = await desk_up.start(self.settings, say)
+        place = await desk_up.start(self.settings, say, worker=worker)
         self.hang_up()
         return place
 

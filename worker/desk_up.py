@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kedge.drivers.checkpoints import COMMENT, ensure_key
 from kedge.model.base import Frozen
-from kedge.model.errors import EngineError
+from kedge.model.errors import EngineError, SettingsError
 from worker.background import BackgroundWorker, WorkerError
 from worker.client import EngineUnreachableError, connect_config
 from worker.codec import rings_of
@@ -29,7 +29,8 @@ class Place(Frozen):
     address: str
     ui: str | None
     engine_pid: int | None
-    worker_pid: int
+    worker_pid: int | None
+    """None: none was asked for here; those of the cluster take the work."""
     logs: Path
     checkpoint_key: str
     """The public key line with which this home's worker signs the evidence; policies name it."""
@@ -68,16 +69,22 @@ def faults() -> Iterator[None]:
         raise engine_error(error) from error
 
 
-async def start(settings: Settings, say: Say) -> Place:
+async def start(settings: Settings, say: Say, *, worker: bool = True) -> Place:
     """Starts the engine and the worker where they do not run, and waits until both answer.
 
-    They are detached: they outlive this process. Raises ``EngineError``, and ``CodecError`` before anything is started.
+    They are detached: they outlive this process. Without ``worker`` no worker is started, for a cluster has its own.
+    Raises ``EngineError``, and ``CodecError`` or ``SettingsError`` before anything is started.
     """
+    if settings.embedded and not worker:
+        raise SettingsError(
+            "the embedded engine has no other worker than this home's",
+            next_step="leave out --no-worker, or name a cluster with TEMPORAL_ADDRESS",
+        )
     with faults():
-        return await asyncio.to_thread(_start, settings, say)
+        return await asyncio.to_thread(_start, settings, say, worker=worker)
 
 
-def _start(settings: Settings, say: Say) -> Place:
+def _start(settings: Settings, say: Say, *, worker: bool) -> Place:
     # Before the worker needs them: a key or a ring that cannot be used is told to who can mend it.
     key = ensure_key(settings.checkpoint_key)
     rings_of(settings)
@@ -93,16 +100,18 @@ def _start(settings: Settings, say: Say) -> Place:
     else:
         address = connect_config(settings).get("target_host", "")
     background = BackgroundWorker(settings)
-    if background.state() is None:
-        say("starts the worker")
-        started.append("worker")
-    worker = background.start(engine.address if engine is not None else None)
+    own = None
+    if worker:
+        if background.state() is None:
+            say("starts the worker")
+            started.append("worker")
+        own = background.start(engine.address if engine is not None else None)
     return Place(
         home=settings.home,
         address=address,
         ui=engine.ui_url if engine is not None else None,
         engine_pid=engine.process.pid if engine is not None else None,
-        worker_pid=worker.process.pid,
+        worker_pid=own.process.pid if own is not None else None,
         logs=settings.log_dir,
         checkpoint_key=f"{key.public.line} {COMMENT}",
         started=tuple(started),

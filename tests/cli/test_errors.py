@@ -236,6 +236,26 @@ def test_the_doctor_says_what_to_do_about_each_thing(home: Path) -> None:
     assert all(check["next_step"] for check in checks.values() if check["verdict"] != "ok")
 
 
+def test_the_doctor_misses_no_worker_of_this_home_where_a_cluster_has_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "127.0.0.1:1")
+    checks = {one["name"]: one for one in document(run(home, "doctor", "--json"))["checks"]}
+    assert checks["background"]["verdict"] == "ok", checks["background"]
+    # Whether anybody takes work is asked of the cluster, which is not there.
+    assert checks["worker"]["verdict"] == "unknown"
+
+
+def test_the_embedded_engine_goes_with_a_worker_of_this_home(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TEMPORAL_ADDRESS", raising=False)
+    result = run(home, "up", "--no-worker", "--json")
+    assert result.exit_code == Exit.BAD_INPUT
+    assert "TEMPORAL_ADDRESS" in document(result)["error"]["next"]
+    assert not (home / "run" / "engine.json").exists()
+
+
 def test_up_reads_its_documents_before_it_starts_anything(
     scene: scenes.Scene, home: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +307,25 @@ def test_up_again_does_nothing_and_down_leaves_runs_to_the_next_up(
     checks = {check["name"]: check for check in home.json("doctor")["checks"]}
     assert {check["verdict"] for check in checks.values()} == {"ok"}, checks
     assert "5 of 5 running" in checks["nodes of again"]["said"]
+
+
+def test_up_without_a_worker_leaves_the_work_to_those_of_the_cluster(
+    home: Home, tmp_path: Path
+) -> None:
+    scene = scenes.build(tmp_path / "elsewhere", name="elsewhere")
+    engine = Engine(home.settings).state()
+    assert engine is not None
+    # The same home as its worker has, called as one calls a cluster's.
+    caller = replace(home, environment={**home.environment, "TEMPORAL_ADDRESS": engine.address})
+    state = (home.path / "run" / "worker.json").read_bytes()
+    words = ["--fleet", str(scene.fleet), "--policy", str(scene.policy)]
+    up = caller.json("up", "--no-worker", *words)
+    assert up["place"]["worker_pid"] is None
+    assert up["place"]["started"] == []
+    (fleet,) = [one for one in up["fleets"] if one["fleet"] == "elsewhere"]
+    assert fleet["running"] == 5
+    assert (home.path / "run" / "worker.json").read_bytes() == state
+    assert "none here" in caller.run("up", "--no-worker").stdout
 
 
 def test_without_a_worker_the_engine_is_not_blamed(home: Home, tmp_path: Path) -> None:
