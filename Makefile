@@ -2,7 +2,7 @@
 # (a Python environment in .venv, the Temporal server in the user's cache) and say what they do.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup python temporal packages demo test check format lock chaos scale docker bench clean
+.PHONY: help setup python temporal packages demo test check format lock chaos scale docker cluster bench clean
 
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
@@ -30,7 +30,7 @@ demo: setup ## watch a real etcd cluster move, fail, go back and go on
 	@$(VENV)/kedge demo
 
 test: setup packages ## run every test that needs neither containers nor hours
-	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker' $(ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker and not cluster' $(ARGS)
 
 check: python ## ruff, strict types, import contracts
 	@# All of them, so that one run tells all.
@@ -53,6 +53,9 @@ scale: setup ## a thousand nodes and more
 
 docker: setup ## tests that need a container engine (as root on Debian one is started for them)
 	tools/containers $(PYTEST) -m docker $(ARGS)
+
+cluster: setup packages ## bring docker-compose.yml up and migrate through it, also without a registry of images
+	tools/containers $(PYTEST) -m cluster $(ARGS)
 
 bench: setup ## print the time per node, the largest history and the worker's memory
 	@$(VENV)/python -m bench

@@ -6,11 +6,14 @@ import os
 import re
 import stat
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from worker.engine import SEARCH_ATTRIBUTES, Engine
 
@@ -75,32 +78,115 @@ def test_the_image_runs_the_pins_that_the_tests_ran() -> None:
     def pins(path: str) -> set[str]:
         return set(re.findall(r"^[\w.-]+==\S+", (ROOT / path).read_text(), re.MULTILINE))
 
-    assert pins("deploy/runtime.lock") <= pins("requirements.lock")
+    for path in ("deploy/runtime.lock", "deploy/build.lock"):
+        assert pins(path) <= pins("requirements.lock")
 
 
 def test_no_lock_names_a_host() -> None:
-    for path in ("requirements.lock", "deploy/runtime.lock", "tools/uv.lock"):
+    for path in ("requirements.lock", "deploy/runtime.lock", "deploy/build.lock", "tools/uv.lock"):
         assert "://" not in (ROOT / path).read_text()
 
 
-def test_the_passwords_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
-    script = tmp_path / "deploy" / "make-env"
-    script.parent.mkdir()
-    script.write_bytes((ROOT / "deploy" / "make-env").read_bytes())
-    # A file of an earlier version keeps its password, and gets what it lacks.
+@pytest.mark.parametrize("path", ["deploy/Dockerfile", "tools/setup"])
+def test_pip_takes_a_lock_as_it_is(path: str) -> None:
+    """It looks for what a lock pins under another name (``pydantic[email]``), and then refuses the whole of it."""
+    calls = re.findall(r"(?<!uv )pip install .*--require-hashes.*", (ROOT / path).read_text())
+    assert len(calls) == 2
+    assert all("--no-deps" in call for call in calls if "uv.lock" not in call)
+
+
+@pytest.mark.parametrize("path", ["deploy/runtime.lock", "deploy/build.lock", "requirements.lock"])
+def test_a_lock_has_everything_that_its_packages_need(path: str) -> None:
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / path).read_text(), re.MULTILINE))
+    for name in locked:
+        try:
+            needs = [Requirement(one) for one in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:
+            continue  # of another system or another Python
+        for need in needs:
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in locked, f"{name} needs {need}"
+
+
+def test_the_database_is_asked_where_its_clients_ask(compose: dict[str, Any]) -> None:
+    """While the image makes a new database, a server answers on the socket that ends before the real one begins."""
+    assert "--host" in compose["services"]["postgres"]["healthcheck"]["test"]
+
+
+def test_workers_share_a_home_and_not_what_says_which_process_runs(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    assert any(one.endswith("/.kedge:/var/lib/kedge") for one in worker["volumes"])
+    assert worker["tmpfs"] == ["/var/lib/kedge/run"]
+
+
+def made_env(folder: Path, *words: str) -> str:
+    """What ``deploy/make-env`` leaves in a checkout that has nothing else, called in ``folder``."""
+    (folder / "deploy").mkdir(exist_ok=True)
+    for name in ("make-env", "outside"):
+        (folder / "deploy" / name).write_bytes((ROOT / "deploy" / name).read_bytes())
+    script = ["bash", str(folder / "deploy" / "make-env"), *words]
+    subprocess.run(script, cwd=folder, check=True, capture_output=True, timeout=30)
+    return (folder / ".env").read_text()
+
+
+def test_what_compose_is_told_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    text = made_env(tmp_path, "my fleets")
+    assert re.fullmatch(
+        r"POSTGRES_PASSWORD=[0-9a-f]{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\nKEDGE_CODEC_KEYS=[A-Za-z0-9+/]{43}=\n"
+        rf"KEDGE_FOLDER='{tmp_path}/my fleets'\nKEDGE_USER={os.geteuid()}:{os.getegid()}\n",
+        text,
+    )
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert (tmp_path / "my fleets" / ".kedge" / "run").is_dir()
+    assert (tmp_path / "my fleets" / "releases").is_dir()
+    assert made_env(tmp_path) == text
+
+
+def test_a_cluster_that_wrote_in_the_open_is_given_no_key(tmp_path: Path) -> None:
+    """A file of an earlier version keeps what it has, and gets what it lacks but that: nothing would be read any more."""
     (tmp_path / ".env").touch(mode=0o600)
     (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={'a' * 48}\n")
-    written = set()
-    for _ in range(2):
-        subprocess.run(["bash", script], check=True, capture_output=True, timeout=30)
-        written.add((tmp_path / ".env").read_text())
-    (text,) = written
-    assert re.fullmatch(r"POSTGRES_PASSWORD=a{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\n", text)
-    (tmp_path / ".env").unlink()
-    subprocess.run(["bash", script], check=True, capture_output=True, timeout=30)
-    text = (tmp_path / ".env").read_text()
-    assert re.fullmatch(r"POSTGRES_PASSWORD=[0-9a-f]{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\n", text)
-    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    text = made_env(tmp_path)
+    assert text.startswith(f"POSTGRES_PASSWORD={'a' * 48}\nEVIDENCE_PASSWORD=")
+    assert "KEDGE_CODEC_KEYS" not in text
+    assert f"KEDGE_FOLDER='{tmp_path}'" in text
+
+
+def test_outside_kedge_is_told_what_the_containers_are_told(
+    tmp_path: Path, compose: dict[str, Any]
+) -> None:
+    told = dict(line.split("=", 1) for line in made_env(tmp_path, "my fleets").splitlines())
+    with (tmp_path / ".env").open("a") as file:
+        file.write("TEMPORAL_PORT=17233\n")
+    script = f'eval "$(bash {tmp_path}/deploy/outside)" && env -0'
+    shown = subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=30)
+    got = dict(line.split("=", 1) for line in shown.stdout.decode().split("\0") if line)
+    assert got["KEDGE_HOME"] == f"{tmp_path}/my fleets/.kedge"
+    assert got["KEDGE_CODEC_KEYS"] == told["KEDGE_CODEC_KEYS"]
+    assert got["PGPASSWORD"] == told["EVIDENCE_PASSWORD"]
+    assert got["TEMPORAL_ADDRESS"] == "127.0.0.1:17233"
+    (published,) = compose["services"]["postgres"]["ports"]
+    (port,) = re.findall(r"\$\{POSTGRES_PORT:-(\d+)\}", published)
+    assert got["KEDGE_EVIDENCE_URL"] == f"postgresql://kedge@127.0.0.1:{port}/kedge"
+    # Of the superuser's password nobody outside has to know.
+    assert told["POSTGRES_PASSWORD"] not in shown.stdout.decode()
+
+
+def test_without_a_registry_no_image_of_one_is_left(compose: dict[str, Any]) -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads Compose's own tag for what is taken out."""
+
+    Loader.add_constructor("!reset", lambda *_: None)
+    offline = ROOT / "deploy" / "offline"
+    instead = yaml.load((offline / "compose.yml").read_text(), Loader)["services"]  # noqa: S506 - a safe one
+    images = set()
+    for name, service in compose["services"].items():
+        taken = instead[name]
+        if taken is None:
+            continue
+        images.add(taken["image"] if "image" in service else taken["build"]["args"]["PYTHON_IMAGE"])
+    assert images
+    assert {f"kedge-offline/{one.stem}" for one in offline.glob("*.Dockerfile")} == images
 
 
 @pytest.mark.temporal
