@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from worker.processes import ProcessIdentity
 
 READY = b"takes work"
 """What a worker says in its log once it polls."""
+STEPS, SPREE = 6, 8
+"""After so many kills the next one waits until the hosts have done so many steps: however slow a machine is, a run ends."""
 
 
 @dataclass
@@ -75,13 +78,19 @@ class Pair:
         for one in self.two:
             self.start(one)
 
-    async def kill_often(self, wanted: int, most: float) -> None:
+    async def kill_often(self, wanted: int, most: float, steps: Callable[[], int]) -> None:
         """SIGKILL to one that takes work, at any instant within ``most`` seconds, while a run is under way; it is started
-        anew at once. Chance says which, so that one may die while the other has not come back.
+        anew at once. Chance says which, so that one may die while the other has not come back. ``steps``: how many the
+        hosts have done.
         """
+        enough, spared = 0, self.kills
         while self.kills < wanted:
             await asyncio.sleep(self.dice.uniform(0.02, most))
             await self.under_way.wait()
+            if self.kills - spared >= SPREE:
+                if await asyncio.to_thread(steps) < enough:
+                    continue
+                spared, enough = self.kills, await asyncio.to_thread(steps) + STEPS
             for one in self.two:
                 assert one.is_alive(), f"a worker ended by itself: {processes.tail(one.log)}"
             ready = [one for one in self.two if one.is_ready()]

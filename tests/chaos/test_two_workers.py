@@ -68,7 +68,7 @@ async def test_two_workers_under_two_hundred_kills_write_each_effect_down_once(
     troupe = await troupe_of(theatre, nodes=NODES, linger=0.02)
     try:
         await troupe.appear()
-        killing = asyncio.create_task(both.kill_often(kills, most=0.8))
+        killing = asyncio.create_task(both.kill_often(kills, 0.8, lambda: written(troupe)))
         runs = await moved(troupe, both, killing)
         await killing
         assert both.kills == kills
@@ -82,6 +82,12 @@ async def test_two_workers_under_two_hundred_kills_write_each_effect_down_once(
         f"{kills} kills of working workers, {both.busy} of them with sessions open, in {len(runs)} runs"
         f" of {NODES} nodes: {seen} effects, each in a journal and in the record once; {took:.0f} s"
     )
+
+
+def written(troupe: Troupe) -> int:
+    """Lines in the journals of all hosts."""
+    journals = (troupe.root(node) / ".kedge" / "journal" for node in troupe.names)
+    return sum(journal.read_bytes().count(b"\n") for journal in journals)
 
 
 async def moved(troupe: Troupe, both: Pair, killing: asyncio.Task[None]) -> list[str]:

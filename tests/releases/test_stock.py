@@ -179,7 +179,7 @@ async def test_who_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     listener.close()
-    with pytest.raises(DriverError, match="does not answer: .*refused"):
+    with pytest.raises(DriverError, match=r"does not answer: .*refused"):
         await world.reader(f"http://127.0.0.1:{port}").trusted(NAME)
 
 
