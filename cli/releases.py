@@ -19,7 +19,7 @@ from cli.exits import Exit
 from cli.naming import shown
 from cli.session import Session
 from kedge.model.errors import OrderError
-from kedge.model.trusted import ReleaseName, TrustedRelease, release_name
+from kedge.model.trusted import MOST_REASON, ReleaseName, TrustedRelease, release_name
 from worker.desk import Desk
 from worker.desk_releases import ReleaseDesk
 from worker.release_roles import (
@@ -167,6 +167,8 @@ def publish_drafts(
     if not changed.published and not changed.drafts:
         session.note("nothing to publish: everything is, and nothing expires for now")
     _tell(session, changed)
+    if "root" in changed.published and changed.root is not None:
+        session.say(f"the first root, which policies name and homes pin, is {changed.root}")
     if changed.drafts:
         raise typer.Exit(Exit.WAITING)
 
@@ -183,8 +185,11 @@ def revoke_release(
     """``revoke``; ``reason`` None takes a revocation back."""
     desk = session.desk()
     folder, name = repository or own_folder(desk), _name(release)
-    if reason == "":
-        raise OrderError("a revocation needs a reason", next_step="--reason TEXT")
+    if reason is not None and not 0 < len(reason.strip()) <= MOST_REASON:
+        raise OrderError(
+            f"a revocation needs a reason, of at most {MOST_REASON} characters",
+            next_step="--reason TEXT",
+        )
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
         if reason is None:
@@ -203,6 +208,11 @@ def rotate_keys(
     """``rotate``."""
     desk = session.desk()
     folder = repository or own_folder(desk)
+    if not change.add and not change.remove and change.threshold is None:
+        raise OrderError(
+            f"nothing is said to change about the keys of {change.role}",
+            next_step="--add FILE, --remove KEY or --threshold N; a new expiry comes with publish --renew",
+        )
     asked = KeyChange(
         role=change.role, add=change.add, remove=change.remove, threshold=change.threshold
     )
@@ -248,10 +258,12 @@ def verify_all(session: Session, repository: str | None, release: str, root: str
     desk = _reader(session, repository)
     with tempfile.TemporaryDirectory(prefix="kedge-verify-") as folder:
         found = desk.verify(Path(folder), only=only, root=root or None, say=session.note)
+    revoked = sum(one.revoked for one in found.releases)
     session.say(
         Text(
-            f"verified: {words.count(len(found.releases), 'release')}, "
-            f"{words.count(found.files, 'file')}, {found.bytes} bytes, from root {found.root[:12]}",
+            f"verified: {words.count(len(found.releases) - revoked, 'release')}, "
+            f"{words.count(found.files, 'file')}, {found.bytes} bytes, from root {found.root[:12]}"
+            + (f"; {revoked} more revoked" if revoked else ""),
             style="green",
         )
     )

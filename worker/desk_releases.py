@@ -346,9 +346,10 @@ class ReleaseDesk:
         files = size = 0
         expires = ""
         for one in listed:
-            if one.revoked or (only is not None and one.name != only):
+            if (one.revoked and only is None) or (only is not None and one.name != only):
                 continue
             say(f"verifies {one.name}")
+            # One that was revoked and is asked for by its name is refused here, with the reason.
             release = client.trusted(one.name)
             expires = min(expires or release.expires, release.expires)
             names = [artifact.source.removeprefix("tuf:") for artifact in release.artifacts]

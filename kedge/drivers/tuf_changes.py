@@ -125,9 +125,9 @@ def _roles(telling: _Telling, old: Mapping[str, _Role], new: Mapping[str, _Role]
             continue
         role = new[name]
         was = old.get(name, _Role(0, {}, role.at))
-        for keyid in role.keys.keys() - was.keys.keys():
+        for keyid in sorted(role.keys.keys() - was.keys.keys()):
             telling.tell(f"lets {_who(role.keys[keyid])} sign {name}")
-        for keyid in was.keys.keys() - role.keys.keys():
+        for keyid in sorted(was.keys.keys() - role.keys.keys()):
             telling.tell(f"lets {_who(was.keys[keyid])} sign {name} no more")
         if role.threshold != was.threshold:
             telling.tell(
@@ -153,9 +153,9 @@ def _periods(telling: _Telling, before: Root | None, new: Root) -> None:
     was = {} if before is None else before.unrecognized_fields.get(PERIODS)
     now = new.unrecognized_fields.get(PERIODS)
     if now != was:
-        telling.tell(
-            f"says after how many days metadata expires: {quoted(str(now), 200)}", (PERIODS,)
-        )
+        each = sorted(now.items()) if isinstance(now, dict) else [("all", now)]
+        days = ", ".join(_plain(f"{role} {one}") for role, one in each)
+        telling.tell(f"says after how many days metadata expires: {days}", (PERIODS,))
 
 
 def _paths(telling: _Telling, before: Targets | None, new: Targets) -> None:

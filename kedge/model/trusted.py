@@ -152,6 +152,10 @@ class Standing(Frozen):
     expires: str
 
 
+MOST_REASON = 500
+"""The longest reason of a revocation, in characters."""
+
+
 class Revocation(Frozen):
     """The signed word that a release is not to be used any more: the target ``revoked.json``."""
 
@@ -162,7 +166,7 @@ class Revocation(Frozen):
     """Digest of what ``release.json`` meant."""
     listed: Digest | None = None
     """Digest of what was listed of it: the only files with which it can be listed again."""
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Annotated[str, Field(max_length=MOST_REASON)] = ""
     by: str = ""
     at: str
 

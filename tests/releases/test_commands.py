@@ -120,7 +120,8 @@ def test_people_with_a_key_each_sign_what_one_of_them_made(user: User) -> None:
     at = ("--repository", "rel")
     said = user.run("release", "sign", *at, "--key", "keys/bob").stderr
     assert "signed: root, targets" in said
-    user.run("release", "publish", *at, "--key", "keys/robot")
+    published = user.run("release", "publish", *at, "--key", "keys/robot").stdout
+    assert user.json("release", "publish", *at, "--key", "keys/robot")["root"] in published
     user.run(
         "release", "add", "sim-1.0.0.yaml", *at, "--author", "ada", "--key", "keys/ada",
         "--component", "2:keys/ada.pub,keys/bob.pub,keys/carol.pub",
@@ -149,6 +150,10 @@ def test_people_with_a_key_each_sign_what_one_of_them_made(user: User) -> None:
         other.run("release", "trust", root)
         refused = other.json("release", "show", "sim@1.0.0", code=Exit.REFUSED)
         assert refused["error"]["message"] == "sim@1.0.0 was revoked by ada: loses data"
+        # Whoever asks whether that very release is good is not told that nothing is wrong.
+        verified = other.json("release", "verify", "sim@1.0.0", code=Exit.REFUSED)
+        assert verified["error"]["type"] == "ReleaseRevoked"
+        assert "verified: 0 releases, 0 files" in other.run("release", "verify").stdout
         user.run(*gone, "--undo")
         assert other.json("release", "verify", "sim@1.0.0")["files"] == 2
 
@@ -165,6 +170,9 @@ def test_people_with_a_key_each_sign_what_one_of_them_made(user: User) -> None:
         (("add", "sim-1.0.0.yaml", "--repository", "rel"), Exit.BAD_INPUT, "nobody is said"),
         (("add", "no.yaml", "--repository", "rel", "--author", "a"), Exit.BAD_INPUT, "cannot be read"),
         (("publish",), Exit.BAD_INPUT, "keepers' folder"),
+        (("revoke", "sim@1.0.0", "--reason", "x" * 501, "--repository", "rel"), Exit.BAD_INPUT, "at most 500"),
+        (("revoke", "sim@1.0.0", "--reason", "  ", "--repository", "rel"), Exit.BAD_INPUT, "needs a reason"),
+        (("rotate", "root", "--repository", "rel"), Exit.BAD_INPUT, "nothing is said to change"),
         (("publish", "--repository", "nowhere"), Exit.NOT_FOUND, "no release repository in"),
         (("trust", "0" * 64), Exit.NOT_FOUND, "no release repository is named"),
     ],
