@@ -11,30 +11,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 from urllib.parse import quote
 
 from pydantic import ValidationError
-from tuf.api.exceptions import (
-    BadVersionNumberError,
-    DownloadError,
-    DownloadHTTPError,
-    DownloadLengthMismatchError,
-    ExpiredMetadataError,
-    LengthOrHashMismatchError,
-    RepositoryError,
-    UnsignedMetadataError,
-)
+from tuf.api.exceptions import DownloadError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 
 from kedge.drivers.files import store_error
+from kedge.drivers.tuf_attacks import Naming, not_trusted, unreachable
 from kedge.drivers.tuf_fetch import FolderFetcher, RepositoryRefusalError
 from kedge.drivers.tuf_http import HttpFetcher
 from kedge.drivers.tuf_layout import AnyMetadata, exclusive
@@ -44,12 +35,9 @@ from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
 from kedge.model.release import Release
 from kedge.model.trusted import (
-    NOT_TRUSTED,
     REFUSED,
     REVOKED,
-    STALE,
     UNKNOWN,
-    Attack,
     Attestation,
     Custody,
     MetadataVersions,
@@ -71,9 +59,6 @@ MOST_ATTESTATIONS = 64
 MOST_PAPERS = 32 * 1024 * 1024
 """The most metadata of one release that is kept as evidence, in bytes."""
 LOCK_SECONDS = 60.0
-_SIGNED_BY = re.compile(r"was signed by (\d+)/(\d+) keys")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,9 +95,8 @@ class Client:
         self.root: Digest = content_digest(bootstrap)
         self._memory = memory
         self._own = threading.Lock()
-        self._digests: dict[str, str] = {}
-        """The files that are listed, by digest: who serves one of them for another is told by its name."""
         self._fetcher = fetcher_of(location, self._seen)
+        self._naming = Naming(location, self._fetcher.last)
 
     # -- releases ---------------------------------------------------------------------------------
 
@@ -120,16 +104,16 @@ class Client:
         """See :meth:`kedge.drivers.ports.Releases.trusted`."""
         with self._refreshed(name) as view:
             listed = self._listed(view, name)
-            return self._named(lambda: self._read(view, name, listed), name)
+            return self._naming.named(lambda: self._read(view, name, listed), name)
 
     def standing(self, name: ReleaseName, document: Digest) -> Standing:
         """See :meth:`kedge.drivers.ports.Releases.standing`."""
         with self._refreshed(name) as view:
             listed = self._listed(view, name)
             if custom_of(listed.targets[name.document]).get("document") != document:
-                found = self._named(lambda: self._read(view, name, listed), name)
+                found = self._naming.named(lambda: self._read(view, name, listed), name)
                 if found.digest != document:
-                    raise _not_trusted(
+                    raise not_trusted(
                         f"{name} in the repository is another than the one of this plan"
                     )
         return Standing(name=name, versions=listed.versions, expires=listed.expires)
@@ -156,14 +140,14 @@ class Client:
     def fetch(self, path: str, into: Path) -> None:
         """Downloads one target, verified, to ``into`` (replaced whole). Raises as :meth:`trusted`, or ``NotFound``."""
         with self._refreshed(None) as view:
-            target = self._named(lambda: view.updater.get_targetinfo(path), None)
+            target = self._naming.named(lambda: view.updater.get_targetinfo(path), None)
         if target is None:
             raise DriverError("NotFound", f"the repository lists no {path}", retryable=False)
         fresh = into.with_name(f".{into.name}.{os.getpid()}.{threading.get_ident()}")
         into.parent.mkdir(parents=True, exist_ok=True)
         try:
             # Not under the lock: an archive takes its time, and nothing of the memory is touched.
-            self._named(
+            self._naming.named(
                 lambda: view.updater.download_target(target, str(fresh)), None, target=target
             )
             fresh.replace(into)
@@ -178,7 +162,7 @@ class Client:
     def _refreshed(self, name: ReleaseName | None) -> Iterator[View]:
         """The repository's newest state, verified, with the memory locked for as long as the block lasts."""
         with self._own, exclusive(self._memory / ".lock", LOCK_SECONDS, "the memory of releases"):
-            yield self._named(self._refresh, name)
+            yield self._naming.named(self._refresh, name)
 
     def _refresh(self) -> View:
         self._fetcher.scratch = self._memory
@@ -212,7 +196,7 @@ class Client:
         """What a component lists. Loads its metadata if it was not. ``name`` is the release that is asked for, if one is."""
         # Whatever is looked for, the library walks down to the metadata of the component.
         sought = name or ReleaseName(component=component, version="0")
-        self._named(lambda: view.updater.get_targetinfo(sought.tombstone), name)
+        self._naming.named(lambda: view.updater.get_targetinfo(sought.tombstone), name)
         top: Targets = view.metadata("targets").signed
         delegated = top.delegations.roles if top.delegations is not None else None
         if delegated is None or component not in delegated:
@@ -221,12 +205,12 @@ class Client:
                 next_step="kedge release list shows the releases there are",
             )  # fmt: skip
         metadata = view.metadata(component)
-        signers = self._named(lambda: _signers(top, component, metadata), name)
+        signers = self._naming.named(lambda: _signers(top, component, metadata), name)
         every = [view.metadata(role) for role in ("root", "timestamp", "snapshot", "targets")]
         versions = [one.signed.version for one in every]
         expires = min(one.signed.expires for one in (*every, metadata))
         signed: Targets = metadata.signed
-        self._digests |= {
+        self._naming.digests |= {
             one.hashes.get("sha256", ""): path for path, one in signed.targets.items()
         }
         return Listed(
@@ -245,7 +229,7 @@ class Client:
     def _listed(self, view: View, name: ReleaseName) -> Listed:
         """The same, of a release that is there and was not revoked."""
         listed = self._component(view, name.component, name)
-        tombstone = self._named(lambda: view.updater.get_targetinfo(name.tombstone), name)
+        tombstone = self._naming.named(lambda: view.updater.get_targetinfo(name.tombstone), name)
         if tombstone is not None:
             raise self._revoked(view, name, tombstone)
         if name.document not in listed.targets:
@@ -258,12 +242,14 @@ class Client:
 
     def _may_list(self, view: View, name: ReleaseName, listed: Listed, path: str) -> None:
         """Raise unless it is the component that says what a file is: by its delegation, and before anybody else."""
-        found = self._named(lambda: view.updater.get_targetinfo(path), name)
+        found = self._naming.named(lambda: view.updater.get_targetinfo(path), name)
         if found != listed.targets[path]:
-            self._named(lambda: _foreign(path, name), name)
+            self._naming.named(lambda: _foreign(path, name), name)
 
     def _revoked(self, view: View, name: ReleaseName, target: TargetFile) -> DriverError:
-        content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
+        content = self._naming.named(
+            lambda: self._bytes(view, target, MAX_EXTRA), name, target=target
+        )
         why, by = "", ""
         try:
             word = Revocation.model_validate_json(content)
@@ -294,7 +280,9 @@ class Client:
     def _read(self, view: View, name: ReleaseName, listed: Listed) -> TrustedRelease:
         """A release's document, and that everything in its folder is its own."""
         target = listed.targets[name.document]
-        content = self._named(lambda: self._bytes(view, target, MAX_DOCUMENT), name, target=target)
+        content = self._naming.named(
+            lambda: self._bytes(view, target, MAX_DOCUMENT), name, target=target
+        )
         release = _document(content, name)
         own = {path: one for path, one in listed.targets.items() if path.startswith(name.folder)}
         for path in own:
@@ -346,96 +334,14 @@ class Client:
         return (self._bootstrap, *(one.read_bytes() for one in files), document)
 
     def _attestation(self, view: View, target: TargetFile, name: ReleaseName) -> Attestation:
-        content = self._named(lambda: self._bytes(view, target, MAX_EXTRA), name, target=target)
+        content = self._naming.named(
+            lambda: self._bytes(view, target, MAX_EXTRA), name, target=target
+        )
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
-            raise _not_trusted(f"{target.path} is no text") from error
+            raise not_trusted(f"{target.path} is no text") from error
         return Attestation(name=target.path, digest=content_digest(content), content=text)
-
-    # -- what went wrong --------------------------------------------------------------------------
-
-    def _named(
-        self, work: Callable[[], T], name: ReleaseName | None, *, target: TargetFile | None = None
-    ) -> T:
-        """Does the work; what it raises becomes a ``DriverError`` that names the attack."""
-        try:
-            return work()
-        except DriverError:
-            raise
-        except (RepositoryError, DownloadError) as error:
-            raise self._explained(error, name, target) from error
-        except OSError as error:
-            raise store_error("keep what is known of the release repository", error) from error
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-            # Metadata of the right form with values that are not: the library does not look at each of them.
-            said = f"its metadata makes no sense: {type(error).__name__}"
-            raise self._explained(
-                RepositoryRefusalError("arbitrary-software", said), name, target
-            ) from error
-
-    def _explained(
-        self,
-        error: RepositoryError | DownloadError,
-        name: ReleaseName | None,
-        target: TargetFile | None,
-    ) -> DriverError:
-        if isinstance(error, ExpiredMetadataError):
-            return _stale(f"the release repository has not been renewed: {error}")
-        if isinstance(error, DownloadError) and not isinstance(error, DownloadLengthMismatchError):
-            return _unreachable(self._location, error)
-        if "not part of snapshot" in str(error):
-            return DriverError(
-                UNKNOWN, "the component is announced, but nothing of it is published", retryable=False,
-                next_step="kedge release publish, by whoever has its keys",
-            )  # fmt: skip
-        attack, said = self._attack(error, target)
-        about = f"{name}: " if name is not None else ""
-        return DriverError(
-            REFUSED,
-            f"{about}the release repository is refused ({attack}): {said}",
-            retryable=False,
-            detail={"attack": attack},
-            next_step="Nothing was taken from it. Ask who runs it; `kedge release verify` looks at all of it.",
-        )
-
-    def _attack(self, error: Exception, target: TargetFile | None) -> tuple[Attack, str]:
-        """The name of what was tried, and a sentence."""
-        if isinstance(error, RepositoryRefusalError):
-            return error.attack, str(error)
-        if isinstance(error, DownloadLengthMismatchError):
-            return "endless-data", str(error)
-        if isinstance(error, UnsignedMetadataError):
-            found = _SIGNED_BY.search(str(error))
-            some = found is not None and int(found[1]) > 0
-            return ("key-compromise" if some else "arbitrary-software"), str(error)
-        if isinstance(error, LengthOrHashMismatchError):
-            return self._content_attack(error, target)
-        if isinstance(error, BadVersionNumberError):
-            return self._version_attack(), str(error)
-        missing = "missing info for" in str(error)
-        return ("mix-and-match" if missing else "arbitrary-software"), str(error)
-
-    def _content_attack(
-        self, error: LengthOrHashMismatchError, target: TargetFile | None
-    ) -> tuple[Attack, str]:
-        last = self._fetcher.last
-        if target is None:
-            return "mix-and-match", f"{last.name} is not the one that was signed for: {error}"
-        other = self._digests.get(last.digest)
-        if other is not None:
-            return "wrong-software", f"instead of {target.path} comes {other}"
-        return "arbitrary-software", f"{target.path}: {error}"
-
-    def _version_attack(self) -> Attack:
-        """Of a wrong version: an older one, a file under another's name, or a leap of the root."""
-        last = self._fetcher.last
-        number, _, _ = last.name.partition(".")
-        if last.name.endswith(".root.json"):
-            return "rollback" if last.version < int(number) else "fast-forward"
-        if number.isdigit() and int(number) != last.version:
-            return "mix-and-match"
-        return "rollback"
 
 
 def _custody(digests: list[Digest]) -> Custody:
@@ -480,7 +386,7 @@ def first_root(location: str, wanted: Digest | None) -> bytes:
             REFUSED, str(error), retryable=False, detail={"attack": error.attack}
         ) from error
     except DownloadError as error:
-        raise _unreachable(location, error) from error
+        raise unreachable(location, error) from error
     if wanted is not None and content_digest(content) != wanted:
         raise DriverError(
             REFUSED,
@@ -505,7 +411,7 @@ def _document(content: bytes, name: ReleaseName) -> Release:
     try:
         release = Release.model_validate_json(content)
     except ValidationError as error:
-        raise _not_trusted(
+        raise not_trusted(
             f"{name.document} is not a Release document that this kedge knows"
         ) from error
     if (release.component, release.version) != (name.component, name.version):
@@ -533,30 +439,3 @@ def _artifacts(
                 "mix-and-match", f"{path} is listed otherwise than the document of {name} says"
             )
         yield Artifact(platform=platform, digest=one.digest, length=one.length, source=one.source)
-
-
-def _not_trusted(said: str) -> DriverError:
-    return DriverError(NOT_TRUSTED, said, retryable=False)
-
-
-def _stale(said: str) -> DriverError:
-    return DriverError(
-        STALE, f"{said}: what is newest cannot be known (freeze)", retryable=False,
-        detail={"attack": "freeze"},
-        next_step="kedge release publish --renew, by whoever has the keys; or the way to the repository is held",
-    )  # fmt: skip
-
-
-def _unreachable(location: str, error: DownloadError) -> DriverError:
-    gone = isinstance(error, DownloadHTTPError)
-    return DriverError(
-        "Unreachable",
-        f"the release repository {location} "
-        + (
-            f"does not give a file: {error}"
-            if gone
-            else f"does not answer: {str(error) or 'too slow'}"
-        ),
-        retryable=True,
-        next_step="check release_repository in the settings, and that it is served",
-    )
