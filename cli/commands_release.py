@@ -103,7 +103,11 @@ def init(  # noqa: PLR0913 - a command's options are its parameters
 def add(  # noqa: PLR0913 - as above
     ctx: typer.Context,
     document: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A Release document beside its archives.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A Release document beside its archives; or, with --with, a release that is there: etcd@3.5.1.",
+        ),
     ],
     *,
     repository: Folder = None,
@@ -138,7 +142,10 @@ def add(  # noqa: PLR0913 - as above
     publish: Publish = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Add a release: its document and every archive become files of the repository, and a draft lists them."""
+    """Add a release: its document and every archive become files of the repository, and a draft lists them.
+
+    What comes later, an attestation of another builder say, is put beside a release that is there by its name.
+    """
     from cli.releases import Addition, Signing, add_release
 
     addition = Addition(document, author, tuple(beside or ()), component)

@@ -103,8 +103,16 @@ def add_release(
     desk = session.desk()
     folder = repository or own_folder(desk)
     extra = {path.name: path.read_bytes() for path in addition.beside}
+    there = None if addition.document.exists() else release_name(str(addition.document))
+    if there is not None and not extra:
+        raise OrderError(
+            f"nothing is given to be put beside {there}",
+            next_step="--with FILE, such as provenance-2.json; a new release comes from its document",
+        )
 
     async def work(releases: ReleaseDesk, signers: list[KeyHand]) -> Changed:
+        if there is not None:
+            return await releases.attach(folder, there, extra, signers, publish=signing.publish)
         author = addition.author or (fingerprint_of(signers[0]) if signers else "")
         if not author:
             raise OrderError(
@@ -149,7 +157,9 @@ def sign_drafts(
 
     changed = _change(session, desk, signing, work)
     _tell(session, changed)
-    if not changed.waiting:
+    if not changed.drafts:
+        session.note("there is no draft to sign")
+    elif not changed.waiting:
         session.note("next: kedge release publish")
 
 

@@ -20,6 +20,7 @@ from kedge.model.release import Release
 from kedge.model.trusted import Attestation, TrustedRelease, release_name
 from kedge.model.upstream import VendorImport
 from kedge.trust.dsse import MOST_BYTES, compose, pae, raw_signature, read_envelope, signers
+from kedge.trust.envelope import moment
 from kedge.trust.keys import PublicKey, parse_public_key
 from kedge.trust.provenance import judge_artifacts
 from kedge.trust.statement import PAYLOAD_TYPE, Build, statement_of
@@ -197,6 +198,11 @@ async def attest(
             f"no such build can be: {one['loc'][0]}: {one['msg']}",
             next_step="builder, build type and source are addresses; times are such as 2025-01-31T12:00:00Z",
         ) from error
+    if build.started and build.finished and moment(build.started) > moment(build.finished):
+        raise OrderError(
+            f"no build begins at {build.started} and ends at {build.finished}",
+            next_step="--started and --finished, such as 2025-01-31T12:00:00Z; without --finished it ends now",
+        )
     payload = statement_of(build)
     key, wire = await _signed(pae(PAYLOAD_TYPE, payload), signer, passphrase)
     envelope = compose(PAYLOAD_TYPE, payload, [(key.fingerprint, raw_signature(wire))])

@@ -56,6 +56,10 @@ ImportRule = Literal[
 """Why what a vendor published is taken, or not; ``docs/provenance.md`` says what each means."""
 
 
+MOST_REASON = 500
+"""The longest reason for which a downgrade is taken, in characters."""
+
+
 class VendorSignature(Frozen):
     """One signature over the sums. ``key`` is the pinned key's fingerprint, ``made`` the time it claims."""
 
@@ -97,7 +101,7 @@ class VendorImport(Frozen):
     sums: Digest
     archives: tuple[VendorArchive, ...] = ()
     not_imported: int = 0
-    in_spite: Annotated[str, Field(max_length=500)] = ""
+    in_spite: Annotated[str, Field(max_length=MOST_REASON)] = ""
     at: Instant
 
     @property

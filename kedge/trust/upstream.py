@@ -33,6 +33,7 @@ from kedge.model.errors import OrderError
 from kedge.model.order import Instant
 from kedge.model.trusted import ReleaseName
 from kedge.model.upstream import (
+    MOST_REASON,
     RANK,
     ImportRule,
     SignatureKind,
@@ -90,6 +91,11 @@ def judge_import(published: Published, rules: ImportRules, now: Instant) -> Vend
         raise OrderError(
             f"{rules.needed} pinned keys cannot have signed where {len(rules.pins)} are pinned",
             next_step="pin more keys, or ask for fewer",
+        )
+    if len(rules.in_spite) > MOST_REASON or (rules.in_spite and not rules.in_spite.strip()):
+        raise OrderError(
+            f"why a downgrade is taken is said in 1 to {MOST_REASON} characters",
+            next_step="--in-spite REASON",
         )
     signed = Signed(published.sums, published.sums_name, moment(now))
     found = judge_signatures(published.signatures, signed, rules.pins)

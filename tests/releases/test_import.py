@@ -184,12 +184,14 @@ def test_an_imported_release_is_judged_again_from_what_is_beside_it(
 def test_an_attestation_that_is_attached_to_a_release_counts(world: World, tmp_path: Path) -> None:
     vendor = Vendor(tmp_path, "1.1.0").minisign()
     assert bring_in(world, vendor).exit_code == 0
-    envelope = attest(world, "two", vendor.file).read_bytes()
-    asyncio.run(
-        world.desk.attach(
-            world.folder, name("1.1.0"), {"provenance-1.json": envelope}, world.signers(*KEEPERS), publish=True
-        )
-    )  # fmt: skip
+    envelope = attest(world, "two", vendor.file).rename(tmp_path / "provenance-1.json")
+    keys = [word for keeper in KEEPERS for word in ("--key", str(world.key_file(keeper)))]
+    beside = ["add", "daemon@1.1.0", "--repository", str(world.folder), "--publish", *keys]
+    nothing = run(world, *beside)
+    assert nothing.exit_code == Exit.BAD_INPUT
+    assert "nothing is given to be put beside daemon@1.1.0" in nothing.stderr
+    added = run(world, *beside, "--with", str(envelope))
+    assert added.exit_code == 0, added.output
     root = hashlib.sha256((world.folder / "metadata" / "1.root.json").read_bytes()).hexdigest()
     done = run(
         world, "provenance", "daemon@1.1.0", "--policy", str(policy(world, root=root, agree=1)), "--json"
@@ -304,6 +306,8 @@ BAD_INPUT = [
     ("an archive without a platform", "--archive linux/amd64=FILE", ["daemon@1.1.0", "--archive", "FILE"]),
     ("no pin that can be read", "cannot be read as a vendor's public key", ["daemon@1.1.0", "--pin", "SUMS"]),
     ("more keys than are pinned", "cannot have signed", ["daemon@1.1.0", "--needed", "3"]),
+    ("a reason that is none", "in 1 to 500 characters", ["daemon@1.1.0", "--in-spite", "  "]),
+    ("a reason that is a book", "in 1 to 500 characters", ["daemon@1.1.0", "--in-spite", "x" * 501]),
     ("nobody who imports it", "nobody is said", ["daemon@1.1.0", "--key", ""]),
     ("no sums", "cannot be read", ["daemon@1.1.0", "--sums", "nothing"]),
     ("a range that is none", "no release follows", ["daemon@1.1.0", "--upgrade-from", "soon"]),

@@ -150,6 +150,7 @@ WRONG: list[tuple[str, list[str], Exit, str]] = [
     ("a trusted root that is not the policy's", ["provenance", "DOCUMENT", "--policy", "POLICY", "--trusted-root", "DOCUMENT"], Exit.BAD_INPUT, "trusted root"),
     ("a claim that is no address", ["attest", "ARCHIVE", "--builder", "me", "--source", "x:y", "--build-type", "x:y", "--key", "KEY", "-o", "OUT"], Exit.BAD_INPUT, "no such build"),
     ("a time that is none", ["attest", "ARCHIVE", "--builder", "x:y", "--source", "x:y", "--build-type", "x:y", "--finished", "today", "--key", "KEY", "-o", "OUT"], Exit.BAD_INPUT, "finished"),
+    ("a build that ends before it begins", ["attest", "ARCHIVE", "--builder", "x:y", "--source", "x:y", "--build-type", "x:y", "--started", "2999-01-01T00:00:00Z", "--key", "KEY", "-o", "OUT"], Exit.BAD_INPUT, "no build begins"),
     ("no key", ["attest", "ARCHIVE", "--builder", "x:y", "--source", "x:y", "--build-type", "x:y", "-o", "OUT"], Exit.BAD_INPUT, "one key"),
     ("nothing that was built", ["attest", "no.tar", "--builder", "x:y", "--source", "x:y", "--build-type", "x:y", "--key", "KEY", "-o", "OUT"], Exit.BAD_INPUT, "cannot be read"),
 ]  # fmt: skip
