@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import DocumentError, OrderError
 from kedge.model.release import Release, ReleaseArtifact
-from kedge.model.trusted import ReleaseName
+from kedge.model.trusted import ReleaseName, release_name
 from kedge.model.upstream import VendorArchive, VendorImport
 from worker.documents import read_bytes, read_release
 
@@ -205,10 +205,19 @@ def plain(name: str) -> str:
 
 
 def past_imports(repository: Repository, component: str) -> tuple[VendorImport, ...]:
-    """The verdicts of this component's earlier imports, from the keepers' own folder. Raises ``DocumentError``."""
-    known = repository.component(component) if component in repository.components() else None
+    """The verdicts of this component's earlier imports, from the keepers' own folder, of those that were revoked too: what
+    was taken once and taken back is no news. Raises ``DocumentError``, ``PlanError``.
+    """
+    from kedge.drivers.tuf_revocations import listed_before
+
+    known = repository.component(component)
+    listed = dict(known.targets) if known is not None else {}
+    for path, target in tuple(listed.items()):
+        name = release_name(f"{component}@{path.split('/')[1]}")
+        if name is not None and path == name.tombstone:
+            listed |= listed_before(repository.layout, name, target)
     found: list[VendorImport] = []
-    for path, target in sorted((known.targets if known is not None else {}).items()):
+    for path, target in sorted(listed.items()):
         if not path.endswith(f"/{VERDICT}"):
             continue
         place = repository.layout.target(path, target.hashes["sha256"])

@@ -55,15 +55,17 @@ def reinstate(repository: Repository, name: ReleaseName, now: datetime) -> None:
     known = repository.component(name.component)
     if known is None or name.tombstone not in known.targets:
         raise PlanError(f"{name} is not revoked", next_step="kedge release list")
-    before = _before(repository.layout, name, known.targets[name.tombstone])
+    before = listed_before(repository.layout, name, known.targets[name.tombstone])
     draft = repository.draft(name.component, now)
     del draft.signed.targets[name.tombstone]
     draft.signed.targets.update(before)
     repository.layout.keep_draft(name.component, draft)
 
 
-def _before(layout: Layout, name: ReleaseName, tombstone: TargetFile) -> dict[str, TargetFile]:
-    """What was listed of it."""
+def listed_before(
+    layout: Layout, name: ReleaseName, tombstone: TargetFile
+) -> dict[str, TargetFile]:
+    """What was listed of a release when it was revoked. Raises ``PlanError`` where that is not here any more."""
     word = _word(layout, tombstone)
     for version in sorted(layout.versions(name.component), reverse=True):
         old = layout.published(name.component, version)

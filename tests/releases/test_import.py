@@ -240,6 +240,26 @@ def test_a_downgrade_is_refused_until_a_person_says_why(world: World, tmp_path: 
     assert len(past_imports(world.repository, "daemon")) == 2
 
 
+def test_what_was_revoked_is_not_sold_again_as_something_newer(
+    world: World, tmp_path: Path
+) -> None:
+    vendor = Vendor(tmp_path, "1.1.0").minisign()
+    assert bring_in(world, vendor).exit_code == 0
+    asyncio.run(
+        world.desk.revoke(
+            world.folder, name("1.1.0"), world.signers(*KEEPERS), reason="x", by="ada", publish=True
+        )
+    )
+    again = Vendor(tmp_path, "1.2.0")
+    again.file.write_bytes(vendor.file.read_bytes())
+    digest = hashlib.sha256(vendor.file.read_bytes()).hexdigest()
+    again.sums.write_text(f"{digest}  {again.file.name}\n")
+    done = bring_in(world, again.minisign())
+    assert done.exit_code == Exit.REFUSED, done.output
+    assert "downgraded: " in done.stdout
+    assert "was imported before, as 1.1.0" in done.stdout.replace("\n", " ")
+
+
 def test_an_archive_of_another_version_is_taken_in_spite_and_says_so_when_judged_again(
     world: World, tmp_path: Path
 ) -> None:
