@@ -8,7 +8,8 @@ it all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,8 +112,7 @@ class ReleaseDesk:
 
         Raises as :meth:`kedge.drivers.tuf_repository.Repository.add_release`.
         """
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             before = _begun(repository)
             keys = None if component is None else role_keys(component)
             repository.add_release(new, _now(), keys=keys)
@@ -128,8 +128,7 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Puts attestations (``provenance-<n>.json``) or vendor's material beside a release that is there."""
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             before = _begun(repository)
             repository.attach(name, extra, _now())
             return await _finish(repository, signers, publish=publish, before=before)
@@ -151,8 +150,7 @@ class ReleaseDesk:
         """
         from kedge.drivers.tuf_layout import MAX_METADATA, read_metadata
 
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             merged: list[str] = []
             for copy in copies:
                 with copy.open("rb") as file:
@@ -184,8 +182,7 @@ class ReleaseDesk:
         """Publishes every draft that has its signatures. ``renew``: roles to give a new expiry; empty: those that need
         it soonest, snapshot and timestamp.
         """
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             now, before = _now(), _begun(repository)
             if renew is not None:
                 for role in renew:
@@ -209,8 +206,7 @@ class ReleaseDesk:
         """Takes a release out for good."""
         from kedge.drivers.tuf_revocations import revoke
 
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             before = _begun(repository)
             revoke(repository, name, reason=reason, by=by, now=_now())
             return await _finish(repository, signers, publish=publish, before=before)
@@ -226,8 +222,7 @@ class ReleaseDesk:
         """Takes a revocation back: the release is listed again, with the very files that it had."""
         from kedge.drivers.tuf_revocations import reinstate
 
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             before = _begun(repository)
             reinstate(repository, name, _now())
             return await _finish(repository, signers, publish=publish, before=before)
@@ -241,8 +236,7 @@ class ReleaseDesk:
         publish: bool = False,
     ) -> Changed:
         """Changes the keys of a role."""
-        repository = self._opened(folder)
-        with repository.layout.locked():
+        with self._at_work(folder) as repository:
             before = _begun(repository)
             repository.rotate(
                 change.role,
@@ -290,12 +284,21 @@ class ReleaseDesk:
         }
         return {role: told for role, told in found.items() if told is not None}
 
+    @contextmanager
+    def _at_work(self, folder: Path) -> Iterator[Repository]:
+        """The keepers' folder as it is now, for the length of the block: what was verified is what is built on."""
+        from kedge.drivers.tuf_repository import Repository
+
+        with Repository.open(folder).layout.locked():
+            yield self._opened(folder)
+
     def _opened(self, folder: Path) -> Repository:
         """The keepers' folder, after it was verified: whoever can write there could put something under our signatures."""
         from kedge.drivers.tuf_audit import verify_published
         from kedge.drivers.tuf_repository import Repository
 
         repository = Repository.open(folder)
+        repository.layout.hold()
         own = self.location is not None and Path(self.location) == Path(folder).absolute()
         verify_published(repository, self._releases.pinned() if own else None)
         return repository

@@ -105,7 +105,7 @@ def _roots(repository: Repository, pinned: Digest | None) -> _Roots:
         _sound(drafted.signed)
         return _Roots((drafted.signed,))
     first = _published(repository, "root", 1)
-    digest = content_digest((layout.metadata / "1.root.json").read_bytes())
+    digest = content_digest(layout.content(layout.metadata / "1.root.json") or b"")
     if pinned is not None and digest != pinned:
         raise _refused(
             f"it begins with root {digest[:12]}, and {pinned[:12]} is pinned in this home"

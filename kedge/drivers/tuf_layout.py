@@ -52,10 +52,16 @@ class Layout:
         self.metadata = folder / "metadata"
         self.targets = folder / "targets"
         self.drafts = folder / "drafts"
+        self._kept: dict[Path, bytes | None] | None = None
+        self._names: dict[Path, list[Path]] = {}
 
     def exists(self) -> bool:
         """Whether there is a repository, published or in drafts."""
         return (self.metadata / "1.root.json").exists() or (self.drafts / "root.json").exists()
+
+    def hold(self) -> None:
+        """From now on no metadata is read twice: whoever else writes here cannot exchange what was verified."""
+        self._kept = {}
 
     @contextmanager
     def locked(self, seconds: float = 30.0) -> Iterator[None]:
@@ -79,15 +85,15 @@ class Layout:
 
     def roles(self) -> tuple[str, ...]:
         """The roles of which there is published metadata, by name."""
-        found = (_VERSIONED.fullmatch(path.name) for path in _listed(self.metadata))
+        found = (_VERSIONED.fullmatch(path.name) for path in self._listed(self.metadata))
         names = {one[2] for one in found if one is not None}
-        if (self.metadata / "timestamp.json").exists():
+        if self.metadata / "timestamp.json" in self._listed(self.metadata):
             names.add("timestamp")
         return tuple(sorted(names))
 
     def versions(self, role: str) -> list[int]:
         """The published versions of a role, in no order."""
-        found = (_VERSIONED.fullmatch(path.name) for path in _listed(self.metadata))
+        found = (_VERSIONED.fullmatch(path.name) for path in self._listed(self.metadata))
         return [int(one[1]) for one in found if one is not None and one[2] == role]
 
     def draft(self, role: str) -> AnyMetadata | None:
@@ -96,7 +102,7 @@ class Layout:
 
     def drafted(self) -> tuple[str, ...]:
         """Roles that have a draft: root first, then targets, components by name, snapshot, timestamp."""
-        names = {path.stem for path in _listed(self.drafts) if path.suffix == ".json"}
+        names = {path.stem for path in self._listed(self.drafts) if path.suffix == ".json"}
         ranks = {"root": 0, "targets": 1, "snapshot": 3, "timestamp": 4}
         return tuple(sorted(names, key=lambda name: (ranks.get(name, 2), name)))
 
@@ -106,7 +112,9 @@ class Layout:
 
     def drop_draft(self, role: str) -> None:
         """Removes a draft; no error when there is none."""
-        (self.drafts / f"{role}.json").unlink(missing_ok=True)
+        path = self.drafts / f"{role}.json"
+        path.unlink(missing_ok=True)
+        self._now_has(path, None)
 
     def publish(self, role: str, metadata: AnyMetadata) -> None:
         """Writes published metadata: ``timestamp.json`` is replaced, everything else has a name of its own."""
@@ -119,15 +127,37 @@ class Layout:
             write_atomic(path, content, 0o644)
         except OSError as error:
             raise store_error(f"write {path}", error) from error
+        self._now_has(path, content)
 
-    def _read(self, path: Path) -> AnyMetadata | None:
+    def content(self, path: Path) -> bytes | None:
+        """The bytes of a metadata file, if it is there."""
+        if self._kept is not None and path in self._kept:
+            return self._kept[path]
         try:
             content = read_bounded(path, MAX_METADATA)
         except OSError as error:
             raise store_error(f"read {path}", error) from error
-        if content is None:
-            return None
-        return read_metadata(content, str(path))
+        if self._kept is not None:
+            self._kept[path] = content
+        return content
+
+    def _read(self, path: Path) -> AnyMetadata | None:
+        content = self.content(path)
+        return None if content is None else read_metadata(content, str(path))
+
+    def _listed(self, folder: Path) -> list[Path]:
+        """The files of a folder, by name."""
+        if self._kept is None or folder not in self._names:
+            self._names[folder] = sorted(folder.iterdir()) if folder.is_dir() else []
+        return self._names[folder]
+
+    def _now_has(self, path: Path, content: bytes | None) -> None:
+        """What we wrote or removed ourselves."""
+        if self._kept is None or path.parent not in (self.metadata, self.drafts):
+            return
+        self._kept[path] = content
+        others = [one for one in self._listed(path.parent) if one != path]
+        self._names[path.parent] = sorted([*others, path]) if content is not None else others
 
     # -- targets ----------------------------------------------------------------------------------
 
@@ -197,10 +227,6 @@ def exclusive(path: Path, seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _listed(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _copied(source: Path, target: int, digest: str, length: int) -> str | None:

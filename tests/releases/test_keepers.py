@@ -14,7 +14,9 @@ import pytest
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import MetaFile, TargetFile
 
+from kedge.drivers import tuf_audit
 from kedge.drivers.tuf_layout import AnyMetadata, Layout
+from kedge.drivers.tuf_repository import Repository
 from kedge.model.base import canonical
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.release import Release
@@ -361,3 +363,30 @@ async def test_a_cut_off_rotation_of_a_component_is_finished_by_the_next(
     await world.reader().trusted(NEXT)
     assert "daemon" in (await world.publish()).published
     await world.reader().trusted(NEXT)
+
+
+async def test_what_was_verified_is_what_is_built_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intruder = Intruder(world)
+    evil = {**intruder.read("daemon").signed.targets, **intruder.listing(EVIL)}
+    newest = intruder.read("daemon").signed.version
+    verify = tuf_audit.verify_published
+
+    def verified(repository: Repository, pinned: str | None) -> None:
+        verify(repository, pinned)
+        # Between the look and the change: over the list that was looked at, and as a newer one.
+        for version in (newest, newest + 1):
+            metadata = copy.deepcopy(intruder.read("daemon"))
+            metadata.signed.version, metadata.signed.targets = version, evil
+            intruder.layout.publish("daemon", metadata)
+
+    monkeypatch.setattr(tuf_audit, "verify_published", verified)
+    honest = (world.folder / "metadata" / f"{newest}.daemon.json").read_bytes()
+    new = world.release("1.2.0")
+    changed = await world.desk.add(world.folder, new, world.signers(*TEAM), publish=True)
+    assert changed.published == ("daemon", "snapshot", "timestamp")
+    monkeypatch.undo()
+    (world.folder / "metadata" / f"{newest}.daemon.json").write_bytes(honest)
+    assert EVIL.document not in intruder.read("daemon").signed.targets
+    assert (await world.reader().trusted(new.name)).name == new.name
