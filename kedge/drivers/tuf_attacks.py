@@ -107,7 +107,8 @@ class Naming:
         if isinstance(error, BadVersionNumberError):
             return self._version_attack(), str(error)
         missing = "missing info for" in str(error)
-        return ("mix-and-match" if missing else "arbitrary-software"), str(error)
+        said = str(error) or f"{self._last.name} cannot be what it stands for"
+        return ("mix-and-match" if missing else "arbitrary-software"), said
 
     def _content_attack(
         self, error: LengthOrHashMismatchError, target: TargetFile | None

@@ -79,6 +79,13 @@ async def a_timestamp_that_is_no_metadata(mirror: Mirror) -> None:
 
 
 @attack("arbitrary-software")
+async def a_version_that_is_no_whole_number(mirror: Mirror) -> None:
+    file = mirror.file("timestamp")
+    version = b'"version":%d' % mirror.read("timestamp").signed.version
+    file.write_bytes(file.read_bytes().replace(version, version + b".0"))
+
+
+@attack("arbitrary-software")
 async def a_signature_that_does_not_hold_beside_enough_that_do(mirror: Mirror) -> None:
     timestamp = await mirror.again("timestamp", "robot")
     key = mirror.world.keys["eve"]
@@ -414,6 +421,7 @@ async def test_an_attack_is_refused_by_its_name_and_leaves_nothing(
     assert refused.value.detail.get("attack") == name, refused.value
     assert refused.value.kind == ("RepositoryStale" if name == "freeze" else "RepositoryRefused")
     assert f"({name})" in refused.value.message
+    assert not refused.value.message.endswith(": "), "it says what is wrong"
     assert not refused.value.retryable
     assert not into.exists()
     if mirror.stolen:
