@@ -13,12 +13,13 @@ task: another worker may have it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from temporalio.converter import (
 )
 
 from kedge.drivers.codec_ring import FixedRing, RingFile, Rings
+from kedge.drivers.files import sync_directory, write_atomic
 from kedge.model.errors import CodecError
 from kedge.trust.codec import NONCE_BYTES, Ring, Sealed, open_sealed, ring_of_words, seal
 from worker.logs import get_logger
@@ -218,6 +220,14 @@ def required_mark(settings: Settings) -> Path:
     return settings.home / "codec.required"
 
 
+def mark(settings: Settings, keys: Iterable[str]) -> None:
+    """Notes that this home has a ring, and the names of its keys: a wrong one is known by them. Raises ``OSError``."""
+    path = required_mark(settings)
+    text = "This home seals what it gives to Temporal (docs/secrets.md). Keys:"
+    write_atomic(path, "\n".join([text, *sorted(keys), ""]).encode())
+    sync_directory(path.parent)
+
+
 def marked_keys(settings: Settings) -> tuple[str, ...]:
     """The names of the keys this home is known to have sealed with; empty where it never had a ring."""
     try:
@@ -263,11 +273,24 @@ def rings_of(settings: Settings) -> Rings | None:
     Raises ``CodecError`` for a ring that is required and not there, or cannot be used.
     """
     words = os.environ.get(KEYS_VARIABLE, "")
+    marked = required_mark(settings).exists()
     if words.strip():
-        return LivingRing(FixedRing(checked(ring_of_words(words), settings)))
+        ring = checked(ring_of_words(words), settings)
+        if not marked and settings.home.is_dir():
+            # Without names: which keys a variable has is changed where it is set. Who may not write here notes nothing.
+            with contextlib.suppress(OSError):
+                mark(settings, ())
+        return LivingRing(FixedRing(ring))
     file = ring_file(settings)
     wanted = settings.codec_required or settings.codec_ring is not None
-    if wanted or file.there() or required_mark(settings).exists():
+    if marked and not wanted and not file.there() and not marked_keys(settings):
+        raise CodecError(
+            "NoRing",
+            f"{settings.home} gave sealed payloads to Temporal, with keys that are not here now",
+            next_step=f"set {KEYS_VARIABLE} as it was, or put {file.path} back; only a home without runs may begin anew in the open "
+            f"(remove {required_mark(settings)})",
+        )
+    if wanted or file.there() or marked:
         return LivingRing(OwnRing(file, settings))
     return None
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from kedge.drivers.codec_ring import RingFile
-from kedge.drivers.files import sync_directory, write_atomic
 from kedge.model.base import Frozen
 from kedge.model.errors import CodecError
 from kedge.model.notation import seconds
@@ -22,7 +21,7 @@ from kedge.trust import codec
 from kedge.trust.codec import KEY_BYTES, Ring
 from worker import processes
 from worker.background import BackgroundWorker
-from worker.codec import KEYS_VARIABLE, checked, marked_keys, required_mark, ring_file
+from worker.codec import KEYS_VARIABLE, checked, mark, marked_keys, required_mark, ring_file
 from worker.settings import Settings
 
 Use = Literal["seals", "reads"]
@@ -51,7 +50,7 @@ class RingShown(Frozen):
 
 def show(settings: Settings, now: datetime | None = None) -> RingShown:
     """The ring as it is. Raises ``CodecError`` when there should be one and it cannot be used."""
-    mark = (
+    wanted = (
         required_mark(settings).exists()
         or settings.codec_required
         or settings.codec_ring is not None
@@ -60,7 +59,7 @@ def show(settings: Settings, now: datetime | None = None) -> RingShown:
     if words.strip():
         return _shown(checked(codec.ring_of_words(words), settings), KEYS_VARIABLE, now)
     file = ring_file(settings)
-    if not file.there() and not mark:
+    if not file.there() and not wanted:
         return RingShown(where="", required=False)
     return _shown(checked(file.ring(), settings), str(file.path), now)
 
@@ -105,9 +104,9 @@ def init(settings: Settings, grace: str = "") -> RingShown:
             )
         ring = codec.new_ring(secrets.token_bytes(KEY_BYTES), _stamp(_now()), _until(grace))
         # The mark first: who dies between the two has a home that says what is missing, not one that writes in the open.
-        _mark(settings, ())
+        mark(settings, ())
         file.write(ring)
-        _mark(settings, ring.keys)
+        mark(settings, ring.keys)
         return _shown(ring, str(file.path), None)
 
 
@@ -130,7 +129,7 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
             fresh = secrets.token_bytes(KEY_BYTES)
             ring = codec.with_key(ring, fresh, _stamp(_now()), activate=not prepare)
         file.write(ring)
-        _mark(settings, ring.keys)
+        mark(settings, ring.keys)
         return _shown(ring, str(file.path), None)
 
 
@@ -144,7 +143,7 @@ def retire(settings: Settings, key: str) -> RingShown:
         ring = file.ring()
         if key in ring.keys or key not in marked_keys(settings):
             ring = codec.retired(ring, key)
-        _mark(settings, ring.keys)
+        mark(settings, ring.keys)
         file.write(ring)
         return _shown(ring, str(file.path), None)
 
@@ -183,14 +182,6 @@ def _changing(file: RingFile) -> Iterator[None]:
         ) from error
     except processes.ProcessError as error:
         raise CodecError("RingRefused", str(error)) from error
-
-
-def _mark(settings: Settings, keys: Iterable[str]) -> None:
-    """Notes that this home has a ring, and the names of its keys: a wrong one is known by them."""
-    mark = required_mark(settings)
-    text = "This home seals what it gives to Temporal (docs/secrets.md). Keys:\n"
-    write_atomic(mark, "\n".join([text.strip(), *sorted(keys), ""]).encode())
-    sync_directory(mark.parent)
 
 
 def length_of(time: str) -> float:

@@ -70,7 +70,7 @@ async def test_the_web_ui_shows_a_history_to_who_signed_in_and_ciphertext_to_oth
         plan = (await scene.waits_for(run, "ship")).plan
     state = place.engine.state()
     assert state is not None
-    login = [KEDGE, "--home", str(place.settings.home), "codec", "login", "--code"]
+    login = [str(KEDGE), "--home", str(place.settings.home), "codec", "login", "--code"]
     signed = await asyncio.to_thread(
         subprocess.run, [*login, "--key", str(scene.keys["ada"])],
         check=True, capture_output=True, text=True, timeout=60,

@@ -253,6 +253,29 @@ def test_the_environment_brings_keys_where_there_is_no_file(
     assert "not-a-key" not in caught.value.message
 
 
+def test_a_home_that_sealed_with_keys_from_the_environment_writes_nothing_in_the_open_without_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.home.mkdir()
+    first, second = (base64.b64encode(one * 32).decode() for one in (b"1", b"2"))
+    monkeypatch.setenv(KEYS_VARIABLE, first)
+    converter_of(settings)
+    monkeypatch.delenv(KEYS_VARIABLE)
+    with pytest.raises(CodecError) as caught:
+        converter_of(settings)
+    assert caught.value.kind == "NoRing"
+    assert KEYS_VARIABLE in (caught.value.next_step or "")
+    for act in (desk_codec.init, desk_codec.show):
+        with pytest.raises(CodecError):
+            act(settings)
+    # Which keys there are is the variable's: one that was taken out of it there is not missed here.
+    for words in (f"{second} {first}", second):
+        monkeypatch.setenv(KEYS_VARIABLE, words)
+        rings = rings_of(settings)
+        assert rings is not None
+        assert rings.ring().active != RING.active
+
+
 def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
     settings: Settings,
 ) -> None:
