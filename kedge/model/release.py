@@ -25,6 +25,15 @@ def _range(text: str) -> str:
     return text
 
 
+def _without_password(source: str) -> str:
+    if "://" in source and "@" in source.partition("://")[2]:
+        raise PydanticCustomError(
+            "kedge_source",
+            "must be a path or an address without a name or password: releases are shown to everybody",
+        )
+    return source
+
+
 VersionRange = Annotated[Range, AfterValidator(_range)]
 Platform = Annotated[
     str,
@@ -39,7 +48,7 @@ class ReleaseArtifact(Frozen):
 
     digest: Digest
     length: Annotated[int, Field(ge=1, le=64 * 1024**3)]
-    source: Annotated[Text, Field(min_length=1)]
+    source: Annotated[Text, Field(min_length=1), AfterValidator(_without_password)]
 
 
 class Protocol(Frozen):

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from kedge.host import request
 from kedge.model.base import canonical
 from kedge.model.errors import DocumentError
 from kedge.model.fleet import Fleet
-from kedge.model.release import Release
+from kedge.model.release import Release, ReleaseArtifact
 from kedge.plan.compile import ConflictsError
 from kedge.plan.install import Installation
 from kedge.plan.render import operations, secrets
@@ -215,3 +216,17 @@ def test_a_secrets_name_is_a_plain_word(name: str) -> None:
     declared = f"secrets:\n  {json.dumps(name)}: {{file: /x}}\nnodes:\n"
     with pytest.raises(DocumentError):
         plan(fleet=replaced(FLEET, "nodes:\n", declared))
+
+
+@pytest.mark.parametrize("userinfo", [f"me:{VALUE}", f"me:a/{VALUE}", VALUE])
+def test_a_release_whose_archive_is_at_an_address_with_a_password_is_refused_without_repeating_it(
+    userinfo: str,
+) -> None:
+    document: dict[str, Any] = {"digest": "0" * 64, "length": 1, "source": f"https://{userinfo}@archives/x.tar"}  # fmt: skip
+    with pytest.raises(ValidationError) as caught:
+        ReleaseArtifact.model_validate(document)
+    [mistake] = caught.value.errors(include_input=False)
+    assert "without a name or password" in mistake["msg"]
+    assert VALUE not in mistake["msg"]
+    for source in ("hello@1.0.0.tar", "https://archives/x.tar", "/srv/a@b.tar"):
+        assert ReleaseArtifact.model_validate({**document, "source": source}).source == source
