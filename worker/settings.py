@@ -90,8 +90,9 @@ class Settings(BaseSettings):
     """Folders in which relative artifact paths of releases are looked for."""
     release_repository: str | None = None
     """The signed release repository: a folder, or an address (http or https). Made absolute."""
-    local_limit: int | None = Field(default=None, ge=1, le=1000)
-    """Sessions with nodes on this machine at a time; no limit of its own when not set."""
+    local_limit: int | None = Field(default=None, ge=0, le=1000)
+    """Sessions with nodes on this machine at a time; no limit of its own when not set. 0: a worker that is on no
+    machine of nodes, such as one in a container, whose daemons no other worker would see."""
     sim_in_memory: bool = False
     """Simulated hosts are forgotten when the worker ends; otherwise they are kept in ``<home>/sim``."""
     sim_pace: float = Field(default=0.0, ge=0, le=10)

@@ -58,6 +58,7 @@ class LocalTransport:
         self, home: Path, *, python: str = sys.executable, limit: int | None = None
     ) -> None:
         self._server = _Server(home / "host", python)
+        self._nowhere = limit == 0
         self._slots = asyncio.Semaphore(MOST_SESSIONS if limit is None else limit)
 
     async def session(
@@ -68,6 +69,13 @@ class LocalTransport:
     ) -> SessionEnd:
         """See :meth:`kedge.drivers.ports.Transport.session`."""
         line = _request_line(node, request)
+        if self._nowhere:
+            raise DriverError(
+                "Unreachable",
+                f"{node.name} is on a worker's own machine, and this worker is on none (local_limit 0)",
+                retryable=True,
+                next_step="`kedge up` on the machine of the nodes starts a worker there",
+            )
         async with self._slots:
             return await self._session(node.name, line, on_event)
 

@@ -30,7 +30,7 @@ class DriverSettings:
 
     ``home`` holds everything; ``releases`` are the directories that relative artifact paths are
     looked for in, ``repository`` the signed release repository (a folder or an address); ``policies`` is the folder of pinned policies (``<home>/trust/policies`` when
-    None). ``local_limit`` bounds sessions on this machine at a time. The simulator keeps its hosts
+    None). ``local_limit`` bounds sessions on this machine at a time, 0 refuses them. The simulator keeps its hosts
     in ``<home>/sim/hosts.jsonl``, in memory alone with ``sim_in_memory``; ``sim_pace`` is how many
     real seconds a simulated one takes. ``evidence_url`` names a PostgreSQL database (no password in it);
     None: ``<home>/evidence.db``. With ``checkpoint_key`` the evidence is signed as it grows by the key in that file

@@ -48,6 +48,16 @@ async def run(transport: LocalTransport, where: PlannedNode, *ops: dict[str, Jso
     return await transport.session(where, request, lambda _event: None)
 
 
+async def test_a_worker_that_is_on_no_machine_of_nodes_touches_none(tmp_path: Path) -> None:
+    """In a container a daemon would be started that no other worker sees, and then by another one again."""
+    nowhere = LocalTransport(tmp_path / "home", limit=0)
+    with pytest.raises(DriverError, match="local_limit") as caught:
+        await run(nowhere, node(tmp_path), OBSERVE)
+    assert (caught.value.kind, caught.value.retryable) == ("Unreachable", True)
+    assert not (tmp_path / "n1").exists()
+    await nowhere.aclose()
+
+
 def slept(seconds: float, key: str = "run") -> dict[str, Json]:
     return {"key": key, "op": "run", "argv": ["sleep", str(seconds)]}
 

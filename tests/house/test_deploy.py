@@ -116,7 +116,11 @@ def test_the_database_is_asked_where_its_clients_ask(compose: dict[str, Any]) ->
 def test_workers_share_a_home_and_not_what_says_which_process_runs(compose: dict[str, Any]) -> None:
     worker = compose["services"]["worker"]
     assert any(one.endswith("/.kedge:/var/lib/kedge") for one in worker["volumes"])
-    assert worker["tmpfs"] == ["/var/lib/kedge/run"]
+    # It is root's unless said, and its mode is that of the folder below, whatever is said.
+    (run,) = worker["tmpfs"]
+    assert re.fullmatch(r"/var/lib/kedge/run:mode=0700,uid=\$\{KEDGE_UID:.*\}", run)
+    # Nor would they see each other's daemons.
+    assert worker["environment"]["KEDGE_LOCAL_LIMIT"] == "0"
 
 
 def made_env(folder: Path, *words: str) -> str:
@@ -133,7 +137,7 @@ def test_what_compose_is_told_is_made_once_and_for_its_owner_alone(tmp_path: Pat
     text = made_env(tmp_path, "my fleets")
     assert re.fullmatch(
         r"POSTGRES_PASSWORD=[0-9a-f]{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\nKEDGE_CODEC_KEYS=[A-Za-z0-9+/]{43}=\n"
-        rf"KEDGE_FOLDER='{tmp_path}/my fleets'\nKEDGE_USER={os.geteuid()}:{os.getegid()}\n",
+        rf"KEDGE_FOLDER='{tmp_path}/my fleets'\nKEDGE_UID={os.geteuid()}\nKEDGE_GID={os.getegid()}\n",
         text,
     )
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
