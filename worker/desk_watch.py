@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from kedge.model.errors import DriverError, EngineError
 from kedge.model.plan import Plan
-from worker.desk_runs import NoWorkerError, Runs
+from worker.desk_runs import ANSWER_SECONDS, NoWorkerError, Runs
 from worker.desk_views import RunView, view_of
 
 INTERVAL_SECONDS = 0.7
 ROUND_SECONDS = 3.0
-"""How long one question may take while somebody watches."""
+"""How long one question may take while somebody watches; the first one may take as long as any other question, for a
+workflow whose worker was just killed waits for that long before another worker takes it up."""
 
 
 class Asking(Protocol):
@@ -50,7 +51,8 @@ async def watch(
     while True:
         try:
             runs = await desk.runs()
-            pieces = await runs.pieces(run, seconds=ROUND_SECONDS)
+            seconds = ANSWER_SECONDS if last is None else ROUND_SECONDS
+            pieces = await runs.pieces(run, seconds=seconds)
         except EngineError as error:
             if last is None:
                 raise
