@@ -98,7 +98,8 @@ class Revoked(Frozen):
 
     def has_line(self, line: str) -> bool:
         """Whether the key of a sound line is revoked, under whatever kind and comment."""
-        return bool(fingerprints(line) & revoked_fingerprints(self.keys))
+        known = bool(fingerprints(line) & revoked_fingerprints(self.keys))
+        return known or key_material(line) in _revoked_material(self.keys)
 
     def has_blob(self, blob: bytes) -> bool:
         """Whether a key is revoked that stands in a signature."""
@@ -115,6 +116,12 @@ def revoked_fingerprints(keys: tuple[str, ...]) -> frozenset[str]:
         else:
             found |= fingerprints(key)
     return frozenset(found)
+
+
+@lru_cache(maxsize=64)
+def _revoked_material(keys: tuple[str, ...]) -> frozenset[bytes]:
+    """The numbers of those that are revoked by their lines: an RSA modulus has another fingerprint with another exponent."""
+    return frozenset(key_material(key) for key in keys if not _FINGERPRINT.fullmatch(key))
 
 
 class Hardware(Frozen):

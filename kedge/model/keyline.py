@@ -1,7 +1,8 @@
 """OpenSSH public key lines as they stand in documents, and when two of them are one key.
 
-What cannot be parsed, certificates, DSA and RSA below 3072 bits are refused: a key that may not sign does not stand
-in a document either.
+What cannot be parsed, certificates, DSA, RSA below 3072 bits, points that are on no curve and hardware keys that were not
+made for SSH are refused: a key that may not sign (:mod:`kedge.trust.keys`) does not stand in a document either, so nobody
+stands there who could say nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import struct
 from typing import Annotated
 
@@ -23,7 +25,27 @@ _ECDSA = {
     "sk-ecdsa-sha2-nistp256@openssh.com": ("nistp256", 65),
 }
 RSA_BITS = 3072
-"""The shortest RSA key that may sign."""
+LONGEST_RSA_BITS = 16_384
+"""The shortest and the longest RSA key that may sign."""
+KEY_LINE = re.compile(
+    r"([a-z0-9@.-]{1,64})[ \t]+([A-Za-z0-9+/]{1,8192}={0,2})(?:[ \t]+([^\x00-\x1f\x7f]{0,500}))?"
+)
+"""Kind, base64, comment."""
+_CURVES = {
+    "nistp256": (
+        2**256 - 2**224 + 2**192 + 2**96 - 1,
+        0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B,
+    ),
+    "nistp384": (
+        2**384 - 2**128 - 2**96 + 2**32 - 1,
+        0xB3312FA7E23EE7E4988E056BE3F82D19181D9C6EFE8141120314088F5013875AC656398D8A2ED19D2A85C8EDD3EC2AEF,
+    ),
+    "nistp521": (
+        2**521 - 1,
+        0x0051953EB9618E1C9A1F929A21A0B68540EEA2DA725B99B315F3B8B489918EF109E156193951EC7E937B1652C0BD3BB1BF073573DF883D2C34F1EF451FD46B503F00,
+    ),
+}
+"""Prime and ``b`` of y² = x³ - 3x + b (FIPS 186-4, D.1.2)."""
 
 _KINDS = ("ssh-ed25519", "sk-ssh-ed25519@openssh.com", *_ECDSA, "ssh-rsa")
 
@@ -49,9 +71,39 @@ def _check_curve(kind: str, fields: list[bytes]) -> bytes:
     hardware = kind.startswith("sk-")
     if len(fields) != (4 if hardware else 3) or fields[1] != curve.encode():
         raise ValueError(f"its base64 part is not an {kind} key")
-    if len(fields[2]) != size or fields[2][0] != 4:
+    point = fields[2]
+    if len(point) != size or point[0] != 4 or not _on_curve(curve, point[1:]):
         raise ValueError(f"its public point is not one of {curve}")
-    return fields[2]
+    return point
+
+
+def _on_curve(curve: str, point: bytes) -> bool:
+    prime, b = _CURVES[curve]
+    half = len(point) // 2
+    x, y = int.from_bytes(point[:half], "big"), int.from_bytes(point[half:], "big")
+    return x < prime and y < prime and (y * y - (x * x * x - 3 * x + b)) % prime == 0
+
+
+def _check_rsa(fields: list[bytes]) -> bytes:
+    if len(fields) != 3:
+        raise ValueError("its base64 part is not an ssh-rsa key")
+    exponent, modulus = _positive(fields[1]), _positive(fields[2])
+    bits = modulus.bit_length()
+    if bits < RSA_BITS:
+        raise ValueError(f"is an RSA key of less than {RSA_BITS} bits")
+    if bits > LONGEST_RSA_BITS:
+        raise ValueError(f"is an RSA key of more than {LONGEST_RSA_BITS} bits")
+    if not 3 <= exponent < 1 << 33 or exponent % 2 == 0:
+        raise ValueError("has an RSA exponent that is not an odd number between 3 and 2^33")
+    return fields[2].lstrip(b"\0")
+
+
+def _positive(number: bytes) -> int:
+    """A number above zero in its shortest form: two spellings would be two keys."""
+    short = number[:1] != b"\0" or number[1:2] >= b"\x80"
+    if not number or number[0] & 0x80 or not short:
+        raise ValueError("its base64 part has a number that is not in its shortest form")
+    return int.from_bytes(number, "big")
 
 
 def key_material(line: str) -> bytes:
@@ -73,21 +125,27 @@ def key_material(line: str) -> bytes:
         blob = base64.b64decode(parts[1], validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("its second word is not base64") from None
+    if base64.b64encode(blob).decode() != parts[1]:
+        raise ValueError("its base64 part is not in its one canonical form")
+    if KEY_LINE.fullmatch(line.strip()) is None:
+        raise ValueError("has a comment that is too long, or characters that no key line has")
+    return _numbers(kind, blob)
+
+
+def _numbers(kind: str, blob: bytes) -> bytes:
     fields = _fields(blob)
     if not fields or fields[0] != kind.encode():
         raise ValueError(f"says {kind} but its base64 part says otherwise")
+    if kind.startswith("sk-") and not fields[-1].startswith(b"ssh:"):
+        # Other applications are web origins: a page could have asked for such a signature.
+        raise ValueError(
+            "is a hardware key that was not made for SSH (its application must begin with ssh:)"
+        )
     if kind in _ED25519:
         if len(fields) != (3 if kind.startswith("sk-") else 2) or len(fields[1]) != 32:
             raise ValueError(f"its base64 part is not an {kind} key")
         return fields[1]
-    if kind in _ECDSA:
-        return _check_curve(kind, fields)
-    if len(fields) != 3:
-        raise ValueError("its base64 part is not an ssh-rsa key")
-    modulus = fields[2].lstrip(b"\0")
-    if int.from_bytes(modulus, "big").bit_length() < RSA_BITS:
-        raise ValueError(f"is an RSA key of less than {RSA_BITS} bits")
-    return modulus
+    return _check_curve(kind, fields) if kind in _ECDSA else _check_rsa(fields)
 
 
 def _key_line(line: str) -> str:

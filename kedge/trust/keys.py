@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,10 +24,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
 
+from kedge.model import keyline
 from kedge.model.errors import OrderError
+from kedge.model.keyline import KEY_LINE
 from kedge.trust.wire import Reader, WireError
 
-RSA_BITS = (3072, 16_384)
+RSA_BITS = (keyline.RSA_BITS, keyline.LONGEST_RSA_BITS)
 SK_ED25519 = "sk-ssh-ed25519@openssh.com"
 SK_ECDSA = "sk-ecdsa-sha2-nistp256@openssh.com"
 CURVES: dict[str, EllipticCurve] = {
@@ -36,9 +37,6 @@ CURVES: dict[str, EllipticCurve] = {
     "nistp384": SECP384R1(),
     "nistp521": SECP521R1(),
 }
-_LINE = re.compile(
-    r"([a-z0-9@.-]{1,64})[ \t]+([A-Za-z0-9+/]{1,8192}={0,2})(?:[ \t]+([^\x00-\x1f\x7f]{0,500}))?"
-)
 
 Verifier = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
@@ -82,7 +80,7 @@ def parse_public_key(line: str) -> PublicKey:
     Raises ``OrderError`` when the line is anything else (options included), when the kind named
     outside differs from the one inside, or when keys of that kind or size may not sign.
     """
-    matched = _LINE.fullmatch(line.strip())
+    matched = KEY_LINE.fullmatch(line.strip())
     if matched is None:
         raise OrderError(
             "not an OpenSSH public key line of the form 'kind base64 comment'",
