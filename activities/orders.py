@@ -18,7 +18,7 @@ from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.review import Review
 from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
-from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, unproven, unseen
+from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, standing, unproven, unseen
 from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
 from kedge.trust.envelope import envelope_digest
@@ -133,7 +133,8 @@ class OrderActivities:
             expected = expected.model_copy(update={"plan": read(request.envelope).plan})
         general = policy.model_copy(update={"risk": {}})
         digest = await self._ground.keep_policy(policy)
-        verdict = hearing.judge(expected, general, digest, signed=request.signed)
+        signed = standing(request.signed, policy)
+        verdict = hearing.judge(expected, general, digest, signed=signed)
         verdict = owing(admit(verdict, lease), lease, policy)
         if verdict.accepted and verdict.verb == "start":
             try:
@@ -145,8 +146,8 @@ class OrderActivities:
         if not verdict.accepted:
             return verdict
         if verdict.verb == "review":
-            verdict = hearing.judge(expected, policy, digest, signed=request.signed)
-            return closing(verdict, request.signed, policy)
+            verdict = hearing.judge(expected, policy, digest, signed=signed)
+            return closing(verdict, signed, policy)
         return await self._planned(verdict, request, policy, hearing)
 
     async def _planned(

@@ -174,10 +174,14 @@ def fingerprint_of(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
+def own_fingerprint(line: str) -> str:
+    """The fingerprint of the key of a sound line, as ``ssh-keygen -l`` prints it."""
+    return fingerprint_of(base64.b64decode(line.split(None, 2)[1]))
+
+
 def named(line: str) -> str:
     """Kind and fingerprint of a key line, for people to read."""
-    kind, encoded = line.split(None, 2)[:2]
-    return f"{kind} {fingerprint_of(base64.b64decode(encoded))}"
+    return f"{line.split(None, 1)[0]} {own_fingerprint(line)}"
 
 
 def fingerprints(line: str) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kedge.model.governance import revoked_fingerprints
+from kedge.model.keyline import own_fingerprint
 from kedge.model.order import OrderVerdict, Rule
 from kedge.model.plan import Verb
 from kedge.model.policy import Policy
@@ -90,20 +92,34 @@ def signed_for(reviews: tuple[Review, ...], verdict: OrderVerdict) -> tuple[Revi
     )
 
 
+def standing(signed: tuple[OrderVerdict, ...], policy: Policy) -> tuple[OrderVerdict, ...]:
+    """The reviews that count still: by people who may review, with keys that are theirs and were not revoked since.
+
+    Who was given another key meanwhile signs again: what the old one signed counts for nothing, and bars nobody.
+    """
+    hands = {
+        (person.name, fingerprint)
+        for person in policy.people
+        if policy.allows(person, "review")
+        for fingerprint in map(own_fingerprint, person.keys)
+    }
+    gone = revoked_fingerprints(policy.revoked.keys)
+    return tuple(one for one in signed if (one.person, one.key) in hands and one.key not in gone)
+
+
 def closing(
     verdict: OrderVerdict, signed: tuple[OrderVerdict, ...], policy: Policy
 ) -> OrderVerdict:
     """An accepted review, which says whether the policy has the signatures it asks for with it.
 
-    Who may not review any more, because the policy became another since, does not count; nor does one key twice.
+    Only what counts still does (:func:`standing`), and no key twice.
     """
     rule = policy.break_glass
     if not verdict.accepted or verdict.verb != "review" or rule is None:
         return verdict
-    still = {person.name for person in policy.people if policy.allows(person, "review")}
     counted = [verdict]
-    for one in signed:
-        if not one.accepted or one.subject != verdict.subject or one.person not in still:
+    for one in standing(signed, policy):
+        if not one.accepted or one.subject != verdict.subject:
             continue
         if not any(_same_hand(one, other) for other in counted):
             counted.append(one)

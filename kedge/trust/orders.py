@@ -24,6 +24,7 @@ From step 5 on the verdict's person, key and content are proven, before that the
 
 from __future__ import annotations
 
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -331,12 +332,21 @@ def _breaks_glass(order: Order, person: Person, policy: Policy) -> None:
             "break-glass",
             f"the glass is not broken to {order.verb}; the policy {policy.name} leaves it to: {', '.join(rule.verbs)}",
         )
-    if len("".join(order.comment.split())) < rule.reason_min:
+    if _seen(order.comment) < rule.reason_min:
         raise RefusalError(
             "break-glass",
             f"who breaks the glass says why, in {rule.reason_min} characters at least",
             next_step="say it with --comment",
         )
+
+
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols by their class that show nothing."""
+
+
+def _seen(text: str) -> int:
+    """How many characters of a text its reader sees: neither spaces, nor marks, nor what has no width."""
+    return sum(unicodedata.category(one)[0] in "LNPS" and one not in _BLANK for one in text)
 
 
 def _allowed(verb: Verb, policy: Policy, risk: Risk | None) -> str:

@@ -68,7 +68,12 @@ class Record:
         self.court.policy(self.next(), {"what": "policy", "policies": [digest_of(policy)]})
 
     def said(
-        self, by: tuple[Policy, ...], expected: Mapping[str, Any] = {}, **order: Any
+        self,
+        by: tuple[Policy, ...],
+        expected: Mapping[str, Any] = {},
+        *,
+        closes: bool = False,
+        **order: Any,
     ) -> Envelope:
         """An order that the worker accepted, and by which policies it says it did."""
         fields = {"plan": self.digest, "nonce": next(self.nonces), "subject": "", **order}
@@ -82,6 +87,7 @@ class Record:
         gate = next((one for one in self.plan.gates if one.name == fields["subject"]), None)
         found = judge(envelope, about, by[0], gate=gate)
         assert found.accepted, found.said
+        found = found.model_copy(update={"closes": closes})
         case = {
             "envelope": envelope.model_dump(mode="json"), "expected": about.model_dump(mode="json"),
             "gate": None if gate is None else gate.model_dump(mode="json"), "signed": [],
@@ -194,6 +200,22 @@ RELEASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("built by nobody", {}, (), "is not proven"),
     ("at no time", {"at": "now"}, ("a", "b"), "nobody says when"),
 ]
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(1, 0), (2, 1)])
+def test_a_review_closes_no_more_than_its_policy_says(threshold: int, found: int) -> None:
+    """One of two signatures, and a worker writes down that it was the last."""
+    rule = ReviewRule(threshold=threshold, roles=("sre", "on-call", "db-owner"))
+    policy = world.policy(break_glass=GLASS.model_copy(update={"review": rule}))
+    record = Record(policy)
+    record.pinned(policy)
+    record.said(
+        (policy,),
+        {"subjects": {BACK: world.SHOWN}, "reviews": {BACK: ("dora",)}},
+        verb="review", target="fleet/db", person="carol", subject=BACK, shown=world.SHOWN, closes=True,
+    )  # fmt: skip
+    assert len(record.found()) == found, record.found()
+    assert all("the policy asks for more signatures" in one for one in record.found())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from kedge.model.keyline import fingerprints, key_material
 from kedge.model.order import Envelope, Expected, OrderVerdict, Rule
 from kedge.model.plan import Leg, Program, Risk, Step, WayBack
 from kedge.model.policy import Person, Policy
-from kedge.plan.lease import closing
+from kedge.plan.lease import closing, standing
 from kedge.plan.risk import risk_found, risk_of
 from kedge.trust.keys import parse_public_key
 from kedge.trust.orders import bytes_to_sign, judge, seal
@@ -83,6 +83,9 @@ WHY = "the fleet loses writes, nobody else answers"
 TWO = Person(name="bob", roles=("db-owner", "sre"), keys=(world.public("bob"),))
 BOBS = parse_public_key(world.public("bob"))
 AGAIN = parse_public_key(world.public("carol, again"))
+CAROLS_TWO = Person(
+    name="carol", roles=("sre",), keys=(world.public("carol"), world.public("carol, again"))
+)
 TWO_KEYS = TWO.model_copy(update={"keys": (*TWO.keys, world.public("carol, again"))})
 GLASS = BreakGlass(
     roles=("sre",), verbs=("rollback", "pause"), review=ReviewRule(roles=("db-owner", "operator"))
@@ -161,6 +164,9 @@ CASES: list[Case] = [
     ("a rollback by who may not, without breaking the glass", lambda: glass("rollback", "carol", break_glass=False), "role"),
     ("breaking the glass without a reason", lambda: glass("rollback", "carol", comment=""), "break-glass"),
     ("breaking the glass with a reason of spaces", lambda: glass("rollback", "carol", comment=" \n" * 30), "break-glass"),
+    ("breaking the glass with a reason that nobody sees", lambda: glass("rollback", "carol", comment="\u200b\u2060\u00ad\u3164\u2800" * 30), "break-glass"),
+    ("breaking the glass with a reason of marks alone", lambda: glass("rollback", "carol", comment="\u0301" * 30), "break-glass"),
+    ("breaking the glass with a reason in another script", lambda: glass("rollback", "carol", comment="書き込みが失われている、当番だけ"), "accepted"),
     ("breaking the glass for a verb that is not named", lambda: glass("abort", "carol"), "break-glass"),
     ("breaking the glass to start", lambda: glass("start", "carol"), "break-glass"),
     ("breaking the glass to approve", lambda: case(world.envelope(world.order(break_glass=True, comment=WHY)), BREAKABLE), "break-glass"),
@@ -186,14 +192,18 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 
-REVIEWERS = (("carol", "SHA256:a", "a"), ("bob", "SHA256:b", "b"))
+CAROL, BOB = (
+    ("carol", CAROLS.fingerprint, CAROLS.material),
+    ("bob", BOBS.fingerprint, BOBS.material),
+)
 CLOSING: list[tuple[str, tuple[tuple[str, str, str], ...], bool]] = [
-    ("two people with two keys", REVIEWERS, True),
-    ("one person", REVIEWERS[:1], False),
-    ("one person with two keys", (REVIEWERS[0], ("carol", "SHA256:b", "b")), False),
-    ("one key under two names", (REVIEWERS[0], ("bob", "SHA256:a", "a")), False),
-    ("one key's numbers in two kinds", (REVIEWERS[0], ("bob", "SHA256:b", "a")), False),
-    ("somebody who may not review any more", (("gone", "SHA256:c", "c"), REVIEWERS[0]), False),
+    ("two people with two keys", (CAROL, BOB), True),
+    ("one person", (CAROL,), False),
+    ("one person with two keys", (("carol", AGAIN.fingerprint, AGAIN.material), CAROL), False),
+    ("one key under two names", (("bob", CAROLS.fingerprint, CAROLS.material), CAROL), False),
+    ("one key's numbers in two kinds", (("bob", BOBS.fingerprint, CAROLS.material), CAROL), False),
+    ("somebody who may not review any more", (("gone", "SHA256:c", "c"), CAROL), False),
+    ("somebody with a key that is not his any more", (("bob", AGAIN.fingerprint, AGAIN.material), CAROL), False),
 ]  # fmt: skip
 
 
@@ -206,7 +216,10 @@ def test_a_review_closes_with_distinct_people_who_have_distinct_keys(
     closes: bool,
 ) -> None:
     rule = ReviewRule(threshold=2, roles=("sre", "db-owner"))
-    policy = world.policy(break_glass=BreakGlass(roles=("on-call",), verbs=("pause",), review=rule))
+    policy = world.policy(
+        break_glass=BreakGlass(roles=("on-call",), verbs=("pause",), review=rule),
+        people=people(CAROLS_TWO),
+    )
     reviews = [
         OrderVerdict(
             accepted=True, rule="accepted", said="", digest="0" * 64, verb="review",
@@ -215,6 +228,30 @@ def test_a_review_closes_with_distinct_people_who_have_distinct_keys(
         for person, key, material in signed
     ]  # fmt: skip
     assert closing(reviews[-1], tuple(reviews[:-1]), policy).closes is closes
+
+
+def test_a_review_by_a_key_that_was_revoked_since_counts_for_nothing_and_bars_nobody() -> None:
+    rule = ReviewRule(threshold=2, roles=("sre", "db-owner"))
+    glass_rule = BreakGlass(roles=("on-call",), verbs=("pause",), review=rule)
+    before = world.policy(break_glass=glass_rule)
+    envelope, _, expected = review("carol", broke=("dora",))
+    stolen = judge(envelope, expected, before)
+    assert stolen.accepted
+    now = world.policy(
+        break_glass=glass_rule, people=people(NEW), revoked=Revoked(keys=(CAROLS.fingerprint,))
+    )
+    by_bob = judge(
+        review("bob", broke=("dora",))[0], expected, now, signed=standing((stolen,), now)
+    )
+    assert by_bob.accepted
+    assert not closing(by_bob, (stolen,), now).closes
+    order = world.order(verb="review", target="fleet/db", subject=world.RUN, nonce="c" * 32)
+    again = judge(
+        world.envelope(order, by="carol, again"), expected, now,
+        signed=standing((stolen, by_bob), now),
+    )  # fmt: skip
+    assert again.accepted, again.said
+    assert closing(again, (stolen, by_bob), now).closes
 
 
 @pytest.mark.parametrize(
