@@ -230,6 +230,14 @@ _STEPS: tuple[tuple[frozenset[Rule], str], ...] = (
         "make a new order; `kedge doctor` looks at this machine's clock",
     ),
     (_SOMEBODY_ELSE, "somebody else has to sign: the policy says who may, with which key"),
+    (
+        frozenset({"touch", "pin"}),
+        "sign again with a hardware key, touch it when it blinks, and give its PIN where it is asked for",
+    ),
+    (
+        frozenset({"evidence"}),
+        "look again and sign what is shown then; if it stays so, `kedge evidence check` looks at the record",
+    ),
     (frozenset({"ticket"}), "name the change ticket with --ticket"),
     (
         frozenset({"break-glass"}),
@@ -267,6 +275,9 @@ async def tell(session: Session, desk: Desk, order: Order, submitted: Submitted)
         return
     document: dict[str, Any] = {"run": order.target, "verdict": verdict.model_dump(mode="json")}
     session.say(Text(f"accepted: {verdict.said}", style="green"))
+    if order.verb == "review":
+        owed = "nothing more is owed" if verdict.closes else "somebody else has to sign, too"
+        session.say(f"for {order.subject} {owed}")
     if order.verb == "approve":
         status = await _status_after(desk, order.target)
         tally = _tally(status, order.subject)

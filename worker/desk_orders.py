@@ -216,7 +216,9 @@ def about_review(fleet: FleetStatus, run: str) -> Review:
         if not found
         else f"fleet {fleet.fleet} owes more than one review",
         retryable=False,
-        next_step=f"`kedge review RUN` with one of: {owed}" if owed else None,
+        next_step=f"`kedge review RUN` with one of: {owed}"
+        if owed
+        else f"`kedge status {fleet.fleet}` shows what a fleet owes",
     )
 
 

@@ -51,6 +51,9 @@ from kedge.trust.sshsig import Signature, check, parse
 __all__ = ["bytes_to_sign", "judge", "make", "open_envelope", "read", "refused", "seal"]
 
 _GATE_VERBS = ("approve", "reject")
+_LOOK = "kedge status says what is waited for"
+_ANEW = "make the order anew with kedge order request"
+_BY_ROLE = "have someone sign whose role it is (kedge policy who-can)"
 _ECHOED = {
     "verb", "target", "subject", "choice", "nonce", "comment", "plan", "shown", "issued",
     "ticket", "break_glass",
@@ -189,11 +192,13 @@ def _about(order: Order, expected: Expected, gate: Gate | None) -> None:
         raise RefusalError(
             "verb",
             f"{order.verb} is not possible now; possible: {', '.join(expected.verbs) or 'nothing'}",
-            next_step="kedge status says what is waited for",
+            next_step=_LOOK,
         )
     if order.target != expected.target:
         raise RefusalError(
-            "target", f"the order is for {quoted(order.target)}, not for {expected.target}"
+            "target",
+            f"the order is for {quoted(order.target)}, not for {expected.target}",
+            next_step="make and sign one for this, or send it to what it is for",
         )
     if order.plan != expected.plan:
         raise RefusalError(
@@ -219,45 +224,54 @@ def _subject(order: Order, expected: Expected, gate: Gate | None) -> None:
     if order.verb not in {*_GATE_VERBS, "decide"}:
         if order.subject != "":
             raise RefusalError(
-                "subject", f"{order.verb} is about the whole run; its subject must be empty"
+                "subject",
+                f"{order.verb} is about the whole run; its subject must be empty",
+                next_step=_ANEW,
             )
         if order.choice is not None:
-            raise RefusalError("choice", f"{order.verb} has no choice; only decide has")
+            said = f"{order.verb} has no choice; only decide has"
+            raise RefusalError("choice", said, next_step=_ANEW)
         return
     parked = {subject for subject in expected.subjects if subject in expected.choices}
     candidates = parked if order.verb == "decide" else set(expected.subjects) - parked - {""}
     what = "parked item" if order.verb == "decide" else "gate"
     if not candidates:
-        raise RefusalError(
-            "not-open", f"no {what} is open now", next_step="kedge status says what is waited for"
-        )
+        raise RefusalError("not-open", f"no {what} is open now", next_step=_LOOK)
     if order.subject not in candidates:
         raise RefusalError(
             "subject",
             f"{quoted(order.subject)} is not an open {what}; open: {', '.join(sorted(candidates))}",
+            next_step=_LOOK,
         )
     if order.verb == "decide":
         offered = expected.choices[order.subject]
         if order.choice not in offered:
             raise RefusalError(
-                "choice", f"the choices are {', '.join(offered)}, not {order.choice or 'nothing'}"
+                "choice",
+                f"the choices are {', '.join(offered)}, not {order.choice or 'nothing'}",
+                next_step="sign one of those",
             )
     elif order.choice is not None:
-        raise RefusalError("choice", f"{order.verb} has no choice; only decide has")
+        said = f"{order.verb} has no choice; only decide has"
+        raise RefusalError("choice", said, next_step=_ANEW)
     elif gate is None or gate.name != order.subject:
-        raise RefusalError("subject", f"the plan has no gate {quoted(order.subject)}")
+        said = f"the plan has no gate {quoted(order.subject)}"
+        raise RefusalError("subject", said, next_step=_LOOK)
 
 
 def _reviewed(order: Order, expected: Expected) -> None:
     """A review names a run that waits for one."""
     if order.choice is not None:
-        raise RefusalError("choice", "review has no choice; only decide has")
+        raise RefusalError("choice", "review has no choice; only decide has", next_step=_ANEW)
     if not expected.reviews:
-        raise RefusalError("not-open", "no review is owed", next_step="kedge status FLEET says so")
+        raise RefusalError(
+            "not-open", "no review is owed", next_step="kedge status FLEET says what is"
+        )
     if order.subject not in expected.reviews:
         raise RefusalError(
             "subject",
             f"{quoted(order.subject)} waits for no review; those that do: {', '.join(sorted(expected.reviews))}",
+            next_step=_LOOK,
         )
 
 
@@ -307,12 +321,14 @@ def _may(
             "role",
             f"{person.name} ({', '.join(person.roles)}) may not {order.verb}; the policy allows it to "
             + _allowed(order.verb, policy, expected.risk),
+            next_step="have one of those sign",
         )
     if order.verb in _GATE_VERBS and gate is not None and not set(gate.roles) & set(person.roles):
         raise RefusalError(
             "role",
             f"{person.name} ({', '.join(person.roles)}) has none of the roles of the gate {gate.name}: "
             + ", ".join(gate.roles),
+            next_step="have one of those sign",
         )
 
 
@@ -320,17 +336,20 @@ def _breaks_glass(order: Order, person: Person, policy: Policy) -> None:
     """Step 8 for an order that breaks the glass: its person, its verb, its reason."""
     rule = policy.break_glass
     if rule is None:
-        raise RefusalError("break-glass", f"the policy {policy.name} lets nobody break the glass")
+        said = f"the policy {policy.name} lets nobody break the glass"
+        raise RefusalError("break-glass", said, next_step=_BY_ROLE)
     if not set(rule.roles) & set(person.roles):
         raise RefusalError(
             "break-glass",
             f"{person.name} ({', '.join(person.roles)}) may not break the glass; the policy {policy.name} leaves it to "
             + ", ".join(rule.roles),
+            next_step=_BY_ROLE,
         )
     if order.verb not in rule.verbs:
         raise RefusalError(
             "break-glass",
             f"the glass is not broken to {order.verb}; the policy {policy.name} leaves it to: {', '.join(rule.verbs)}",
+            next_step=_BY_ROLE,
         )
     if _seen(order.comment) < rule.reason_min:
         raise RefusalError(
@@ -438,7 +457,9 @@ def _distinct(
     ]
     if any(one.person == person.name for one in before):
         raise RefusalError(
-            "duplicate-person", f"{person.name} has already {done} {quoted(order.subject)}"
+            "duplicate-person",
+            f"{person.name} has already {done} {quoted(order.subject)}",
+            next_step="have someone else sign",
         )
     own = _fingerprints(person)
     for one in before:

@@ -12,6 +12,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.orders import OrderActivities
 from kedge.drivers.checkpoints import ensure_key
+from kedge.drivers.found_keys import make
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json, canonical, digest_of
 from kedge.model.governance import BreakGlass, ReviewRule, Revoked
@@ -216,6 +217,41 @@ def forged_note(scene: Scene, run: str, plan: str, verdict: OrderVerdict) -> Not
     of = Run(id=run, fleet=scene.name, plan=plan, epoch=1, warrant="0" * 64)
     key = f"order/{verdict.digest}/accepted"
     return Note(run=of, key=key, record={"what": "order", **verdict.model_dump(mode="json")})
+
+
+async def test_a_review_by_a_key_that_was_revoked_is_signed_anew_by_the_same_person(
+    stage: Stage,
+) -> None:
+    scene = await breakable(stage)
+    async with scene.playing():
+        await at_the_gate(scene)
+        broken = await to_fleet(scene, "rollback", "olga", break_glass=True, comment=WHY)
+        assert broken.accepted, broken.said
+        await scene.freed()
+        (owed,) = (await scene.fleet_status()).reviews
+        stolen = await review(scene, owed, "bob")
+        assert (stolen.accepted, stolen.closes) == (True, False)
+        people = tuple(
+            one.model_copy(update={"keys": (renewed(scene, "bob"),)}) if one.name == "bob" else one
+            for one in scene.policy.people
+        )
+        changes = {"people": people, "revoked": Revoked(keys=(stolen.key,))}
+        scene.policy = scene.policy.model_copy(update=changes)
+        await scene.drivers.pins.pin(scene.name, scene.policy)
+        by_ada = await review(scene, owed, "ada")
+        assert (by_ada.accepted, by_ada.closes) == (True, False)
+        assert (await scene.fleet_status()).reviews
+        again = await review(scene, owed, "bob")
+        assert (again.rule, again.closes) == ("accepted", True), again.said
+        assert not (await scene.fleet_status()).reviews
+
+
+def renewed(scene: Scene, who: str) -> str:
+    """Another key of somebody, with which he signs from now on: its public line."""
+    made = make(scene.home / f"{who}-again", who)
+    assert made.file is not None
+    scene.keys[who] = made.file
+    return made.line
 
 
 async def test_nobody_opens_a_review_without_an_order_that_breaks_the_glass(stage: Stage) -> None:

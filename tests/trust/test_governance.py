@@ -264,6 +264,8 @@ def test_an_order_is_refused_by_the_rule_it_breaks(
     found = verdict(envelope, policy, expected)
     assert found.rule == rule, found.said
     assert found.accepted is (rule == "accepted")
+    # The sentence, and what to do next: who sent a signal has nothing but this.
+    assert found.accepted or "; " in found.said
 
 
 def verdict(envelope: Envelope, policy: Policy, expected: Expected) -> OrderVerdict:
