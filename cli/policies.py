@@ -168,8 +168,10 @@ def tell_differences(session: Session, old: str, new: str) -> None:
         session.say(
             f"{run} is under way: what is narrower holds for it at once, what is wider never does"
         )
+    able = ", ".join(one.person for one in who_can(read_policy(after.policy), "review"))
     for run in reviews:
-        session.say(f"{run} owes a review: who may sign it, the policy pinned then says")
+        may = able or "nobody, so that no migration would be started any more"
+        session.say(f"{run} owes a review, and by the other policy it is signed by {may}")
     session.document(
         {
             "differences": [one.model_dump(mode="json") for one in found],
@@ -283,8 +285,9 @@ def import_people(session: Session, file: Path, given: tuple[str, ...]) -> None:
     lines = ["people:"]
     for person in found:
         lines += [
-            f"  - name: {person.name}",
-            f"    roles: [{', '.join(person.roles)}]",
+            # In quotes: no, on and 007 are names, and without them YAML reads something else.
+            f"  - name: {json_format.dumps(person.name)}",
+            f"    roles: {json_format.dumps(person.roles)}",
             "    keys:",
         ]
         lines += [f"      - {json_format.dumps(line)}" for line in person.keys]

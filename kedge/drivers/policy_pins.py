@@ -32,7 +32,7 @@ class FilePolicyPins:
     """:class:`kedge.drivers.ports.PolicyPins` in ``<folder>/<fleet>.json`` (the policy that is pinned, mode 0600) and
     ``<folder>/<fleet>/<number>.json`` (each one that ever was, with its signatures).
 
-    A pin that others than its owner may write is refused: who can write it decides who may sign. So is one that is not
+    A pin that everybody may write is refused: who can write it decides who may sign. So is one that is not
     the last of those kept: it was put back, or changed by hand.
     """
 

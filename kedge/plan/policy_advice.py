@@ -117,6 +117,12 @@ def _glass(policy: Policy) -> Iterator[str]:
         if not any(armed(policy, person, verb) for person in breakers):
             yield f"break_glass.verbs: nobody can break the glass to {verb}"
     reviewers = _who(policy, "review", None)
+    by_all = [name for name in reviewers if name not in {one.name for one in breakers}]
+    if len(by_all) < rule.review.threshold and len(breakers) > 1:
+        yield (
+            f"break_glass.review: once all of {', '.join(one.name for one in breakers)} broke it for one run, only "
+            f"{', '.join(by_all) or 'nobody'} can review it, and {rule.review.threshold} must"
+        )
     for breaker in breakers:
         rest = [name for name in reviewers if name != breaker.name]
         if len(rest) < rule.review.threshold:

@@ -193,7 +193,7 @@ def test_people_come_from_openssh_and_go_back(place: Place, tmp_path: Path) -> N
         ("ada", ["sre", "operator"]),
         ("ben", ["sre"]),
     ]
-    assert "- name: ada" in place.run(
+    assert '- name: "ada"' in place.run(
         "people", str(signers), "--role", "ada=sre", "--role", "ben=sre"
     )
     assert "was given no role" in place.run("people", str(signers), code=Exit.BAD_INPUT)
@@ -205,6 +205,24 @@ def test_people_come_from_openssh_and_go_back(place: Place, tmp_path: Path) -> N
         input=b"x", capture_output=True, check=False,
     )  # fmt: skip
     assert verified.returncode == 0, verified.stderr
+
+
+def test_people_whose_names_mean_something_else_in_yaml_are_people_still(place: Place) -> None:
+    signers = Path(place.file("signers"))
+    keys = [Path(place.file(f"{who}.pub")).read_text().strip() for who in ("ada", "ben")]
+    signers.write_text(
+        "".join(
+            f'{n} namespaces="kedge-order" {k}\n' for n, k in zip(("no", "007"), keys, strict=True)
+        )
+    )
+    people = place.run("people", str(signers), "--role", "no=on,true", "--role", "007=1e3")
+    file = Path(place.file("odd.yaml"))
+    file.write_text(f'kind: Policy\nname: p\nenvironment: e\n{people}may: {{start: ["on"]}}\n')
+    policy = read_policy(file).value
+    assert [(one.name, one.roles) for one in policy.people] == [
+        ("no", ("on", "true")),
+        ("007", ("1e3",)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,7 @@ ADVICE: list[tuple[str, tuple[str, ...], Any, str]] = [
     ("one holder of a role that changes need", ("people",), people(person("cas", "sre")), "change: without bea nobody can change this policy"),
     ("as many as there are sign changes", ("change", "threshold"), 3, "change: without ann nobody can change this policy"),
     ("reviewers without the hardware keys they need", ("people",), people(person("cas", "sre", "security", keys=(WORKER + " cas",)), person("bea", "sre", "security", keys=(OTHER,))), "once dov broke the glass, only ann can review it, and 2 must"),
+    ("all who may review break the glass for one run", ("break_glass", "roles"), ["sre", "on-call"], "once all of ann, bea, cas, dov broke it for one run, only nobody can review it"),
     ("all who break the glass are revoked", ("revoked",), {"people": ["bea", "dov"]}, "nobody can break the glass to rollback"),
 ]  # fmt: skip
 
