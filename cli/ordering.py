@@ -97,13 +97,20 @@ async def _policy_for(desk: Desk, verb: Verb, target: str) -> Policy | None:
 
 
 def signer_of(signing: Signing) -> Signer:
-    """The key file or agent key to sign with. Raises ``OrderError`` unless exactly one was named."""
+    """The key file or agent key to sign with, before anything is shown that it is to sign.
+
+    Raises ``OrderError`` unless exactly one was named, ``DriverError`` for a file that is no private key of one's own.
+    """
     if (signing.key is None) == (signing.agent is None):
         raise OrderError(
             "an order is signed with exactly one key",
             next_step="name a private key with --key FILE, or a key of the ssh-agent with --agent KEY; "
             "`kedge order request` writes an order for signing elsewhere",
         )
+    if signing.key is not None:
+        from kedge.drivers.signers import look_at_key  # noqa: PLC0415 - heavy, and only for who signs
+
+        look_at_key(signing.key)
     return Signer(key=signing.key, agent=signing.agent)
 
 

@@ -24,6 +24,8 @@ from kedge.trust.sshsig import check, compose, parse, signed_bytes
 AGENT_SECONDS = 60.0
 """How long an agent may take: someone may have to touch a key or confirm in a window."""
 _MAX_KEY_BYTES = 65_536
+_PRIVATE = (b"-----BEGIN ", b"\x30")
+"""How private keys begin: PEM, which OpenSSH's own are, and DER."""
 _SIGN_ANEW = "or sign with: ssh-keygen -Y sign -n kedge-order -f KEY order.json"
 
 
@@ -72,7 +74,7 @@ async def _connected(agent: str | None) -> SSHAgentClient:
     except (OSError, asyncssh.Error) as error:
         raise DriverError(
             "Unreachable",
-            f"there is no ssh-agent to talk to: {error}",
+            f"there is no ssh-agent to talk to: {(getattr(error, 'strerror', None) or str(error)).lower()}",
             retryable=False,
             next_step="start one (eval $(ssh-agent); ssh-add KEY) or name a key file with --key",
         ) from error
@@ -101,6 +103,14 @@ async def held_line(key: str, *, agent: str | None = None) -> str:
     return f"{public.line} {public.comment}".strip()
 
 
+def look_at_key(path: Path) -> None:
+    """Whether there is a private key that only its owner can read: before anybody is asked to sign with it.
+
+    Raises as :func:`sign_with_key`; an encrypted one is not opened.
+    """
+    _private_text(path)
+
+
 def open_key(path: Path, passphrase: Callable[[], str] | None = None) -> asyncssh.SSHKey:
     """The private key in a file that only its owner can read. Raises as :func:`sign_with_key`."""
     return _unlock(path, _private_text(path), passphrase)
@@ -121,13 +131,8 @@ def _private_text(path: Path) -> bytes:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise _refused(f"{path} is not a file", "name the private key itself")
-        if stat.S_IMODE(mode) & 0o077:
-            raise _refused(
-                f"{path} can be read or written by others than its owner (mode {stat.S_IMODE(mode):04o})",
-                f"chmod 600 {path}, and replace the key if others may have read it",
-            )
         with path.open("rb") as file:
-            return file.read(_MAX_KEY_BYTES)
+            text = file.read(_MAX_KEY_BYTES)
     except OSError as error:
         raise DriverError(
             "NotFound",
@@ -135,6 +140,20 @@ def _private_text(path: Path) -> bytes:
             retryable=False,
             next_step="name a private key with --key",
         ) from error
+    if not text.lstrip().startswith(_PRIVATE):
+        raise _refused(f"{path} is not an OpenSSH private key", _private_beside(path))
+    if stat.S_IMODE(mode) & 0o077:
+        raise _refused(
+            f"{path} can be read or written by others than its owner (mode {stat.S_IMODE(mode):04o})",
+            f"chmod 600 {path}, and replace the key if others may have read it",
+        )
+    return text
+
+
+def _private_beside(path: Path) -> str:
+    beside = path.with_suffix("")
+    named = path.suffix == ".pub" and beside.is_file()
+    return f"name {beside}, which belongs to it" if named else "name the private key, not its .pub"
 
 
 def _unlock(path: Path, text: bytes, passphrase: Callable[[], str] | None) -> asyncssh.SSHKey:

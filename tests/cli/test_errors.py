@@ -96,6 +96,19 @@ def test_an_order_is_signed_with_exactly_one_key(scene: scenes.Scene, home: Path
         assert "exactly one key" in document(result)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("bob.pub", Exit.BAD_INPUT), ("nobody", Exit.NOT_FOUND)]
+)
+def test_a_key_is_looked_at_before_anything_is_asked_or_shown(
+    scene: scenes.Scene, home: Path, name: str, code: Exit
+) -> None:
+    # There is no engine here: a key that cannot sign is told before one would be missed.
+    key = scene.key("bob").with_name(name)
+    result = run(home, "approve", "upgrade/sim/1", "--key", str(key), "--json")
+    assert result.exit_code == code
+    assert name in document(result)["error"]["message"]
+
+
 def test_a_document_that_is_not_there_is_a_problem_with_a_place(
     scene: scenes.Scene, home: Path
 ) -> None:

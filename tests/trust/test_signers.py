@@ -88,9 +88,12 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> Non
 
 def test_what_is_no_private_key_is_refused(tmp_path: Path) -> None:
     make_key(tmp_path / "key")
-    (tmp_path / "key.pub").chmod(0o600)
-    with pytest.raises(DriverError, match="not an OpenSSH private key"):
-        sign_with_key(tmp_path / "key.pub", MESSAGE)
+    # The public half is everybody's to read: that is not what is wrong with it.
+    for mode in (0o600, 0o644):
+        (tmp_path / "key.pub").chmod(mode)
+        with pytest.raises(DriverError, match="not an OpenSSH private key") as error:
+            sign_with_key(tmp_path / "key.pub", MESSAGE)
+        assert error.value.next_step == f"name {tmp_path / 'key'}, which belongs to it"
     with pytest.raises(DriverError, match="cannot be read") as error:
         sign_with_key(tmp_path / "absent", MESSAGE)
     assert error.value.kind == "NotFound"
