@@ -22,6 +22,7 @@ from cli.words import sentence, visible
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from worker.desk import Desk
 
@@ -105,7 +106,19 @@ def _print(console: Console, what: RenderableType) -> None:
     from rich.text import Text  # noqa: PLC0415 - heavy, and --help must be quick
 
     whole = isinstance(what, str) or (isinstance(what, Text) and not console.is_terminal)
+    if isinstance(what, Text) and not whole:
+        what = _indented(what)
     console.print(what, highlight=False, markup=False, soft_wrap=whole)
+
+
+def _indented(line: Text) -> RenderableType:
+    """A line of which the rest, where the terminal breaks it, stands below its beginning and not below the margin."""
+    from rich.padding import Padding  # noqa: PLC0415 - heavy, and --help must be quick
+
+    margin = len(line.plain) - len(line.plain.lstrip(" "))
+    if not margin or "\n" in line.plain:
+        return line
+    return Padding(line[margin:], (0, 0, 0, margin), expand=False)
 
 
 def begin(ctx: typer.Context, *, json: bool = False) -> Session:

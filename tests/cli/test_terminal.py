@@ -98,6 +98,22 @@ def test_remarks_and_documents_are_shown_without_it_too(
     assert json.loads(seen.out) == {"said": FORGED}
 
 
+def test_where_a_terminal_breaks_a_line_its_rest_stands_below_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = io.StringIO()
+    console = Terminal(file=seen, width=40, force_terminal=True, color_system=None)
+    monkeypatch.setattr("cli.session._console", lambda *, stderr: console)  # noqa: ARG005
+    Session().say(
+        Text("plan " + "word " * 12),
+        Text("   1 stop  " + "word " * 12, style="bold"),
+        Text("     " + "d" * 64),
+    )
+    lines = seen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert [line[:4] for line in lines] == ["plan", "word", "   1", "   w", "    ", "    "]
+
+
 def test_no_face_draws_on_a_console_of_its_own() -> None:
     faces = Path(__file__).parents[2] / "cli"
     own = [
