@@ -120,7 +120,9 @@ def _waiting(before: RunView | None, after: RunView, program: Sequence[str]) -> 
         tally_was = before.status.waiting.tally
     if offered and offered != was:
         if waiting is not None:
-            yield f"waits for {waiting.kind} {waiting.subject}: {waiting.showing.title}"
+            what = f"{waiting.kind} {waiting.subject}"
+            title = waiting.showing.title
+            yield f"waits for {what}" if title == what else f"waits for {what}: {title}"
         for answer in offered:
             yield f"  {answer.command}   ({answer.does})"
     if tally is not None and (tally_was is None or len(tally_was.signed) != len(tally.signed)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -39,9 +40,24 @@ class Screen:
     def output(self, line: str) -> None:
         """A line that a command printed. Escape sequences of others are not passed on."""
         clean = "".join(sign for sign in line.rstrip() if sign >= " " or sign == "\t")
-        text = Text("   │ ", style="dim")
-        text.append(clean, style="default not dim")
-        self._print(text, wrap=False)
+        for part in self._fitting(clean):
+            text = Text("   │ ", style="dim")
+            text.append(part, style="default not dim")
+            self._print(text, wrap=False)
+
+    def _fitting(self, line: str) -> list[str]:
+        """A line as it fits beside the margin: a terminal would break it within words, and below the margin.
+
+        In a file lines stay whole, and a word that is too long stays whole everywhere: people copy digests.
+        """
+        width = self.console.width - 5
+        if not self.console.is_terminal or len(line) <= width:
+            return [line]
+        inset = " " * min(len(line) - len(line.lstrip()) + 2, width // 2)
+        return textwrap.wrap(
+            line, width, subsequent_indent=inset, break_long_words=False, break_on_hyphens=False,
+            drop_whitespace=True, replace_whitespace=False,
+        )  # fmt: skip
 
     def excerpt(self, name: str, lines: Iterable[str]) -> None:
         """Some lines of a document, as they stand there."""

@@ -175,7 +175,8 @@ def _check_choice(asked: Asked, showing: Showing) -> None:
 def in_words(status: RunStatus) -> tuple[str, ...]:
     """A run in two lines, for who is about to order something about it."""
     moved = f"{status.before} → {status.after}, {status.nodes_done} of {status.nodes} nodes done"
-    return (moved, f"{status.phase}: {status.said}" if status.said else status.phase)
+    said = status.said or status.phase
+    return (moved, said if said.startswith(status.phase) else f"{status.phase}: {said}")
 
 
 def fleet_target(name: str) -> str:

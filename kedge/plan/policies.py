@@ -159,9 +159,11 @@ def _minimum_words(gates: GateMinimums) -> Iterator[str]:
         "data_loss": "a way back that loses data",
     }
     for field, what in names.items():
-        minimum: Minimum = getattr(gates, field)
+        # What every gate needs, these need as well.
+        minimum: Minimum = gates.every.and_more(getattr(gates, field))
         each = f", {' and '.join(minimum.each_of)} among them" if minimum.each_of else ""
-        yield f"{what}: {minimum.threshold} of different people{each}"
+        many = "1 person" if minimum.threshold == 1 else f"{minimum.threshold} different people"
+        yield f"{what}: {many}{each}"
     if gates.start == "required":
         yield "no plan begins without a gate before its first step"
 

@@ -61,7 +61,7 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
     touched = {*seen.after, *seen.mixed}
     asleep = set(seen.stopped) & set(seen.before)
     if not touched and not asleep:
-        return Return(verdict="nothing", said="every node runs its baseline already")
+        return Return(verdict="nothing", said="every node runs its baseline")
     moved = touched | (asleep if _lasts(plan) else asleep & set(seen.started_after))
     if not moved:
         return _awake(plan, asleep)

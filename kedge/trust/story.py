@@ -126,9 +126,11 @@ def _decision(record: Mapping[str, Any]) -> _Told:
     wave, gate = record.get("wave"), _text(record.get("gate"))
     place = f"gate {gate}" if gate and stage == "gate" else stage
     said = f"after {event}: {place}, wave {wave}"
-    if record.get("outcome"):
-        said = f"ended: {_text(record.get('outcome'))}"
     why = _text(record.get("said"))
+    if record.get("outcome"):
+        outcome = _text(record.get("outcome"))
+        # What was said of an end begins with its name, mostly.
+        said = "ended" if why.startswith(outcome) else f"ended: {outcome}"
     return (f"{said}: {why}" if why else said), "", ()
 
 

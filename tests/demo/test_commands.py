@@ -104,6 +104,23 @@ def test_what_others_print_moves_no_cursor(shown: io.StringIO, tmp_path: Path) -
     assert not {"\x1b", "\x07"} & set(shown.getvalue())
 
 
+def test_on_a_terminal_long_lines_stay_beside_the_margin_and_words_whole(
+    shown: io.StringIO,
+) -> None:
+    line = f"   key  {'word ' * 12}{'d' * 64} {'x' * 90}"
+    Screen(Console(file=shown, width=80, force_terminal=True, color_system=None)).output(line)
+    lines = shown.getvalue().splitlines()
+    assert all(one.startswith("   │    ") for one in lines)
+    assert " ".join(one[5:].strip() for one in lines).split() == line.split()
+    # A digest is broken nowhere, even where it fits on no line.
+    assert [len(one) <= 80 for one in lines] == [True, True, False]
+
+
+def test_in_a_file_lines_are_whole(shown: io.StringIO) -> None:
+    Screen(Console(file=shown, width=80)).output("word " * 40)
+    assert len(shown.getvalue().splitlines()) == 1
+
+
 def test_no_other_kedge_or_temporal_gets_in() -> None:
     given = {
         "PATH": "/bin",

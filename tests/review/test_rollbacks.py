@@ -57,7 +57,7 @@ async def test_a_node_that_went_back_and_died_before_the_end_is_started_again(sc
     assert said == [
         "3 node(s) go back to 1.0.0",
         "1 node(s) start 1.0.0 again",
-        "every node runs its baseline already",
+        "every node runs its baseline",
     ]
 
 

@@ -140,7 +140,7 @@ async def test_a_rollback_of_what_is_back_already_moves_nothing(stage: Stage) ->
         second = await scene.rollback()
         end = await scene.end_of(second)
     assert end.phase == "rolled-back"
-    assert end.said == "every node runs its baseline already"
+    assert end.said == "every node runs its baseline"
     assert end.release == "1.0.0"
     assert [scene.host(name).counts for name in OLD] == counts
 
