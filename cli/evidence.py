@@ -160,7 +160,10 @@ def _story(story: tuple[Happening, ...]) -> list[Text]:
 def _verdict(report: EvidenceReport) -> list[Text]:
     """What holds, what does not, what is not proven."""
     what = words.sentence(report.run or f"fleet {report.fleet}")
-    lines = [Text(f"evidence of {what}: records {report.first} to {report.last}", style="bold")]
+    head = f"evidence of {what}: records {report.first} to {report.last}"
+    if not report.fleet:
+        head = "this is no evidence, or its beginning is gone: no header says which fleet it is of"
+    lines = [Text(head, style="bold")]
     if report.ok:
         lines += [Text(f" ✓ {said}", style="green") for said in _holds(report)]
     else:

@@ -122,6 +122,7 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
     """
     file = _own_file(settings)
     with _changing(file):
+        _begun(file, settings)
         ring = checked(file.ring(), settings)
         if activate:
             ring = codec.activated(ring, activate)
@@ -133,6 +134,12 @@ def rotate(settings: Settings, *, prepare: bool = False, activate: str = "") -> 
         return _shown(ring, str(file.path), None)
 
 
+def _begun(file: RingFile, settings: Settings) -> None:
+    """Raises ``CodecError`` in a home that never had a ring: nothing was lost there."""
+    if not file.there() and not required_mark(settings).exists():
+        raise CodecError("NoRing", "payloads are in the open here: there is no ring of keys", next_step="`kedge codec init` makes one")  # fmt: skip
+
+
 def retire(settings: Settings, key: str) -> RingShown:
     """Takes a key out of the ring: what was sealed with it can never be read again.
 
@@ -140,6 +147,7 @@ def retire(settings: Settings, key: str) -> RingShown:
     """
     file = _own_file(settings)
     with _changing(file):
+        _begun(file, settings)
         ring = file.ring()
         if key in ring.keys or key not in marked_keys(settings):
             ring = codec.retired(ring, key)

@@ -211,7 +211,11 @@ async def _documents(
 
 def _write(output: Path, lines: Iterator[bytes]) -> int:
     size = 0
-    descriptor, name = tempfile.mkstemp(prefix=".evidence-", dir=output.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".evidence-", dir=output.parent)
+    except OSError as error:
+        error.filename = str(output)  # the file that was named, not the one that becomes it
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             for line in lines:

@@ -95,7 +95,7 @@ class FilePolicyPins:
                 "NotFound",
                 f"no policy is pinned here for the fleet {fleet}",
                 retryable=False,
-                next_step="Pin the policy on this worker (kedge up does so for its fleet).",
+                next_step="`kedge up --fleet FILE --policy FILE` pins one on this machine",
             )
         try:
             text = content.decode()

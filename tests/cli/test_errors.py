@@ -22,7 +22,10 @@ from kedge.model.errors import (
     PlanError,
     SettingsError,
 )
+from kedge.trust.policies import policy_text
 from tests.cli import scene as scenes
+from tests.trust import world
+from worker import desk_evidence
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +353,31 @@ def test_a_disk_that_cannot_be_used_is_nothing_unexpected(
 
 def test_of_a_file_that_has_no_name_nobody_could_mend_anything() -> None:
     assert failures.explain(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
+
+
+@pytest.mark.parametrize("words", [["rotate"], ["retire", "a" * 16, "--yes"]], ids=" ".join)
+def test_a_home_that_never_had_a_ring_is_not_told_that_it_lost_one(
+    home: Path, words: list[str]
+) -> None:
+    error = document(run(home, "codec", *words, "--json"))["error"]
+    assert error["exit"] == Exit.BAD_INPUT
+    assert error["next"] == "`kedge codec init` makes one"
+
+
+def test_what_is_no_evidence_is_told_as_that(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text("kind: Fleet\n")
+    (tmp_path / "policy.json").write_text(policy_text(world.policy()))
+    words = (str(tmp_path / "fleet.yaml"), "--policy", str(tmp_path / "policy.json"))
+    told = run(home, "evidence", "verify", *words)
+    assert told.exit_code == Exit.REFUSED
+    assert told.stdout.splitlines()[0].startswith("this is no evidence")
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "run.evidence"
+    with pytest.raises(FileNotFoundError) as raised:
+        desk_evidence._write(target, iter([b"line"]))
+    assert raised.value.filename == str(target)
 
 
 def test_every_exit_code_has_a_meaning() -> None:
