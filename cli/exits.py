@@ -21,8 +21,9 @@ class Exit(IntEnum):
 
 MEANINGS: dict[Exit, str] = {
     Exit.DONE: "done",
-    Exit.UNEXPECTED: "something unexpected failed; the message says where its details are",
-    Exit.BAD_INPUT: "bad input: an option, a document, a key or an order that cannot be used",
+    Exit.UNEXPECTED: "something failed that is nobody's input, such as a full disk; the message says what, or where its details are. "
+    "Or nobody reads the output any more, and there is no message",
+    Exit.BAD_INPUT: "bad input: an option, a document (one that is not there, too), a key or an order that cannot be used",
     Exit.REFUSED: "refused: the order broke the rule that is named, and the run is unchanged; or the evidence does not "
     "hold, and it is said where; or a release, or its repository, is not to be trusted",
     Exit.NOT_FOUND: "there is no such run, fleet, gate, item or file",
@@ -31,5 +32,5 @@ MEANINGS: dict[Exit, str] = {
     "or a node could not be brought up",
     Exit.WAITING: "a result was asked for, but the run still goes on or waits for a person; or evidence holds, and the run "
     "goes on behind its end; or a draft of release metadata waits for signatures",
-    Exit.INTERRUPTED: "interrupted with Ctrl-C, or answered no; what was begun on the engine goes on",
+    Exit.INTERRUPTED: "interrupted with Ctrl-C, or answered otherwise than yes; what was begun on the engine goes on",
 }

@@ -18,7 +18,7 @@ INTRODUCTION = """# The command line
 
 Written by `python -m cli.reference` from the commands themselves; do not edit it by hand.
 
-After `make demo` or `make test` the command is `.venv/bin/kedge`. Options of `kedge` itself stand before the
+After `make setup` (`make demo` and `make test` do it, too) the command is `.venv/bin/kedge`. Options of `kedge` itself stand before the
 command: `kedge --home /srv/kedge status upgrade/etcd/1`.
 
 ## What scripts may rely on
@@ -44,7 +44,7 @@ SHAPES = """
 
 | command | document |
 |---|---|
-| `init` | `{"folder", "home", "person", "fingerprint", "root", "items": [{"what", "path", "use", "state"}], "next"}`; `state` is `made` or `there` |
+| `init` | `{"folder", "home", "person", "fingerprint", "root", "items": [{"what", "path", "use", "state"}], "next"}`; `state` is `made`, `there`, or `open` where somebody has to say how |
 | `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "checkpoint_key", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "problems", "choices"}]}` |
 | `down` | `{"worker", "engine"}`: how each ended |
 | `plan` | `{"digest", "plan", "explanation"}` |

@@ -128,6 +128,20 @@ def test_every_command_that_a_message_names_is_one_that_kedge_has() -> None:
     assert seen > 100
 
 
+ASKS = re.compile(
+    r"kedge (approve|reject|pause|resume|abort|decide|review|start|rollback|(policy|release) sign)\b"
+)
+
+
+@pytest.mark.parametrize("name", ["first-migration", "one-person"])
+def test_a_block_that_is_pasted_ends_with_the_command_that_asks(name: str) -> None:
+    # On a terminal the question would take the lines behind it for its answer.
+    for kind, block in _FENCED.findall((ROOT / "docs" / f"{name}.md").read_text()):
+        if kind == "sh":
+            *before, _ = [line for line in block.splitlines() if line]
+            assert [line for line in before if ASKS.match(line) and "--yes" not in line] == []
+
+
 def test_commands_are_found_where_they_stand_and_mistakes_in_them_are_seen() -> None:
     text = (
         "Say `kedge burn` or `kedge plan --flet x`.\n```console\n$ kedge --home x statsu r # kedge\n"
