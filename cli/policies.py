@@ -47,7 +47,8 @@ def document_of(session: Session, source: str) -> SignedPolicy:
     if os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for a name that is too long
         return desk_policies.read_document(path)
     fleet, at, number = source.partition("@")
-    if not is_fleet(fleet):
+    # A fleet could be called policy.yaml; who says that means the file.
+    if not is_fleet(fleet) or path.suffix in {".yaml", ".yml", ".json"}:
         raise DriverError(
             "NotFound",
             f"{shown(source)} is neither a file nor a fleet's name nor FLEET@NUMBER",

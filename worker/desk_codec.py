@@ -160,6 +160,7 @@ def grace(settings: Settings, time: str) -> RingShown:
     """Payloads in the open are read for ``time`` from now (``0s``: no longer)."""
     file = _own_file(settings)
     with _changing(file):
+        _begun(file, settings)
         ring = file.ring()
         ring = Ring(ring.active, ring.keys, _until(time))
         file.write(ring)

@@ -355,13 +355,28 @@ def test_of_a_file_that_has_no_name_nobody_could_mend_anything() -> None:
     assert failures.explain(FileNotFoundError(errno.ENOENT, "No such file or directory")) is None
 
 
-@pytest.mark.parametrize("words", [["rotate"], ["retire", "a" * 16, "--yes"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["rotate"], ["retire", "a" * 16, "--yes"], ["grace", "1d"]], ids=" ".join
+)
 def test_a_home_that_never_had_a_ring_is_not_told_that_it_lost_one(
     home: Path, words: list[str]
 ) -> None:
     error = document(run(home, "codec", *words, "--json"))["error"]
     assert error["exit"] == Exit.BAD_INPUT
     assert error["next"] == "`kedge codec init` makes one"
+
+
+@pytest.mark.parametrize(
+    "words", [["explain"], ["diff", "sim"], ["who-can", "start"]], ids=" ".join
+)
+def test_a_policy_file_that_is_not_there_is_not_taken_for_a_fleet(
+    home: Path, words: list[str]
+) -> None:
+    told = run(home, "policy", words[0], "policy.yaml", *words[1:], "--json")
+    if words[0] == "who-can":
+        told = run(home, "policy", *words, "policy.yaml", "--json")
+    assert told.exit_code == Exit.NOT_FOUND
+    assert "policy.yaml is neither a file" in document(told)["error"]["message"]
 
 
 def test_what_is_no_evidence_is_told_as_that(home: Path, tmp_path: Path) -> None:
