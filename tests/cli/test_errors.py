@@ -367,16 +367,20 @@ def test_a_home_that_never_had_a_ring_is_not_told_that_it_lost_one(
 
 
 @pytest.mark.parametrize(
-    "words", [["explain"], ["diff", "sim"], ["who-can", "start"]], ids=" ".join
+    "words",
+    [
+        ["explain", "policy.yaml"],
+        ["diff", "policy.yaml", "sim"],
+        ["who-can", "start", "policy.yaml"],
+    ],
+    ids=lambda words: words[0],
 )
 def test_a_policy_file_that_is_not_there_is_not_taken_for_a_fleet(
     home: Path, words: list[str]
 ) -> None:
-    told = run(home, "policy", words[0], "policy.yaml", *words[1:], "--json")
-    if words[0] == "who-can":
-        told = run(home, "policy", *words, "policy.yaml", "--json")
+    told = run(home, "policy", *words, "--json")
     assert told.exit_code == Exit.NOT_FOUND
-    assert "policy.yaml is neither a file" in document(told)["error"]["message"]
+    assert "'policy.yaml' is neither a file" in document(told)["error"]["message"]
 
 
 def test_what_is_no_evidence_is_told_as_that(home: Path, tmp_path: Path) -> None:
