@@ -108,9 +108,9 @@ def signer_of(signing: Signing) -> Signer:
             "`kedge order request` writes an order for signing elsewhere",
         )
     if signing.key is not None:
-        from kedge.drivers.signers import look_at_key  # noqa: PLC0415 - heavy, and only for who signs
+        from worker.desk_signing import look_at  # noqa: PLC0415 - heavy, and only for who signs
 
-        look_at_key(signing.key)
+        look_at(signing.key)
     return Signer(key=signing.key, agent=signing.agent)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncssh
 
-from kedge.drivers.signers import sign_with_agent, sign_with_key
+from kedge.drivers.signers import look_at_key, sign_with_agent, sign_with_key
 from kedge.model.errors import OrderError
 from kedge.model.order import Envelope
 from kedge.model.policy import Policy
@@ -36,6 +36,11 @@ def person_of(policy: Policy | None, signer: Signer) -> str:
                 if parse_public_key(line).fingerprint == wanted:
                     return person.name
     return ""
+
+
+def look_at(key: Path) -> None:
+    """Whether a key file is a private key of one's own. Raises as :func:`kedge.drivers.signers.look_at_key`."""
+    look_at_key(key)
 
 
 async def sign(draft: Draft, signer: Signer, passphrase: Callable[[], str] | None) -> Envelope:
