@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.home import Home, opened
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.evidence import SqliteEvidence
 from kedge.drivers.evidence_postgres import PostgresEvidence
@@ -19,7 +20,6 @@ from kedge.model.base import Frozen, Json, digest_of
 from kedge.model.policy import EvidenceRules
 from kedge.model.runbook import Runbook
 from kedge.trust.evidence import Asked, verify_parts
-from worker import desk_evidence
 
 NODES = 5_000
 """Each is installed and moved, which is two records."""

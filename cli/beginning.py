@@ -10,8 +10,8 @@ from rich.text import Text
 
 from cli.asking import passphrase_asker
 from cli.session import Session
-from worker import desk_init
-from worker.desk_init import Item, Made, Wanted
+from desk import init as desk_init
+from desk.init import Item, Made, Wanted
 
 
 def initialise(

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from cli import words
 from cli.answers import answers
 from cli.tree import PHASES, tally_words
+from desk.views import DETAIL_LIMIT, NodeView, RunView, WaveView
 from kedge.model.status import RunStatus
-from worker.desk_views import DETAIL_LIMIT, NodeView, RunView, WaveView
 
 PART = 0.05
 """Of a large wave, a line comes with every twentieth of its nodes."""

@@ -11,9 +11,9 @@ from rich.text import Text
 from cli.asking import agrees, passphrase_asker
 from cli.exits import Exit
 from cli.session import Session
+from desk import codec as desk_codec
+from desk.codec import RingShown
 from kedge.model.errors import CodecError, OrderError
-from worker import desk_codec
-from worker.desk_codec import RingShown
 
 
 def make(session: Session, grace: str) -> None:
@@ -73,8 +73,8 @@ def serve(
     tls: tuple[Path | None, Path | None],
 ) -> None:
     """The codec server, in the foreground."""
-    from worker.desk_codec_server import Serving  # noqa: PLC0415 - heavy, and for who serves
-    from worker.desk_codec_server import serve as serve_codec  # noqa: PLC0415 - as above
+    from desk.codec_serving import Serving  # noqa: PLC0415 - heavy, and for who serves
+    from desk.codec_serving import serve as serve_codec  # noqa: PLC0415 - as above
     from worker.logs import configure  # noqa: PLC0415 - as above
 
     desk = session.desk()
@@ -90,9 +90,9 @@ def login(
     session: Session, key: Path | None, agent: str | None, server: str, *, code: bool
 ) -> None:
     """A token, or a one-time code, and what to do with it."""
-    from worker.desk_codec_server import address  # noqa: PLC0415 - heavy, and for who signs in
-    from worker.desk_codec_server import login as login_codec  # noqa: PLC0415 - as above
-    from worker.desk_orders import Signer  # noqa: PLC0415 - as above
+    from desk.codec_serving import address  # noqa: PLC0415 - heavy, and for who signs in
+    from desk.codec_serving import login as login_codec  # noqa: PLC0415 - as above
+    from desk.orders import Signer  # noqa: PLC0415 - as above
 
     if (key is None) == (agent is None):
         raise OrderError("one key signs", next_step="name it with --key FILE, or with --agent KEY")

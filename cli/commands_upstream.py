@@ -45,7 +45,7 @@ def provenance(
     Exit code 3 when it is not proven.
     """
     from cli.upstream import explain
-    from worker.desk_provenance import Asked
+    from desk.provenance import Asked
 
     explain(begin(ctx, json=json), release, Asked(policy, tuple(attestation or ()), trusted_root))
 
@@ -78,8 +78,8 @@ def attest(  # noqa: PLR0913 - a command's options are its parameters
 ) -> None:
     """As a builder, sign how files were built: a DSSE envelope with SLSA provenance v1."""
     from cli.upstream import sign_build
-    from worker.desk_orders import Signer
-    from worker.desk_provenance import Claim
+    from desk.orders import Signer
+    from desk.provenance import Claim
 
     claim = Claim(
         builder=builder, build_type=build_type, source=source, started=started, finished=finished
@@ -153,7 +153,7 @@ def import_(  # noqa: PLR0913 - a command's options are its parameters
     """
     from cli.releases import Signing
     from cli.upstream import by_platform, import_release, named
-    from worker.desk_upstream import ImportRequest
+    from desk.upstream import ImportRequest
 
     session = begin(ctx, json=json)
     request = ImportRequest(

@@ -10,10 +10,10 @@ import typer
 from cli import words
 from cli.exits import Exit
 from cli.session import Session
+from desk.desk import PlanFiles
 from kedge.model.errors import OrderError
 from kedge.plan.parse import KINDS
 from kedge.plan.schema import schema, schema_text
-from worker.desk import PlanFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Documents:
 
 def lint_files(session: Session, files: tuple[Path, ...]) -> None:
     """Every problem of every file, or that there is none."""
-    from worker.documents import lint  # noqa: PLC0415 - heavy, and only for this
+    from desk.documents import lint  # noqa: PLC0415 - heavy, and only for this
 
     problems = lint(files)
     for problem in problems:

@@ -12,13 +12,13 @@ from rich.text import Text
 from cli import words
 from cli.exits import Exit
 from cli.session import Session
+from desk import evidence as desk_evidence
+from desk.evidence import Exported, Held
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.evidence import EvidenceReport, Happening
 from kedge.model.order import EvidenceSeen
 from kedge.model.policy import Policy
 from kedge.trust.evidence import verify_parts
-from worker import desk_evidence
-from worker.desk_evidence import Exported, Held
 
 _HEAD = re.compile(r"([0-9]{1,15}):([0-9a-f]{64})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -12,12 +12,12 @@ from rich.text import Text
 from cli import words
 from cli.exits import Exit
 from cli.session import Session
+from desk.desk import Desk
+from desk.doctor import Check
+from desk.doctor import examine as examine_home
+from desk.up import Place
 from kedge.model.errors import OrderError, PlanError
 from kedge.model.run import EnsureResult
-from worker.desk import Desk
-from worker.desk_doctor import Check
-from worker.desk_doctor import examine as examine_home
-from worker.desk_up import Place
 
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", "yellow")}
 

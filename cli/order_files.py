@@ -19,10 +19,10 @@ from cli.ordering import (
     verb_of,
 )
 from cli.session import Session
+from desk.desk import Desk
+from desk.orders import FLEET_VERBS, Asked, Draft, Sent, fleet_target, read_sent
 from kedge.model.errors import OrderError
 from kedge.model.order import NAMESPACE, Order
-from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft, Sent, fleet_target, read_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def show_files(session: Session, order: Path, signature: Path | None) -> None:
     document: dict[str, Any] = {"order": sent.order.model_dump(mode="json")}
     session.say(*_lines(sent.order))
     if signature is not None:
-        from worker.desk_signing import signed_by  # noqa: PLC0415 - heavy, and only for this
+        from desk.signing import signed_by  # noqa: PLC0415 - heavy, and only for this
 
         key = signed_by(sent)
         document["key"] = key

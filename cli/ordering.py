@@ -14,14 +14,14 @@ from cli.exits import Exit
 from cli.session import Session
 from cli.signing import Signing
 from cli.tree import showing_lines, tally_words
+from desk.desk import Desk
+from desk.orders import FLEET_VERBS, Asked, Draft, Signer, fleet_target
 from kedge.model.errors import DriverError, EngineError, OrderError
 from kedge.model.order import Order, OrderVerdict, Rule, Tally
 from kedge.model.plan import Choice, Verb
 from kedge.model.policy import Policy
 from kedge.model.run import Submitted
 from kedge.model.status import RunStatus
-from worker.desk import Desk
-from worker.desk_orders import FLEET_VERBS, Asked, Draft, Signer, fleet_target
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -66,7 +66,7 @@ def give(
 
 
 async def _give(session: Session, asked: Asked, signing: Signing) -> None:
-    from worker.desk_signing import person_of  # noqa: PLC0415 - heavy, and only for who signs
+    from desk.signing import person_of  # noqa: PLC0415 - heavy, and only for who signs
 
     desk = session.desk()
     signer = signer_of(signing)
@@ -108,7 +108,7 @@ def signer_of(signing: Signing) -> Signer:
             "`kedge order request` writes an order for signing elsewhere",
         )
     if signing.key is not None:
-        from worker.desk_signing import look_at  # noqa: PLC0415 - heavy, and only for who signs
+        from desk.signing import look_at  # noqa: PLC0415 - heavy, and only for who signs
 
         look_at(signing.key)
     return Signer(key=signing.key, agent=signing.agent)
@@ -185,7 +185,7 @@ async def sign_and_send(
     session: Session, desk: Desk, draft: Draft, signer: Signer, *, yes: bool
 ) -> Submitted:
     """Asks (on a terminal), signs exactly what was shown, sends it, waits for the verdict."""
-    from worker.desk_signing import sign  # noqa: PLC0415 - heavy, and only for who signs
+    from desk.signing import sign  # noqa: PLC0415 - heavy, and only for who signs
 
     asked = not yes and sys.stdin.isatty() and sys.stdout.isatty()
     if asked and not asking.agrees(f"{ASKS[draft.order.verb]}?"):

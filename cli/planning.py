@@ -14,10 +14,10 @@ from cli.ordering import (
 from cli.plan_page import page
 from cli.session import Session
 from cli.signing import Signing
+from desk.desk import Desk, MadePlan
+from desk.orders import Asked, Signer
 from kedge.model.errors import EngineError
 from kedge.plan.explain import explain
-from worker.desk import Desk, MadePlan
-from worker.desk_orders import Asked, Signer
 
 
 def show_plan(session: Session, documents: Documents) -> None:
@@ -46,7 +46,7 @@ def start_run(session: Session, documents: Documents, signing: Signing) -> None:
 async def _start(
     session: Session, desk: Desk, made: MadePlan, signing: Signing, signer: Signer
 ) -> None:
-    from worker.desk_signing import person_of  # noqa: PLC0415 - heavy, and not for `kedge plan`
+    from desk.signing import person_of  # noqa: PLC0415 - heavy, and not for `kedge plan`
 
     fleet = made.plan.fleet.name
     await desk.check_startable(made)

@@ -14,6 +14,8 @@ from rich.text import Text
 from cli.exits import Exit
 from cli.naming import is_fleet, shown
 from cli.session import Session
+from desk import policies as desk_policies
+from desk.desk import Desk
 from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.plan import Risk, Verb
 from kedge.model.policy import Policy
@@ -23,8 +25,6 @@ from kedge.plan.policy_advice import advice
 from kedge.plan.policy_changes import Difference, differences
 from kedge.trust.policies import judge_change, read_policy, text_digest
 from kedge.trust.signers_file import export_signers, import_signers
-from worker import desk_policies
-from worker.desk import Desk
 
 EFFECTS = {"wider": ("▲", "bold red"), "narrower": ("▼", "green"), "other": ("·", "yellow")}
 BY = {

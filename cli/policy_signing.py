@@ -16,11 +16,11 @@ from cli.ordering import signer_of
 from cli.policies import difference_lines
 from cli.session import Session
 from cli.signing import Signing
+from desk import policies as desk_policies
 from kedge.model.errors import OrderError
 from kedge.model.signed_policy import POLICY_NAMESPACE, KeptPolicy, SignedPolicy
 from kedge.plan.policy_changes import differences
 from kedge.trust.policies import ChangeVerdict, judge_change, policy_text, read_policy, text_digest
-from worker import desk_policies
 
 
 @dataclass(frozen=True, slots=True)

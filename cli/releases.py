@@ -18,11 +18,8 @@ from cli.asking import agrees, passphrase_asker
 from cli.exits import Exit
 from cli.naming import shown
 from cli.session import Session
-from kedge.model.errors import OrderError
-from kedge.model.trusted import MOST_REASON, ReleaseName, TrustedRelease, release_name
-from worker.desk import Desk
-from worker.desk_releases import ReleaseDesk
-from worker.release_roles import (
+from desk.desk import Desk
+from desk.release_roles import (
     Changed,
     KeyChange,
     KeyHand,
@@ -32,6 +29,9 @@ from worker.release_roles import (
     fingerprint_of,
     signers_of,
 )
+from desk.releases import ReleaseDesk
+from kedge.model.errors import OrderError
+from kedge.model.trusted import MOST_REASON, ReleaseName, TrustedRelease, release_name
 
 _SPEC = re.compile(r"([0-9]{1,3}):(.+)")
 

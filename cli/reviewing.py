@@ -9,8 +9,8 @@ from cli.answers import KEY
 from cli.ordering import give
 from cli.session import Session
 from cli.signing import Signing
+from desk.orders import fleet_target, review_words
 from kedge.model.review import Review
-from worker.desk_orders import fleet_target, review_words
 
 
 def review_run(session: Session, run: str, signing: Signing) -> None:

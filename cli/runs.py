@@ -14,13 +14,13 @@ from cli.exits import Exit
 from cli.reviewing import owed_lines
 from cli.session import Session
 from cli.tree import PHASES, render
+from desk.desk import Desk
+from desk.runs import RunSummary
+from desk.views import ENDED, RunView, view_of
+from desk.watch import utc_now
 from kedge.model.base import Digest, digest_of
 from kedge.model.errors import DriverError
 from kedge.model.status import FleetStatus, RunStatus
-from worker.desk import Desk
-from worker.desk_runs import RunSummary
-from worker.desk_views import ENDED, RunView, view_of
-from worker.desk_watch import utc_now
 
 
 def list_runs(session: Session, fleet: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from worker.desk import Desk
+    from desk.desk import Desk
 
 Result = TypeVar("Result")
 
@@ -48,7 +48,7 @@ class Session:
 
     def desk(self) -> Desk:
         """The desk of this home. Raises ``SettingsError``."""
-        from worker.desk import Desk  # noqa: PLC0415 - heavy, and --help must be quick
+        from desk.desk import Desk  # noqa: PLC0415 - heavy, and --help must be quick
 
         return Desk.open(self.home)
 

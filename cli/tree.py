@@ -10,9 +10,9 @@ from rich.tree import Tree
 
 from cli import words
 from cli.answers import answers, way_back
+from desk.views import NodeView, RunView, WaveView
 from kedge.model.order import Tally
 from kedge.model.status import RunStatus, Showing
-from worker.desk_views import NodeView, RunView, WaveView
 
 MARKS = {
     "waiting": ("·", "dim"),

@@ -14,14 +14,14 @@ from cli.exits import Exit
 from cli.naming import shown
 from cli.releases import Signing, own_folder
 from cli.session import Session
+from desk.orders import Signer
+from desk.provenance import Asked, Claim, Explained, Made, ProvenanceDesk
+from desk.provenance import attest as made_by
+from desk.upstream import Imported, ImportRequest, Keeper, import_upstream, utc_now
 from kedge.model.errors import OrderError
 from kedge.model.provenance import ProvenanceVerdict
 from kedge.model.trusted import ReleaseName, release_name
 from kedge.model.upstream import VendorImport
-from worker.desk_orders import Signer
-from worker.desk_provenance import Asked, Claim, Explained, Made, ProvenanceDesk
-from worker.desk_provenance import attest as made_by
-from worker.desk_upstream import Imported, ImportRequest, Keeper, import_upstream, utc_now
 
 YES, NO = ("✓", "green"), ("✗", "bold red")
 

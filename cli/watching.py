@@ -19,8 +19,8 @@ from cli.runs import ending
 from cli.session import Session
 from cli.terminal import Terminal
 from cli.tree import render
-from worker.desk_views import RunView
-from worker.desk_watch import utc_now
+from desk.views import RunView
+from desk.watch import utc_now
 
 FRAMES_PER_SECOND = 4.0
 SILENCE_SECONDS = 3.0

@@ -6,9 +6,9 @@ from demo.documents import FLEET, GATE
 from demo.keys import APPROVER, OTHER_APPROVER, PEOPLE, ROBBED, make_key
 from demo.policies import NEXT_POLICY, POLICY, Change, policy_text, version
 from demo.show import Show, ShowError
+from desk.documents import read_policy
 from kedge.model.base import digest_of
 from kedge.trust.keys import parse_public_key
-from worker.documents import read_policy
 
 REFUSED = 3
 SIGNED = "policy-2.signed.json"

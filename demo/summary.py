@@ -13,8 +13,8 @@ from demo.documents import NEW
 from demo.hosts import Host
 from demo.ledger import NOTICED, ReadBack
 from demo.show import Show
+from desk.desk import Desk
 from kedge.model.status import RunStatus
-from worker.desk import Desk
 
 
 def summarise(show: Show, begun: float) -> None:

@@ -10,7 +10,7 @@ from demo.documents import COMPONENT, HARDENED, NEW, OLD, release
 from demo.keys import KEEPER, OTHER_KEEPER, PEOPLE
 from demo.policies import POLICY, policy_text
 from demo.show import Show, ShowError
-from worker.documents import read_policy
+from desk.documents import read_policy
 
 REFUSED = 3
 """Exit code of kedge for what is not as it was signed."""

@@ -27,6 +27,7 @@ from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
 from activities.orders import OrderActivities
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import ensure_key
 from kedge.model.base import canonical, digest_of
 from kedge.model.order import Expected
@@ -38,7 +39,6 @@ from tests.chaos import truth, writers
 from tests.conftest import Tell
 from tests.drivers import databases
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
-from worker import desk_evidence
 from worker.wiring import ground_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(560)]

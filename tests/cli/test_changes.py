@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from cli import words
 from cli.changes import changes
+from desk.views import Pieces, RunView, StepNow, view_of
 from kedge.model.status import WaveProgress, WideningProgress
 from tests.cli import worlds
-from worker.desk_views import Pieces, RunView, StepNow, view_of
 
 
 def wave(running: dict[int, str], done: tuple[int, ...] = ()) -> RunView:

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kedge.model.errors import DriverError, OrderError
-from kedge.model.policy import Person, Policy
-from kedge.model.status import FleetStatus, RunStatus
-from kedge.trust import envelope as envelopes
-from tests.cli import worlds
-from worker.desk_orders import (
+from desk.orders import (
     QUICK_LIFE,
     Asked,
     about_run,
@@ -22,6 +17,11 @@ from worker.desk_orders import (
     plan_to_undo,
     read_sent,
 )
+from kedge.model.errors import DriverError, OrderError
+from kedge.model.policy import Person, Policy
+from kedge.model.status import FleetStatus, RunStatus
+from kedge.trust import envelope as envelopes
+from tests.cli import worlds
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIORlgOAj6tZv3j6dfFUuhMrIyt6TIhMBIq+eTRQW1BIw"
 OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIELLtk2VrVow+We0b2E+ZSwhkdh2yDuF15gN2xvlzMmO"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from cli import failures
 from cli.exits import MEANINGS, Exit
 from cli.main import app
+from desk import evidence as desk_evidence
 from kedge.model.errors import (
     DocumentError,
     DriverError,
@@ -25,7 +26,6 @@ from kedge.model.errors import (
 from kedge.trust.policies import policy_text
 from tests.cli import scene as scenes
 from tests.trust import world
-from worker import desk_evidence
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,7 @@ def test_something_unexpected_is_one_sentence_and_a_log(
     def burst(*_: object) -> None:
         raise RuntimeError("a wheel came off")
 
-    monkeypatch.setattr("worker.desk.Desk.open", burst)
+    monkeypatch.setattr("desk.desk.Desk.open", burst)
     home.mkdir()
     result = run(home, "list", "--json")
     assert result.exit_code == Exit.UNEXPECTED

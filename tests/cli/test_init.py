@@ -22,12 +22,12 @@ import pytest
 from asyncssh.sk_eddsa import _SKEd25519Key
 
 from demo.documents import free_members
+from desk import init as desk_init
+from desk.init import Made, Wanted
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from tests.demo.test_walkthrough import CHECKOUT, _cache, _end, typed
-from worker import desk_init
-from worker.desk_init import Made, Wanted
 from worker.settings import Settings
 
 KEDGE = Path(sys.executable).parent / "kedge"

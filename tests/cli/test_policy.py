@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli.exits import Exit
 from cli.main import app
-from worker.documents import read_policy
+from desk.documents import read_policy
 
 POLICY = """\
 kind: Policy

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from desk.orders import Asked, Draft, Sent, Signer, draft
+from desk.signing import person_of, sign, signed_by
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.policy import Person, Policy
-from worker.desk_orders import Asked, Draft, Sent, Signer, draft
-from worker.desk_signing import person_of, sign, signed_by
 
 
 def key(folder: Path, name: str, passphrase: str = "") -> Path:

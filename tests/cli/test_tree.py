@@ -10,10 +10,10 @@ from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
 from cli.tree import render
+from desk.views import Pieces, RunView, StepNow, view_of
 from kedge.model.order import OrderVerdict
 from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.cli import worlds
-from worker.desk_views import Pieces, RunView, StepNow, view_of
 
 
 @pytest.fixture(autouse=True)

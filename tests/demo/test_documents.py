@@ -24,10 +24,10 @@ from demo.documents import (
 )
 from demo.keys import OPERATOR, OTHER_KEEPER, PEOPLE
 from demo.policies import POLICY, policy_text
+from desk.documents import compiled, lint, read_documents
 from kedge.drivers.checkpoints import ensure_key
 from kedge.model.plan import Plan
 from kedge.model.trusted import ReleaseName
-from worker.documents import compiled, lint, read_documents
 
 REVIEWED = Path(__file__).parents[2] / "runbooks" / RUNBOOK.name
 ROOT = "f" * 64

@@ -8,13 +8,13 @@ import pytest
 
 from demo.keys import APPROVER, KEEPER, ON_CALL, OPERATOR, OTHER_APPROVER, PEOPLE, ROBBED, make_key
 from demo.policies import NEXT_POLICY, POLICY, Change, policy_text, version
+from desk import policies as desk_policies
+from desk.documents import read_policy
+from desk.orders import Signer
 from kedge.model.base import digest_of
 from kedge.model.policy import Policy
 from kedge.trust.keys import parse_public_key
 from kedge.trust.policies import judge_change
-from worker import desk_policies
-from worker.desk_orders import Signer
-from worker.documents import read_policy
 
 ROOT = "f" * 64
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import desk_init
-from worker.desk_init import Wanted
+from desk import init as desk_init
+from desk.init import Wanted
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]

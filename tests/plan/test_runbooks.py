@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from desk.documents import lint
 from kedge.model.plan import Plan
 from kedge.plan.compile import ConflictsError
 from kedge.plan.explain import explain, lines
 from kedge.plan.render import operations, probes
 from tests.plan.samples import POLICY, RUNBOOKS, fleet, plan, release, replaced
-from worker.documents import lint
 
 NAMES = ["etcd-patch", "etcd-minor", "geth", "cometbft", "nats", "cockroach", "stateless"]
 LABELS = {

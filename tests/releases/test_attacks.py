@@ -17,12 +17,12 @@ import pytest
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import MetaFile
 
+from desk.release_roles import KeyChange
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.trusted import ReleaseName
 from tests.releases.hostile import Mirror
 from tests.releases.world import World
-from worker.release_roles import KeyChange
 
 OLD = ReleaseName(component="daemon", version="1.0.0")
 NEW = ReleaseName(component="daemon", version="1.1.0")
@@ -437,7 +437,7 @@ async def test_a_root_that_expired_freezes_and_a_newer_one_mends_it(
 ) -> None:
     world = World(tmp_path)
     ago = datetime.now(UTC).replace(microsecond=0) - timedelta(days=400)
-    monkeypatch.setattr("worker.desk_releases._now", lambda: ago)
+    monkeypatch.setattr("desk.releases._now", lambda: ago)
     await world.init()
     monkeypatch.undo()
     with pytest.raises(PlanError, match="expired already: root"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tuf.api.metadata import Key, Metadata
 
+from desk.release_roles import KeyChange
 from kedge.model.evidence import Document
 from kedge.model.trusted import TrustedRelease
 from kedge.trust.custody import judge_custody
@@ -18,7 +19,6 @@ from kedge.trust.docket import Papers
 from kedge.trust.retrial import Court
 from kedge.trust.tufkeys import content_digest
 from tests.releases.world import World
-from worker.release_roles import KeyChange
 
 
 class Case:

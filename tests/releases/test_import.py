@@ -16,13 +16,13 @@ from typer.testing import CliRunner, Result
 
 from cli.exits import Exit
 from cli.main import app
+from desk.upstream import past_imports
 from kedge.model.errors import DocumentError
 from kedge.model.trusted import ReleaseName
 from kedge.model.upstream import VendorImport
 from tests.releases.test_provenance import BUILDERS, attest, policy
 from tests.releases.world import World, archive
 from tests.trust.vendors import Gpg, gpg_home, minisign_public, minisigned, ssh_key, ssh_signed
-from worker.desk_upstream import past_imports
 
 KEEPERS = ("ada", "bob", "robot")
 FILE = "daemon-{}-linux-amd64.tar.gz"

@@ -14,6 +14,7 @@ import pytest
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import MetaFile, TargetFile
 
+from desk.release_roles import KeyChange
 from kedge.drivers import tuf_audit
 from kedge.drivers.tuf_layout import AnyMetadata, Layout
 from kedge.drivers.tuf_repository import Repository
@@ -23,7 +24,6 @@ from kedge.model.release import Release
 from kedge.model.trusted import ReleaseName
 from tests.releases.hostile import Mirror
 from tests.releases.world import World, archive, world_with_a_release
-from worker.release_roles import KeyChange
 
 NAME = ReleaseName(component="daemon", version="1.0.0")
 NEXT = ReleaseName(component="daemon", version="1.1.0")

@@ -15,13 +15,13 @@ import pytest
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Root
 
+from desk.release_roles import signers_of
+from desk.releases import _now
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.trusted import ReleaseName
 from kedge.trust.keys import parse_public_key
 from kedge.trust.tufkeys import KeysError, distinct_keys, sound_delegations, ssh_key, tuf_key
 from tests.releases.world import World, world_with_a_release
-from worker.desk_releases import _now
-from worker.release_roles import signers_of
 
 KINDS = ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"]  # fmt: skip
 

@@ -98,7 +98,7 @@ def everything(reader: TufReleases, root: str, into: Path) -> tuple[str, ...]:
 
 async def prepared(base: Path) -> World:
     """A repository with a rotation behind it, two components, a release with an attestation."""
-    from worker.release_roles import KeyChange
+    from desk.release_roles import KeyChange
 
     world = World(base)
     await world.init()

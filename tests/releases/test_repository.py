@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from desk.release_roles import KeyChange
 from kedge.drivers.tuf_layout import Layout
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.trusted import ReleaseName
 from tests.releases.world import World, world_with_a_release
-from worker.release_roles import KeyChange
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ async def test_what_expired_is_refused_as_a_freeze_and_a_renewal_mends_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=14)
-    monkeypatch.setattr("worker.desk_releases._now", lambda: long_ago)
+    monkeypatch.setattr("desk.releases._now", lambda: long_ago)
     await world.publish(renew=[])
     monkeypatch.undo()
     reader = world.reader()

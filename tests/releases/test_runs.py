@@ -143,7 +143,7 @@ async def test_what_is_not_signed_for_does_not_start(
     async with scene.playing():
         if why == "stale":
             ago = datetime.now(UTC) - timedelta(days=14)
-            monkeypatch.setattr("worker.desk_releases._now", lambda: ago)
+            monkeypatch.setattr("desk.releases._now", lambda: ago)
             await world.publish(renew=[])
         verdict = await judged(scene, plan)
     assert not verdict.accepted
@@ -224,7 +224,7 @@ async def test_a_repository_that_is_not_renewed_parks_the_run_until_it_is(
         run = await scene.start(scene.plan(scene.runbook(**ONE_BY_ONE)))
         await in_flight(scene, "n0")
         ago = datetime.now(UTC) - timedelta(days=14)
-        monkeypatch.setattr("worker.desk_releases._now", lambda: ago)
+        monkeypatch.setattr("desk.releases._now", lambda: ago)
         await world.publish(renew=[])
         monkeypatch.undo()
         await asyncio.sleep(2.1)

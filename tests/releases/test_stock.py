@@ -47,7 +47,7 @@ async def test_a_stock_tuf_client_reads_the_repository(tmp_path: Path) -> None:
 async def test_a_stock_client_follows_rotations_and_sees_revocations(tmp_path: Path) -> None:
     world = await world_with_a_release(tmp_path)
     bootstrap = (world.folder / "metadata" / "1.root.json").read_bytes()
-    from worker.release_roles import KeyChange
+    from desk.release_roles import KeyChange
 
     change = KeyChange(role="timestamp", add=(world.key_file("carol"),), remove=(
         f"{world.key_file('robot')}.pub",))  # fmt: skip

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import asyncssh
 
+from desk.release_roles import Changed, KeyChange, RoleSpec
+from desk.releases import ReleaseDesk
 from kedge.drivers.artifacts import FileSource, VerifiedArtifacts
 from kedge.drivers.metadata_signers import KeyFile
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.drivers.tuf_repository import NewRelease, Repository
 from kedge.model.release import Release
 from kedge.model.trusted import ReleaseName
-from worker.desk_releases import ReleaseDesk
-from worker.release_roles import Changed, KeyChange, RoleSpec
 
 KINDS = {
     "root": "ssh-ed25519",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
+from desk import codec as desk_codec
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
-from worker import desk_codec
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings

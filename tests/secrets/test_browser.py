@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import pytest
 
+from desk import codec as desk_codec
 from tests.secrets.browser import MISSING, PROGRAMS, browsing
 from tests.secrets.conftest import Place, Staged
 from tests.secrets.test_codec_server import KEDGE, know, readable
-from worker import desk_codec
 from worker.engine import Engine
 from worker.settings import Settings
 

@@ -20,6 +20,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from temporalio.converter import WorkflowSerializationContext
 
+from desk.codec_serving import LATELY
 from kedge.drivers.registry import DriverSettings, open_drivers
 from kedge.drivers.signers import sign_with_key
 from kedge.model.base import canonical
@@ -28,7 +29,6 @@ from kedge.trust.codec_access import LOGIN, Challenge
 from tests.secrets.conftest import Place, Staged
 from tests.spine.scene import Scene
 from worker.codec import ring_file, sealing_converter
-from worker.desk_codec_server import LATELY
 from worker.provision import find_temporal
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(120)]

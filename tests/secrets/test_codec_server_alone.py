@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from desk import codec as desk_codec
+from desk import codec_serving as desk_codec_server
+from desk.codec_serving import PinnedPolicies, Serving, _check, _rules
 from kedge.model.errors import CodecError, DriverError
-from worker import desk_codec, desk_codec_server
-from worker.desk_codec_server import PinnedPolicies, Serving, _check, _rules
 from worker.settings import Settings
 
 KEDGE = Path(sys.executable).parent / "kedge"

@@ -20,6 +20,8 @@ from temporalio.converter import DataConverter
 from temporalio.worker import Replayer
 from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
+from desk import codec as desk_codec
+from desk.runs import Runs
 from kedge.drivers.codec_ring import FixedRing
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
@@ -27,9 +29,7 @@ from kedge.model.errors import CodecError
 from kedge.trust import codec
 from tests.secrets.conftest import Place, Staged, found
 from tests.spine.scene import eventually
-from worker import desk_codec
 from worker.codec import NoCodec, ring_file, sealing_converter
-from worker.desk_runs import Runs
 from worker.sandbox import BoundRunner
 from worker.wiring import PURE
 from workflows.every import EVERY_WORKFLOW

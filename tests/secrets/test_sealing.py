@@ -19,11 +19,13 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.converter import ActivitySerializationContext, WorkflowSerializationContext
 from temporalio.exceptions import ApplicationError
 
+from desk import codec as desk_codec
+from desk import doctor as desk_doctor
+from desk import up as desk_up
 from kedge.drivers.codec_ring import FixedRing, RingFile
 from kedge.model.errors import CodecError
 from kedge.model.run import Run
 from kedge.trust import codec
-from worker import desk_codec, desk_doctor, desk_up
 from worker.codec import (
     ENCODING,
     KEYS_VARIABLE,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
+from desk import evidence as desk_evidence
 from kedge.model.evidence import EvidenceReport
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
-from worker import desk_evidence
 from worker import engine as engines
 from worker.client import connect
 from worker.engine import Engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import CheckpointKey, ensure_key
 from kedge.model.base import digest_of
 from kedge.model.evidence import EvidenceReport
@@ -14,7 +15,6 @@ from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.forgery import entries_of, split
 from tests.spine.scene import Scene
-from worker import desk_evidence
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import CheckpointKey, ensure_key
 from kedge.drivers.signers import sign_with_key
 from kedge.model.base import Json, canonical, digest_of
@@ -37,7 +38,6 @@ from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, changed, entries_of, joined, placed, relinked, split
 from tests.spine.records import Kept, exported, kept_run, witnessed
 from tests.spine.scene import Scene
-from worker import desk_evidence
 
 pytestmark = pytest.mark.temporal
 

@@ -11,6 +11,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.orders import OrderActivities
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.found_keys import make
 from kedge.drivers.sim_faults import Fault
@@ -23,7 +24,6 @@ from kedge.model.run import GlassNotice, GlassRequest, Note, Refused, Run
 from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
-from worker import desk_evidence
 from worker.wiring import ground_of
 
 pytestmark = pytest.mark.temporal

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from desk.watch import watch
 from kedge.model.errors import DriverError, EngineError
-from worker.desk_watch import watch
 from worker.settings import Settings
 
 

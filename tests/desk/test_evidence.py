@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from desk import evidence as desk_evidence
 from kedge.drivers.checkpoints import SignedEvidence, ensure_key
 from kedge.drivers.evidence import SqliteEvidence
 from kedge.drivers.stores import FileBlobs
@@ -16,7 +17,6 @@ from kedge.model.evidence import Checkpoint
 from kedge.model.policy import EvidenceRules
 from kedge.trust.chain import EvidenceEntry, EvidenceHead
 from tests.trust import world
-from worker import desk_evidence
 
 
 @pytest.mark.parametrize("far", [5, 2001, 10**12])

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from desk.documents import read_bytes, read_policy, read_release
+from desk.orders import Signer
+from desk.upstream import VERDICT, hashed, judge_again, utc_now
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.model.base import Digest, Frozen
 from kedge.model.errors import DocumentError, DriverError, OrderError, PlanError
@@ -24,9 +27,6 @@ from kedge.trust.envelope import moment
 from kedge.trust.keys import PublicKey, parse_public_key
 from kedge.trust.provenance import judge_artifacts
 from kedge.trust.statement import PAYLOAD_TYPE, Build, statement_of
-from worker.desk_orders import Signer
-from worker.desk_upstream import VERDICT, hashed, judge_again, utc_now
-from worker.documents import read_bytes, read_policy, read_release
 
 
 class Explained(Frozen):
@@ -217,8 +217,8 @@ async def attest(
 async def _signed(
     content: bytes, signer: Signer, passphrase: Callable[[], str] | None
 ) -> tuple[PublicKey, bytes]:
+    from desk.signing import agent_key
     from kedge.drivers.signers import open_key, sign_bare_with_agent
-    from worker.desk_signing import agent_key
 
     if signer.key is None:
         return await sign_bare_with_agent(agent_key(signer.agent or ""), content)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from desk import orders as desk_orders
+from desk.orders import Asked, Draft
 from kedge.drivers.registry import Drivers, DriverSettings, open_drivers
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import (
@@ -34,16 +36,14 @@ from kedge.model.release import Release
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus
 from kedge.model.trusted import ReleaseName
-from worker import desk_orders
-from worker.desk_orders import Asked, Draft
 from worker.settings import Settings
 from worker.settings import SettingsError as SettingsMistake
 
 if TYPE_CHECKING:
-    from worker.desk_releases import ReleaseDesk
-    from worker.desk_runs import Runs, RunSummary
-    from worker.desk_up import Place, Say, Stopped
-    from worker.desk_views import RunView
+    from desk.releases import ReleaseDesk
+    from desk.runs import Runs, RunSummary
+    from desk.up import Place, Say, Stopped
+    from desk.views import RunView
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -111,9 +111,9 @@ class Desk:
         """Questions and orders over a connection, which is made when there is none. Raises ``EngineError``."""
         if self._runs is None:
             # The client of Temporal takes half a second to load: only who talks to it pays.
+            from desk.runs import Runs, quiet_runtime
+            from desk.up import engine_error
             from worker.client import EngineUnreachableError, connect
-            from worker.desk_runs import Runs, quiet_runtime
-            from worker.desk_up import engine_error
 
             try:
                 client = await connect(self.settings, runtime=quiet_runtime())
@@ -130,14 +130,14 @@ class Desk:
 
     def release_desk(self) -> ReleaseDesk:
         """The release repository, for its keepers and its readers."""
-        from worker.desk_releases import ReleaseDesk
+        from desk.releases import ReleaseDesk
 
         return ReleaseDesk(self.releases, self.settings.release_repository)
 
     def release_desk_at(self, location: str) -> ReleaseDesk:
         """The same for a repository elsewhere: a folder or an address. Raises ``SettingsError``."""
+        from desk.releases import ReleaseDesk
         from kedge.drivers.tuf_releases import TufReleases
-        from worker.desk_releases import ReleaseDesk
 
         try:
             settings = Settings.load(self.settings.home, release_repository=location)
@@ -177,8 +177,8 @@ class Desk:
         return await (await self.runs()).every(fleet)
 
     def watch(self, run: str) -> AsyncIterator[RunView]:
-        """Views of a run until it is over, through restarts of the engine (:func:`worker.desk_watch.watch`)."""
-        from worker.desk_watch import watch
+        """Views of a run until it is over, through restarts of the engine (:func:`desk.watch.watch`)."""
+        from desk.watch import watch
 
         return watch(self, run)
 
@@ -196,8 +196,8 @@ class Desk:
 
         Raises ``DocumentError`` with every problem of every file.
         """
+        from desk import documents
         from kedge.plan.digest import plan_digest
-        from worker import documents
 
         found = documents.read_documents(
             files.fleet,
@@ -247,10 +247,11 @@ class Desk:
         """Records a fleet, with the release it runs now, and pins its policy. Returns the fleet's name.
 
         Raises ``DocumentError`` with every problem of the documents before anything is recorded, and ``PlanError`` for a
-        policy that does not follow from the one that is pinned (:func:`worker.desk_policies.pin`).
+        policy that does not follow from the one that is pinned (:func:`desk.policies.pin`).
         """
+        from desk import documents
+        from desk import policies as desk_policies
         from kedge.trust.policies import read_policy
-        from worker import desk_policies, documents
 
         problems = list(documents.lint([fleet_file]))
         document = None
@@ -348,7 +349,7 @@ class Desk:
         )
 
     async def draft_for_run(self, asked: Asked, *, carried: bool = False) -> Draft:
-        """An order to a run, over what that run shows now. Raises as :func:`worker.desk_orders.about_run`."""
+        """An order to a run, over what that run shows now. Raises as :func:`desk.orders.about_run`."""
         status = await self.status_of(asked.target)
         subject, shown, showing = desk_orders.about_run(asked, status)
         life = desk_orders.life_of(asked, await self.policy(status.fleet), carried=carried)
@@ -385,8 +386,8 @@ class Desk:
     # -- the home ---------------------------------------------------------------------------------
 
     async def start_up(self, say: Say, *, worker: bool = True) -> Place:
-        """Starts engine and worker where they do not run (:func:`worker.desk_up.start`). Raises ``EngineError``."""
-        from worker import desk_up
+        """Starts engine and worker where they do not run (:func:`desk.up.start`). Raises ``EngineError``."""
+        from desk import up as desk_up
 
         place = await desk_up.start(self.settings, say, worker=worker)
         self.hang_up()
@@ -394,7 +395,7 @@ class Desk:
 
     async def shut_down(self) -> Stopped:
         """Stops worker and engine; nodes go on. Raises ``EngineError``."""
-        from worker import desk_up
+        from desk import up as desk_up
 
         self.hang_up()
         return await desk_up.stop(self.settings)

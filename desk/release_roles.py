@@ -84,9 +84,9 @@ async def signers_of(
 
     Raises ``DriverError`` (``NotFound``, ``KeyRefused``, ``Unreachable``), ``OrderError``.
     """
+    from desk.signing import agent_key
     from kedge.drivers.metadata_signers import AgentKey, KeyFile
     from kedge.drivers.signers import held_line
-    from worker.desk_signing import agent_key
 
     found: list[MetadataKey] = [KeyFile(path, passphrase) for path in keys]
     for wanted in agents:

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from desk.documents import read_bytes, read_release
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import DocumentError, OrderError
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.trusted import ReleaseName, release_name
 from kedge.model.upstream import VendorArchive, VendorImport
-from worker.documents import read_bytes, read_release
 
 if TYPE_CHECKING:
+    from desk.release_roles import Changed
+    from desk.releases import ReleaseDesk
     from kedge.drivers.metadata_signers import MetadataKey
     from kedge.drivers.tuf_repository import Repository
-    from worker.desk_releases import ReleaseDesk
-    from worker.release_roles import Changed
 
 _CHUNK = 1 << 20
 VERDICT = "vendor-import.json"
@@ -81,12 +81,12 @@ async def import_upstream(request: ImportRequest, keeper: Keeper) -> Imported:
     """Judge what the vendor published; where it is good, add it as a release with everything that was judged.
 
     A refused import changes nothing. Raises ``DocumentError``, ``OrderError`` (files, pins, rules that cannot be used),
-    and as :meth:`worker.desk_releases.ReleaseDesk.add`.
+    and as :meth:`desk.releases.ReleaseDesk.add`.
     """
+    from desk.release_roles import fingerprint_of
     from kedge.drivers.tuf_repository import NewRelease, Repository
     from kedge.trust.upstream import ImportRules, Published, judge_import
     from kedge.trust.vendor_pins import read_pins
-    from worker.release_roles import fingerprint_of
 
     author = keeper.author or (fingerprint_of(keeper.signers[0]) if keeper.signers else "")
     if not author:

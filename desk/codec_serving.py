@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from desk.desk import Desk
+from desk.orders import Signer
+from desk.signing import agent_key
 from kedge.drivers.ports import Fleets, PolicyPins
 from kedge.drivers.signers import sign_with_agent, sign_with_key
 from kedge.model.base import Frozen, canonical
@@ -31,9 +34,6 @@ from worker import processes
 from worker.codec import rings_of
 from worker.codec_server import Rules, application
 from worker.codec_sessions import Sessions
-from worker.desk import Desk
-from worker.desk_orders import Signer
-from worker.desk_signing import agent_key
 from worker.engine import Engine
 from worker.logs import get_logger
 from worker.processes import ProcessIdentity

@@ -33,13 +33,13 @@ from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
+from desk.views import Pieces, StepNow
 from kedge.model.base import Frozen
 from kedge.model.errors import DriverError, EngineError, KedgeError
 from kedge.model.order import Envelope
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus, WaveProgress, WideningProgress
 from kedge.trust import orders
-from worker.desk_views import Pieces, StepNow
 
 ANSWER_SECONDS = 15.0
 """How long one answer of a workflow may take before it counts as not answering."""

@@ -268,7 +268,7 @@ def asked_of(held: Held, pinned: tuple[Policy, ...]) -> Asked:
 
 def _policy(path: Path) -> Policy:
     """A policy: the document as people write it, or its canonical form as it is pinned."""
-    from worker import documents  # noqa: PLC0415 - the compiler's own modules, for who needs them
+    from desk import documents  # noqa: PLC0415 - the compiler's own modules, for who needs them
 
     content = _bounded(path, MAX_POLICY)
     if content.lstrip().startswith(b"{"):

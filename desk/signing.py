@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncssh
 
+from desk.orders import Draft, Sent, Signer, owner_of
 from kedge.drivers.signers import look_at_key, sign_with_agent, sign_with_key
 from kedge.model.errors import OrderError
 from kedge.model.order import Envelope
@@ -18,7 +19,6 @@ from kedge.model.policy import Policy
 from kedge.trust import envelope as envelopes
 from kedge.trust.keys import parse_blob, parse_public_key
 from kedge.trust.sshsig import check, parse
-from worker.desk_orders import Draft, Sent, Signer, owner_of
 
 
 def person_of(policy: Policy | None, signer: Signer) -> str:

@@ -16,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from desk import codec as desk_codec
+from desk.desk import Desk
 from kedge.model.base import Frozen
 from kedge.model.errors import CodecError, DriverError, KedgeError
-from worker import desk_codec
 from worker.background import BackgroundWorker
-from worker.desk import Desk
 from worker.engine import Engine
 from worker.provision import find_temporal
 from worker.settings import Settings

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from desk.documents import compile_files, lint, read_bytes, read_documents, read_policy
 from kedge.model.errors import DocumentError
 from kedge.plan.digest import plan_digest
 from kedge.trust.policies import policy_text
 from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
-from worker.documents import compile_files, lint, read_bytes, read_documents, read_policy
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from desk import documents
+from desk.orders import Signer
 from kedge.drivers.files import write_atomic
 from kedge.drivers.ports import PolicyPins
 from kedge.model.base import Digest, Frozen
@@ -23,8 +25,6 @@ from kedge.trust.policies import (
     text_digest,
     verify_kept,
 )
-from worker import documents
-from worker.desk_orders import Signer
 
 
 class PinDone(Frozen):
@@ -97,8 +97,8 @@ async def signed(
     document: SignedPolicy, signer: Signer, passphrase: Callable[[], str] | None
 ) -> SignedPolicy:
     """The document with one signature more. Raises ``DriverError`` as :mod:`kedge.drivers.signers`."""
+    from desk.signing import agent_key  # noqa: PLC0415 - as above
     from kedge.drivers.signers import sign_with_agent, sign_with_key  # noqa: PLC0415 - heavy
-    from worker.desk_signing import agent_key  # noqa: PLC0415 - as above
 
     text = document.policy.encode()
     if signer.key is not None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from desk import codec as desk_codec
+from desk.first_policy import FirstPolicy, policy_text
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.files import store_error, write_atomic
 from kedge.drivers.found_keys import FoundKey, held_by_agent, in_file, in_files, make
@@ -25,9 +27,7 @@ from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from kedge.trust.keys import parse_public_key
-from worker import desk_codec
 from worker.codec import required_mark
-from worker.first_policy import FirstPolicy, policy_text
 from worker.settings import CONFIG_FILE, Settings
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ class _Init:
 
 async def _new_repository(folder: Path, signer: MetadataKey) -> None:
     """A repository that stands there whole or not at all: one that was interrupted could neither go on nor begin anew."""
-    from worker.desk_releases import ReleaseDesk
+    from desk.releases import ReleaseDesk
 
     with _beside(folder) as making:
         trust = TufReleases(str(making), making.with_name("trust"))

@@ -14,13 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kedge.drivers.artifacts import VerifiedArtifacts
-from kedge.drivers.tuf_releases import TufReleases
-from kedge.model.base import Digest, Frozen
-from kedge.model.errors import DriverError, OrderError, PlanError
-from kedge.model.plan import Artifact
-from kedge.model.trusted import UNKNOWN, ReleaseName, TrustedRelease
-from worker.release_roles import (
+from desk.release_roles import (
     Changed,
     KeyChange,
     RoleSpec,
@@ -31,6 +25,12 @@ from worker.release_roles import (
     role_keys,
     views_of,
 )
+from kedge.drivers.artifacts import VerifiedArtifacts
+from kedge.drivers.tuf_releases import TufReleases
+from kedge.model.base import Digest, Frozen
+from kedge.model.errors import DriverError, OrderError, PlanError
+from kedge.model.plan import Artifact
+from kedge.model.trusted import UNKNOWN, ReleaseName, TrustedRelease
 
 if TYPE_CHECKING:
     from kedge.drivers.metadata_signers import MetadataKey
@@ -260,8 +260,8 @@ class ReleaseDesk:
         extra: Mapping[str, bytes] | None = None,
     ) -> NewRelease:
         """A release from a Release document whose archives lie where it says; every one of them is verified."""
+        from desk.documents import read_release
         from kedge.drivers.tuf_repository import NewRelease
-        from worker.documents import read_release
 
         release = read_release(document).value
         files: dict[str, Path] = {}

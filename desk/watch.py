@@ -10,10 +10,10 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from desk.runs import ANSWER_SECONDS, NoWorkerError, Runs
+from desk.views import RunView, view_of
 from kedge.model.errors import DriverError, EngineError
 from kedge.model.plan import Plan
-from worker.desk_runs import ANSWER_SECONDS, NoWorkerError, Runs
-from worker.desk_views import RunView, view_of
 
 INTERVAL_SECONDS = 0.7
 ROUND_SECONDS = 3.0

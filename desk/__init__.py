@@ -1,0 +1,1 @@
+"""The desk: what faces may ask for, composed from stores, engine and signing keys; it decides nothing."""
