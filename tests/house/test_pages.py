@@ -67,7 +67,9 @@ def commands(text: str) -> Iterator[str]:
             # In `console`, what was typed stands behind a prompt; all else is what was printed.
             if kind == "console" and (line := re.sub(r"^ ?\w*\$ ", "\0", line))[:1] != "\0":
                 continue
-            yield from re.findall(r"(?:^|[\0\s(])(kedge(?: [^)\n]*)?)", line)
+            # What stands behind a # is for who reads it.
+            typed = re.sub(r"\s#\s.*", "", line)
+            yield from re.findall(r"(?:^|[\0\s(])(kedge(?: [^)\n]*)?)", typed)
     for code in re.findall(r"`([^`]+)`", prose(text)):
         if code.startswith("kedge "):
             yield " ".join(code.split())
