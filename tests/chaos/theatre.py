@@ -55,8 +55,8 @@ GONE = (
 """What a client hears while a server dies, is dead or comes back, or while no worker is there."""
 
 
-async def persist(ask: Callable[[], Awaitable[T]], seconds: float = 60) -> T:
-    """Ask until somebody answers."""
+async def persist(ask: Callable[[], Awaitable[T]], seconds: float = 120) -> T:
+    """Ask until somebody answers. The engine waits longer from one lost workflow task of a run to the next."""
     ends = asyncio.get_running_loop().time() + seconds
     while True:
         try:
