@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -95,6 +96,10 @@ def _plan_of(digest: Digest, content: bytes) -> Plan:
             retryable=False,
             next_step="`kedge plan` makes a plan from the documents; start with that one",
         ) from error
+
+
+def _timeless(record: Mapping[str, Json]) -> bytes:
+    return canonical({name: value for name, value in record.items() if name != "at"})
 
 
 def _lease_of(record: Json) -> tuple[int, Digest]:
@@ -452,6 +457,19 @@ class Ground:
     async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> EvidenceHead:
         """Append to the fleet's evidence, once per key, with the time where the record has none."""
         return await self.evidence.append(fleet, key, {"at": now(), **record})
+
+    async def note_apart(self, fleet: str, key: str, record: Mapping[str, Json]) -> EvidenceHead:
+        """As :meth:`note`; where the key holds something else, the record stands beside it, under a key of its own.
+
+        A workflow that somebody reset in the engine comes to the same place again and may decide otherwise there: what
+        was decided first stays, and nothing that was decided is lost. When it was decided makes no difference.
+        """
+        head = await self.note(fleet, key, record)
+        (entry,) = await self.evidence.read(fleet, head.seq - 1, 1)
+        said = _timeless(record)
+        if isinstance(entry.record, dict) and _timeless(entry.record) == said:
+            return head
+        return await self.note(fleet, f"{key}/{hashlib.sha256(said).hexdigest()[:16]}", record)
 
     async def note_verdict(
         self, fleet: str, verdict: OrderVerdict, case: Mapping[str, Json] | None = None

@@ -303,7 +303,7 @@ class OrderActivities:
             raise ApplicationError(said, type="NotAuthorised", non_retryable=True)
         record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
         async with pulse():
-            head = await self._ground.note(note.run.fleet, note.key, record)
+            head = await self._ground.note_apart(note.run.fleet, note.key, record)
         return EvidenceSeen(seq=head.seq, hash=head.hash)
 
 

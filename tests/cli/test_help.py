@@ -78,7 +78,16 @@ def test_nothing_heavy_is_imported_for_help() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     loaded = {name.partition(".")[0] for name in shown.stderr.split()}
-    assert not loaded & {"pydantic", "temporalio", "rich", "asyncssh", "yaml", "worker", "desk", "kedge"}
+    assert not loaded & {
+        "pydantic",
+        "temporalio",
+        "rich",
+        "asyncssh",
+        "yaml",
+        "worker",
+        "desk",
+        "kedge",
+    }
 
 
 def test_help_is_found_by_names_alone_and_otherwise_left_to_typer() -> None:
