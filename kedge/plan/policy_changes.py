@@ -182,4 +182,5 @@ def _shown(value: Json) -> str:
         return "nothing"
     if isinstance(value, list):
         return ", ".join(str(one)[:100] for one in value)
-    return str(value)[:200]
+    # As documents write it.
+    return str(value).lower() if isinstance(value, bool) else str(value)[:200]

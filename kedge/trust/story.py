@@ -152,7 +152,11 @@ def _looked(record: Mapping[str, Any]) -> _Told:
     many = len(nodes) if isinstance(nodes, dict) else nodes
     ill = record.get("failures")
     bad = f", {len(ill)} not as they should be" if isinstance(ill, list) and ill else ", all well"
-    return f"looked at {many} nodes ({_text(record.get('why'))}){bad}", "", ()
+    return (
+        f"looked at {many} {'node' if many == 1 else 'nodes'} ({_text(record.get('why'))}){bad}",
+        "",
+        (),
+    )
 
 
 def _policy(record: Mapping[str, Any]) -> _Told:
