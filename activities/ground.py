@@ -383,10 +383,8 @@ class Ground:
                 "epoch": run.epoch,
                 "policies": [policy],
             }
-            head = await self.note(run.fleet, f"lease/{order}", record)
-            # What stands there is of whoever was first, which may not be this record.
-            (entry,) = await self.evidence.read(run.fleet, head.seq - 1, 1)
-            known = _lease_of(entry.record)
+            _, first = await self._first(run.fleet, f"lease/{order}", record)
+            known = _lease_of(first)
             self._leases[run.fleet, order] = known
             while len(self._leases) > KEPT_WARRANTS:
                 self._leases.popitem(last=False)
@@ -464,12 +462,19 @@ class Ground:
         A workflow that somebody reset in the engine comes to the same place again and may decide otherwise there: what
         was decided first stays, and nothing that was decided is lost. When it was decided makes no difference.
         """
-        head = await self.note(fleet, key, record)
-        (entry,) = await self.evidence.read(fleet, head.seq - 1, 1)
+        head, first = await self._first(fleet, key, record)
         said = _timeless(record)
-        if isinstance(entry.record, dict) and _timeless(entry.record) == said:
+        if isinstance(first, dict) and _timeless(first) == said:
             return head
         return await self.note(fleet, f"{key}/{hashlib.sha256(said).hexdigest()[:16]}", record)
+
+    async def _first(
+        self, fleet: str, key: str, record: Mapping[str, Json]
+    ) -> tuple[EvidenceHead, Json]:
+        """As :meth:`note`, with what stands under the key: it is of whoever was first, and may not be this record."""
+        head = await self.note(fleet, key, record)
+        (entry,) = await self.evidence.read(fleet, head.seq - 1, 1)
+        return head, entry.record
 
     async def note_verdict(
         self, fleet: str, verdict: OrderVerdict, case: Mapping[str, Json] | None = None
