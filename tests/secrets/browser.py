@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ _ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1500,1600",
 )  # fmt: skip
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_LISTENS = re.compile(r"started successfully on port (\d+)\.")
 RELOAD = 20.0
 """Seconds after which a page that does not show what is waited for is loaded anew: a browser gives up what it loads
 when a network interface comes or goes on the machine, as they do where containers are started."""
@@ -89,11 +91,11 @@ def browsing(folder: Path) -> Iterator[Browser]:
             [str(shutil.which("chromedriver")), "--port=0"], stdout=out, stderr=out
         )
     try:
-        while "on port " not in log.read_text():
+        # Its first line says that it starts "on port 0".
+        while (listens := _LISTENS.search(log.read_text())) is None:
             assert driver.poll() is None, log.read_text()
             time.sleep(0.05)
-        port = log.read_text().rpartition("on port ")[2].split(".")[0].split()[0]
-        browser = Browser(f"http://127.0.0.1:{port}", folder / "profile")
+        browser = Browser(f"http://127.0.0.1:{listens[1]}", folder / "profile")
         try:
             yield browser
         finally:
