@@ -14,6 +14,12 @@ import re
 import struct
 from typing import Annotated
 
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP384R1,
+    SECP521R1,
+    EllipticCurvePublicKey,
+)
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -31,21 +37,7 @@ KEY_LINE = re.compile(
     r"([a-z0-9@.-]{1,64})[ \t]+([A-Za-z0-9+/]{1,8192}={0,2})(?:[ \t]+([^\x00-\x1f\x7f]{0,500}))?"
 )
 """Kind, base64, comment."""
-_CURVES = {
-    "nistp256": (
-        2**256 - 2**224 + 2**192 + 2**96 - 1,
-        0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B,
-    ),
-    "nistp384": (
-        2**384 - 2**128 - 2**96 + 2**32 - 1,
-        0xB3312FA7E23EE7E4988E056BE3F82D19181D9C6EFE8141120314088F5013875AC656398D8A2ED19D2A85C8EDD3EC2AEF,
-    ),
-    "nistp521": (
-        2**521 - 1,
-        0x0051953EB9618E1C9A1F929A21A0B68540EEA2DA725B99B315F3B8B489918EF109E156193951EC7E937B1652C0BD3BB1BF073573DF883D2C34F1EF451FD46B503F00,
-    ),
-}
-"""Prime and ``b`` of y² = x³ - 3x + b (FIPS 186-4, D.1.2)."""
+_CURVES = {"nistp256": SECP256R1(), "nistp384": SECP384R1(), "nistp521": SECP521R1()}
 
 _KINDS = ("ssh-ed25519", "sk-ssh-ed25519@openssh.com", *_ECDSA, "ssh-rsa")
 
@@ -72,16 +64,17 @@ def _check_curve(kind: str, fields: list[bytes]) -> bytes:
     if len(fields) != (4 if hardware else 3) or fields[1] != curve.encode():
         raise ValueError(f"its base64 part is not an {kind} key")
     point = fields[2]
-    if len(point) != size or point[0] != 4 or not _on_curve(curve, point[1:]):
+    if len(point) != size or point[0] != 4 or not _on_curve(curve, point):
         raise ValueError(f"its public point is not one of {curve}")
     return point
 
 
 def _on_curve(curve: str, point: bytes) -> bool:
-    prime, b = _CURVES[curve]
-    half = len(point) // 2
-    x, y = int.from_bytes(point[:half], "big"), int.from_bytes(point[half:], "big")
-    return x < prime and y < prime and (y * y - (x * x * x - 3 * x + b)) % prime == 0
+    try:
+        EllipticCurvePublicKey.from_encoded_point(_CURVES[curve], point)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_rsa(fields: list[bytes]) -> bytes:
