@@ -13,6 +13,8 @@ from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
 
+pytest_plugins = ["tests.slices"]
+
 Tell: TypeAlias = Callable[[str], None]
 """Says in a sentence what a test counted or measured."""
 
