@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kedge.drivers.files import read_bounded, store_error, sync_directory
-from kedge.drivers.ports import Evidence
+from kedge.drivers.ports import Decide, Decided, Evidence
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint, CheckpointStatement
@@ -155,17 +155,30 @@ class SignedEvidence:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def append(self, fleet: str, key: str, record: Json) -> EvidenceHead:
+    async def append(
+        self, fleet: str, key: str, record: Json, *, strict: bool = False
+    ) -> EvidenceHead:
         """See :meth:`kedge.drivers.ports.Evidence.append`; raises ``KeyRefused`` too when it cannot be sealed."""
-        head = await self._evidence.append(fleet, key, record)
+        head = await self._evidence.append(fleet, key, record, strict=strict)
+        await self._grown(fleet, head, seals=worth_sealing(record))
+        return head
+
+    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+        """See :meth:`kedge.drivers.ports.Evidence.append_decided`; raises as :meth:`append` when it cannot be sealed."""
+        decided = await self._evidence.append_decided(fleet, since, decide)
+        for entry in decided.appended:
+            head = EvidenceHead(entry.seq, entry.hash)
+            await self._grown(fleet, head, seals=worth_sealing(entry.record))
+        return decided
+
+    async def _grown(self, fleet: str, head: EvidenceHead, *, seals: bool) -> None:
         end = self._ends.get(fleet)
         if end is None or head.seq > end.seq:
             self._ends[fleet] = head
-        if worth_sealing(record):
+        if seals:
             await self._sign(fleet, head)
         elif head.seq > self._signed.setdefault(fleet, head.seq - 1):
             self._schedule(fleet, head)
-        return head
 
     def _schedule(self, fleet: str, head: EvidenceHead) -> None:
         if head.seq - self._signed[fleet] >= self._records:

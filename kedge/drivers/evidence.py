@@ -13,11 +13,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kedge.drivers.evidence_writer import MAX_RECORD, Append, WrittenEvidence
+from kedge.drivers.evidence_writer import (
+    MAX_RECORD,
+    Append,
+    Decision,
+    Written,
+    WrittenEvidence,
+    write_batch,
+)
 from kedge.model.base import canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
-from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, link, linked
+from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis
 from kedge.trust.evidence_file import MAX_DEPTH
 from kedge.trust.strict_json import too_deep
 
@@ -59,6 +66,10 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     ),
 )
 
+_READ = """
+SELECT seq, key, record, previous, hash FROM entries WHERE fleet = ? AND seq > ? ORDER BY seq LIMIT ?
+"""
+_FIND = "SELECT seq, key, record, previous, hash FROM entries WHERE fleet = ? AND key = ?"
 _CHECKPOINTS = """
 SELECT fleet, seq, hash, at, key, signature FROM checkpoints
 WHERE fleet = :fleet AND seq > :since AND seq <= COALESCE(
@@ -97,11 +108,7 @@ class SqliteStore:
         if not self._path.exists():
             return ()
         with self._reading() as database:
-            rows = database.execute(
-                "SELECT seq, key, record, previous, hash FROM entries"
-                " WHERE fleet = ? AND seq > ? ORDER BY seq LIMIT ?",
-                (fleet, since, limit),
-            ).fetchall()
+            rows = database.execute(_READ, (fleet, since, limit)).fetchall()
         return tuple(entry_of(*row) for row in rows)
 
     def find(self, fleet: str, key: str) -> EvidenceEntry | None:
@@ -109,10 +116,7 @@ class SqliteStore:
         if not self._path.exists():
             return None
         with self._reading() as database:
-            row = database.execute(
-                "SELECT seq, key, record, previous, hash FROM entries WHERE fleet = ? AND key = ?",
-                (fleet, key),
-            ).fetchone()
+            row = database.execute(_FIND, (fleet, key)).fetchone()
         return None if row is None else entry_of(*row)
 
     def under(self, fleet: str, prefix: str, limit: int) -> tuple[EvidenceEntry, ...]:
@@ -180,29 +184,13 @@ class SqliteWriting:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def write(self, batch: list[Append]) -> list[EvidenceHead]:
+    def write(self, batch: list[Append | Decision]) -> list[Written]:
         """See :meth:`kedge.drivers.evidence_writer.Writing.write`."""
         database = self._database
-        ends: dict[str, EvidenceHead] = {}
-        answers: list[EvidenceHead] = []
+        # The write lock first: what is read behind it stays the end of every chain until the commit.
         database.execute("BEGIN IMMEDIATE")
         try:
-            for one in batch:
-                known = database.execute(
-                    "SELECT seq, hash FROM entries WHERE fleet = ? AND key = ?",
-                    (one.fleet, one.key),
-                ).fetchone()
-                if known is not None:
-                    answers.append(EvidenceHead(*known))
-                    continue
-                end = ends.get(one.fleet) or _head(database, one.fleet)
-                new = EvidenceHead(end.seq + 1, link(end.hash, linked(one.key, one.record)))
-                database.execute(
-                    "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
-                    (one.fleet, new.seq, one.key, one.text, end.hash, new.hash),
-                )
-                ends[one.fleet] = new
-                answers.append(new)
+            answers = write_batch(_SqliteTransaction(database), batch)
             database.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -213,6 +201,35 @@ class SqliteWriting:
     def close(self) -> None:
         """See :meth:`kedge.drivers.evidence_writer.Writing.close`."""
         self._database.close()
+
+
+class _SqliteTransaction:
+    """See :class:`kedge.drivers.evidence_writer.Transaction`."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._ends: dict[str, EvidenceHead] = {}
+
+    def head(self, fleet: str) -> EvidenceHead:
+        end = self._ends.get(fleet)
+        if end is None:
+            end = self._ends[fleet] = _head(self._database, fleet)
+        return end
+
+    def find(self, fleet: str, key: str) -> EvidenceEntry | None:
+        row = self._database.execute(_FIND, (fleet, key)).fetchone()
+        return None if row is None else entry_of(*row)
+
+    def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
+        rows = self._database.execute(_READ, (fleet, since, limit))
+        return tuple(entry_of(*row) for row in rows)
+
+    def insert(self, fleet: str, entry: EvidenceEntry, text: str) -> None:
+        self._database.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
+            (fleet, entry.seq, entry.key, text, entry.previous, entry.hash),
+        )
+        self._ends[fleet] = EvidenceHead(entry.seq, entry.hash)
 
 
 def entry_of(seq: int, key: str, record: str, previous: str, digest: str) -> EvidenceEntry:

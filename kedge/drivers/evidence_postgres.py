@@ -20,10 +20,16 @@ import psycopg
 from psycopg import errors
 
 from kedge.drivers.evidence import checkpoint_of, entry_of
-from kedge.drivers.evidence_writer import Append, WrittenEvidence
+from kedge.drivers.evidence_writer import (
+    Append,
+    Decision,
+    Written,
+    WrittenEvidence,
+    write_batch,
+)
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
-from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis, link, linked
+from kedge.trust.chain import EvidenceEntry, EvidenceHead, genesis
 
 T = TypeVar("T")
 
@@ -69,6 +75,7 @@ $$ BEGIN RAISE EXCEPTION 'evidence is only appended to'; END $$
 _SCHEMA_LOCK = int.from_bytes(hashlib.sha256(b"kedge-evidence-schema").digest()[:8], signed=True)
 
 _ENTRY = "SELECT seq, key, record, previous, hash FROM entries WHERE fleet = %s"
+_READ = _ENTRY + " AND seq > %s ORDER BY seq LIMIT %s"
 _HEAD = "SELECT seq, hash FROM entries WHERE fleet = %s ORDER BY seq DESC LIMIT 1"
 _CHECKPOINTS = """
 SELECT fleet, seq, hash, at, key, signature FROM checkpoints
@@ -106,11 +113,7 @@ class PostgresStore:
 
     def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
         """See :meth:`kedge.drivers.ports.Evidence.read`."""
-        rows = self._ask(
-            lambda database: database.execute(
-                _ENTRY + " AND seq > %s ORDER BY seq LIMIT %s", (fleet, since, limit)
-            ).fetchall()
-        )
+        rows = self._ask(lambda database: database.execute(_READ, (fleet, since, limit)).fetchall())
         return tuple(entry_of(*row) for row in rows)
 
     def find(self, fleet: str, key: str) -> EvidenceEntry | None:
@@ -212,33 +215,66 @@ class PostgresWriting:
     def __init__(self, database: Connection) -> None:
         self._database = database
 
-    def write(self, batch: list[Append]) -> list[EvidenceHead]:
+    def write(self, batch: list[Append | Decision]) -> list[Written]:
         """See :meth:`kedge.drivers.evidence_writer.Writing.write`."""
         database = self._database
         with database.transaction():
             # A statement sees what was committed before it began, so the ends are read behind the locks.
             for lock in sorted({_lock_of(one.fleet) for one in batch}):
                 database.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
-            known = _known(database, batch)
-            ends: dict[str, EvidenceHead] = {}
-            rows: list[tuple[Any, ...]] = []
-            answers: list[EvidenceHead] = []
-            for one in batch:
-                there = known.get((one.fleet, one.key))
-                if there is None:
-                    end = ends.get(one.fleet) or _head(database, one.fleet)
-                    there = EvidenceHead(end.seq + 1, link(end.hash, linked(one.key, one.record)))
-                    rows.append((one.fleet, there.seq, one.key, one.text, end.hash, there.hash))
-                    ends[one.fleet] = known[one.fleet, one.key] = there
-                answers.append(there)
-            if rows:
-                with database.cursor() as cursor:
-                    cursor.executemany("INSERT INTO entries VALUES (%s, %s, %s, %s, %s, %s)", rows)
+            transaction = _PostgresTransaction(
+                database, [one for one in batch if isinstance(one, Append)]
+            )
+            answers = write_batch(transaction, batch)
+            transaction.flush()
         return answers
 
     def close(self) -> None:
         """See :meth:`kedge.drivers.evidence_writer.Writing.close`."""
         self._database.close()
+
+
+class _PostgresTransaction:
+    """See :class:`kedge.drivers.evidence_writer.Transaction`. Appends are looked up at once, and inserted at once."""
+
+    def __init__(self, database: Connection, appends: list[Append]) -> None:
+        self._database = database
+        self._ends: dict[str, EvidenceHead] = {}
+        self._looked_up = {(one.fleet, one.key) for one in appends}
+        self._known = _known(database, appends) if appends else {}
+        self._rows: list[tuple[Any, ...]] = []
+
+    def head(self, fleet: str) -> EvidenceHead:
+        end = self._ends.get(fleet)
+        if end is None:
+            end = self._ends[fleet] = _head(self._database, fleet)
+        return end
+
+    def find(self, fleet: str, key: str) -> EvidenceEntry | None:
+        known = self._known.get((fleet, key))
+        if known is not None or (fleet, key) in self._looked_up:
+            return known
+        row = self._database.execute(_ENTRY + " AND key = %s", (fleet, key)).fetchone()
+        return None if row is None else entry_of(*row)
+
+    def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
+        self.flush()
+        rows = self._database.execute(_READ, (fleet, since, limit)).fetchall()
+        return tuple(entry_of(*row) for row in rows)
+
+    def insert(self, fleet: str, entry: EvidenceEntry, text: str) -> None:
+        self._rows.append((fleet, entry.seq, entry.key, text, entry.previous, entry.hash))
+        self._ends[fleet] = EvidenceHead(entry.seq, entry.hash)
+        self._known[fleet, entry.key] = entry
+
+    def flush(self) -> None:
+        """Inserts what waits."""
+        if self._rows:
+            with self._database.cursor() as cursor:
+                cursor.executemany(
+                    "INSERT INTO entries VALUES (%s, %s, %s, %s, %s, %s)", self._rows
+                )
+            self._rows.clear()
 
 
 def _lock_of(fleet: str) -> int:
@@ -248,14 +284,14 @@ def _lock_of(fleet: str) -> int:
     )
 
 
-def _known(database: Connection, batch: list[Append]) -> dict[tuple[str, str], EvidenceHead]:
+def _known(database: Connection, batch: list[Append]) -> dict[tuple[str, str], EvidenceEntry]:
     """Those of the batch that are there already."""
     rows = database.execute(
-        "SELECT fleet, key, seq, hash FROM entries"
+        "SELECT fleet, seq, key, record, previous, hash FROM entries"
         " WHERE (fleet, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))",
         ([one.fleet for one in batch], [one.key for one in batch]),
     )
-    return {(fleet, key): EvidenceHead(seq, digest) for fleet, key, seq, digest in rows}
+    return {(fleet, key): entry_of(seq, key, *rest) for fleet, seq, key, *rest in rows}
 
 
 def _head(database: Connection, fleet: str) -> EvidenceHead:

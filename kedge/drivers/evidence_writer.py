@@ -1,7 +1,7 @@
 """What every store of evidence shares: one thread that writes, and everything that waits goes into one transaction.
 
-A thousand appends cost a few fsyncs. How a transaction keeps the rules (each key once, each record behind the last) is
-the store's own: :class:`Store`.
+A thousand appends cost a few fsyncs. The rules are here (:func:`write_batch`); how a transaction locks a
+fleet's chain is the store's own: :class:`Store`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from kedge.drivers.ports import MAX_BEHIND, Decide, Decided
 from kedge.model.base import Json, canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
-from kedge.trust.chain import EvidenceEntry, EvidenceHead
+from kedge.trust.chain import EvidenceEntry, EvidenceHead, link, linked
 from kedge.trust.evidence_file import MAX_DEPTH
 from kedge.trust.strict_json import too_deep
 
@@ -35,13 +37,46 @@ class Append(NamedTuple):
     key: str
     record: Json
     text: str
+    strict: bool = False
+
+
+class Decision(NamedTuple):
+    """A conditional append on its way into the chain of its fleet."""
+
+    fleet: str
+    since: int
+    decide: Decide
+
+
+Written: TypeAlias = EvidenceHead | Decided | Exception
+"""What became of one of a batch: an append's place, a decision's result, or why this one alone was not written."""
+
+
+class Transaction(Protocol):
+    """One open transaction. The fleets it writes to are locked: no other worker appends to them until it ends."""
+
+    def head(self, fleet: str) -> EvidenceHead:
+        """The end of the chain, with what this transaction inserted."""
+        ...
+
+    def find(self, fleet: str, key: str) -> EvidenceEntry | None:
+        """The entry under a key, with what this transaction inserted."""
+        ...
+
+    def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
+        """Entries in order, with what this transaction inserted."""
+        ...
+
+    def insert(self, fleet: str, entry: EvidenceEntry, text: str) -> None:
+        """Adds an entry; ``text`` is its record's canonical form."""
+        ...
 
 
 class Writing(Protocol):
     """One open connection of the writing thread. Whatever it raises, it is thrown away and opened anew."""
 
-    def write(self, batch: list[Append]) -> list[EvidenceHead]:
-        """Appends a batch in one transaction; durable when it returns. A key that is there already adds nothing."""
+    def write(self, batch: list[Append | Decision]) -> list[Written]:
+        """Writes a batch in one transaction (:func:`write_batch`); durable when it returns."""
         ...
 
     def close(self) -> None:
@@ -90,8 +125,8 @@ class Store(Protocol):
 
 
 class _Waiting(NamedTuple):
-    append: Append
-    answer: Future[EvidenceHead]
+    what: Append | Decision
+    answer: Future[Any]
 
 
 class WrittenEvidence:
@@ -106,22 +141,23 @@ class WrittenEvidence:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    async def append(self, fleet: str, key: str, record: Json) -> EvidenceHead:
+    async def append(
+        self, fleet: str, key: str, record: Json, *, strict: bool = False
+    ) -> EvidenceHead:
         """See :meth:`kedge.drivers.ports.Evidence.append`.
 
         Raises ``StoreError``, not retryable, for a record that is no canonical JSON or too large.
         """
-        try:
-            _check_name(fleet, key)
-            text = _text_of(record)
-        except ValueError as error:
-            raise DriverError("StoreError", f"evidence {key}: {error}", retryable=False) from error
-        if len(text) > MAX_RECORD:
-            raise DriverError(
-                "StoreError", f"evidence {key} has more than {MAX_RECORD} bytes", retryable=False
-            )
+        text = _checked(fleet, key, record)
         answer: Future[EvidenceHead] = Future()
-        self._hand_over(_Waiting(Append(fleet, key, record, text.decode()), answer))
+        self._hand_over(_Waiting(Append(fleet, key, record, text, strict), answer))
+        return await asyncio.wrap_future(answer)
+
+    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+        """See :meth:`kedge.drivers.ports.Evidence.append_decided`."""
+        _checked(fleet, "", None)
+        answer: Future[Decided] = Future()
+        self._hand_over(_Waiting(Decision(fleet, since, decide), answer))
         return await asyncio.wrap_future(answer)
 
     async def head(self, fleet: str) -> EvidenceHead:
@@ -186,7 +222,7 @@ class WrittenEvidence:
                 continue
             try:
                 writing = writing or self._store.writing()
-                heads = writing.write([one.append for one in batch])
+                answers = writing.write([one.what for one in batch])
             except Exception as error:  # noqa: BLE001 - it is raised to all who wait; the thread goes on
                 if writing is not None:
                     with contextlib.suppress(Exception):
@@ -196,12 +232,96 @@ class WrittenEvidence:
                     if one.answer.set_running_or_notify_cancel():
                         one.answer.set_exception(self._store.error(error))
                 continue
-            for one, head in zip(batch, heads, strict=True):
-                if one.answer.set_running_or_notify_cancel():
-                    one.answer.set_result(head)
+            for one, written in zip(batch, answers, strict=True):
+                if not one.answer.set_running_or_notify_cancel():
+                    continue
+                if isinstance(written, Exception):
+                    one.answer.set_exception(written)
+                else:
+                    one.answer.set_result(written)
         if writing is not None:
             with contextlib.suppress(Exception):
                 writing.close()
+
+
+def write_batch(transaction: Transaction, batch: Iterable[Append | Decision]) -> list[Written]:
+    """The rules of every store: each key once, each record behind the last, a decision on what it was shown."""
+    return [
+        _append(transaction, one) if isinstance(one, Append) else _decide(transaction, one)
+        for one in batch
+    ]
+
+
+def _append(transaction: Transaction, one: Append) -> EvidenceHead | DriverError:
+    known = transaction.find(one.fleet, one.key)
+    if known is None:
+        known = _insert(transaction, one)
+    elif one.strict and not _same(known.record, one.record):
+        return _taken(one.key)
+    return EvidenceHead(known.seq, known.hash)
+
+
+def _decide(transaction: Transaction, one: Decision) -> Decided | Exception:
+    fleet = one.fleet
+    read = transaction.read(fleet, one.since, MAX_BEHIND + 1)
+    if len(read) > MAX_BEHIND:
+        said = f"more than {MAX_BEHIND} entries of {fleet} follow {one.since}: read them first"
+        return DriverError("Behind", said, retryable=True)
+    try:
+        pairs = [
+            Append(fleet, key, record, _checked(fleet, key, record), strict=True)
+            for key, record in one.decide(read, transaction.head(fleet))
+        ]
+    except Exception as error:  # noqa: BLE001 - it is raised to the caller; the others of the batch are written
+        return error
+    known = [transaction.find(fleet, pair.key) for pair in pairs]
+    for pair, there in zip(pairs, known, strict=True):
+        if there is not None and not _same(there.record, pair.record):
+            return _taken(pair.key)
+    if len({pair.key for pair in pairs}) < len(pairs):
+        return ValueError("a decision names a key twice")
+    appended = tuple(
+        there or _insert(transaction, pair) for pair, there in zip(pairs, known, strict=True)
+    )
+    return Decided(read, appended, transaction.head(fleet))
+
+
+def _insert(transaction: Transaction, one: Append) -> EvidenceEntry:
+    end = transaction.head(one.fleet)
+    digest = link(end.hash, linked(one.key, one.record))
+    entry = EvidenceEntry(end.seq + 1, one.key, one.record, end.hash, digest)
+    transaction.insert(one.fleet, entry, one.text)
+    return entry
+
+
+def _same(first: Json, second: Json) -> bool:
+    """Whether two records say the same; when they were written makes no difference."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return canonical(first) == canonical(second)
+    return canonical({**first, "at": None}) == canonical({**second, "at": None})
+
+
+def _taken(key: str) -> DriverError:
+    return DriverError(
+        "KeyTaken",
+        f"the record already has another entry under {key}",
+        retryable=False,
+        next_step="`kedge evidence show FLEET` shows what it says",
+    )
+
+
+def _checked(fleet: str, key: str, record: Json) -> str:
+    """The canonical form of a record; raises ``StoreError`` for what no store could keep."""
+    try:
+        _check_name(fleet, key)
+        text = _text_of(record)
+    except ValueError as error:
+        raise DriverError("StoreError", f"evidence {key}: {error}", retryable=False) from error
+    if len(text) > MAX_RECORD:
+        raise DriverError(
+            "StoreError", f"evidence {key} has more than {MAX_RECORD} bytes", retryable=False
+        )
+    return text.decode()
 
 
 def _check_name(fleet: str, key: str) -> None:

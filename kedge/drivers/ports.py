@@ -8,7 +8,7 @@ about the node, and what was done before it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 Token: TypeAlias = tuple[int, int, int]
 """The fence token ``(epoch, leg, attempt)``, compared in that order (docs/host-protocol.md)."""
+
+MAX_BEHIND = 5000
+"""The most entries of evidence that a conditional append reads under the fleet's lock."""
 
 MAX_BLOB = 64 * 1024 * 1024
 """The largest value a content-addressed store takes, in bytes."""
@@ -213,15 +216,47 @@ class Releases(Protocol):
         ...
 
 
+Decide: TypeAlias = Callable[[tuple[EvidenceEntry, ...], EvidenceHead], Sequence[tuple[str, Json]]]
+"""A pure decision about a chain: its entries after a cursor and its end → the (key, record) pairs to append, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a conditional append read and wrote.
+
+    ``read`` are the entries after the cursor when the decision was made. ``appended`` are the entries that hold what
+    the decision named, in its order; an entry that held it before is among them. ``head`` is the end of the chain.
+    """
+
+    read: tuple[EvidenceEntry, ...]
+    appended: tuple[EvidenceEntry, ...]
+    head: EvidenceHead
+
+
 class Evidence(Protocol):
     """An append-only, hash-chained record per fleet."""
 
-    async def append(self, fleet: str, key: str, record: Json) -> EvidenceHead:
+    async def append(
+        self, fleet: str, key: str, record: Json, *, strict: bool = False
+    ) -> EvidenceHead:
         """Appends ``record`` once per ``key``; returns where it stands in the chain.
 
         Durable when it returns. A key that is there already adds nothing and answers with the
-        entry of the first time, whatever ``record`` says now. Raises ``DriverError`` kind
+        entry of the first time, whatever ``record`` says now; ``strict`` raises ``KeyTaken`` (not retryable) when
+        that entry holds another record (its time ``at`` apart). Raises ``DriverError`` kind
         ``StoreError`` (retryable: the same key may be tried again without harm).
+        """
+        ...
+
+    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+        """Appends what ``decide`` returns, under the fleet's lock: no other worker appends between reading and writing.
+
+        ``decide`` gets the entries after the first ``since`` and the end of the chain. It is pure and quick: it runs in
+        the writing thread while other workers wait, and its result is thrown away when the transaction fails, so the
+        caller must derive nothing lasting from a call that raises. Either all pairs are appended or none. A key that
+        holds the same record (its time ``at`` apart) adds nothing; one that holds another raises ``DriverError`` kind
+        ``KeyTaken``, not retryable. What ``decide`` raises is raised here and appends nothing. A caller that is more
+        than ``MAX_BEHIND`` entries behind must :meth:`read` first: ``Behind``, retryable. Otherwise as :meth:`append`.
         """
         ...
 
