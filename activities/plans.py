@@ -40,7 +40,7 @@ def facts_of(plan: Plan) -> PlanFacts:
     commit = plan.commit
     waves = []
     for at, wave in enumerate(plan.waves):
-        gates = [wave.gate] if wave.gate else []
+        gates = [*(plan.moved_gates if at == 0 else ()), *([wave.gate] if wave.gate else [])]
         if commit is not None and commit.wave == at and commit.gate not in gates:
             gates.append(commit.gate)
         waves.append(

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cli import words
 from kedge.plan.explain import (
+    MOVED,
     ExplainedGate,
     ExplainedProgram,
     ExplainedStep,
@@ -98,6 +99,8 @@ def _waves(told: Explanation) -> Iterator[Text]:
     if told.preflight:
         held = words.count(told.preflight, "condition")
         yield Text(f"     first, {held} must hold on every node")
+    for gate in told.moved_gates:
+        yield Text(f"     ◇ gate {gate}, before the first stop: {MOVED}", style="yellow")
     for wave in told.waves:
         yield from _wave(told, wave)
     what = (

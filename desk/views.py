@@ -153,12 +153,19 @@ def _upgrade_waves(pieces: Pieces, plan: Plan) -> tuple[WaveView, ...]:
                 total=len(wave.nodes),
                 counts=_counts(known, wave.nodes, state, max(0, done - before)),
                 nodes=_lines(pieces, plan, known, len(wave.nodes)) if known else (),
-                gate=wave.gate,
+                gate=_gate_before(plan, wave, status),
                 until=until,
             )
         )
         before += len(wave.nodes)
     return tuple(views)
+
+
+def _gate_before(plan: Plan, wave: Wave, status: RunStatus) -> str | None:
+    """The gate before a wave; of several before the first wave the one that waits now, or the first."""
+    gates = [*(plan.moved_gates if wave.index == 0 else ()), *([wave.gate] if wave.gate else [])]
+    waits = status.waiting.subject if status.waiting is not None else None
+    return waits if waits in gates else next(iter(gates), None)
 
 
 def _wave_state(pieces: Pieces, wave: Wave, current: int, done_here: int) -> WaveState:

@@ -231,6 +231,9 @@ class Plan(Frozen):
     """The node the finalize program runs on; None when there is none."""
     gates: tuple[Gate, ...]
     start_gate: Name | None = None
+    moved_gates: tuple[Name, ...] = ()
+    """Gates of waves that this fleet is too small for: no wave comes after them, so they are asked before the first
+    stop."""
     commit: PointOfNoReturn | None = None
     way_back: tuple[WayBack, ...]
     after_commit: Literal["forbidden", "restore"] = "forbidden"
@@ -300,6 +303,7 @@ def _names_wrong(plan: Plan) -> list[str]:
     gates = [gate.name for gate in plan.gates]
     named = [
         plan.start_gate,
+        *plan.moved_gates,
         *(wave.gate for wave in plan.waves),
         plan.commit.gate if plan.commit else None,
         *(way.gate for way in plan.way_back),

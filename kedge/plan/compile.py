@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kedge.model.errors import PlanError
 from kedge.model.fleet import Fleet, Join, Node
@@ -67,7 +68,7 @@ def compile_plan(
         *root_problems(fleet),
     ]
     maker = programs.Maker(runbook, boundary.start_effect(before, after, runbook))
-    waves, wave_problems = _waves(fleet, runbook, maker)
+    waves, moved, wave_problems = _waves(fleet, runbook, maker)
     problems += [("runbook", path, said) for path, said in wave_problems]
     at, named = boundary.committed_at(runbook, waves)
     reasons = boundary.boundaries(before, after, runbook, len(waves))
@@ -78,7 +79,7 @@ def compile_plan(
         # The class of a plan is known once there is one: what holds for any class is told with the rest.
         general = policy.model_copy(update={"risk": {}})
         raise ConflictsError([*problems, *check.minimum_problems(runbook, general, "routine")])
-    plan = _plan(fleet, before, after, runbook, policy, (maker, waves, at))
+    plan = _plan(fleet, before, after, runbook, policy, _Made(maker, waves, moved, at))
     risk = risk_of(plan)
     problems += check.minimum_problems(runbook, policy, risk)
     problems += [
@@ -123,7 +124,8 @@ def _same(before: Release, after: Release) -> list[Where]:
 
 def _waves(
     fleet: Fleet, runbook: Runbook, maker: programs.Maker
-) -> tuple[tuple[Wave, ...], list[tuple[Path, str]]]:
+) -> tuple[tuple[Wave, ...], tuple[str, ...], list[tuple[Path, str]]]:
+    """The waves, the gates that move before the first stop, and why the waves are impossible."""
     rule, total = runbook.waves, len(fleet.nodes)
     ordered = widen.order(fleet.nodes, rule)
     blocks, problems = widen.blocks(rule, total)
@@ -138,9 +140,9 @@ def _waves(
     rules = (last,) if last is not None else ()
     waves = tuple(
         widen.wave(index, block, ordered, at_most, _bake(block.bake, runbook, maker), rules)
-        for index, block in enumerate(blocks)
+        for index, block in enumerate(blocks.waves)
     )
-    return waves, [*ordered.problems[:20], *problems]
+    return waves, blocks.moved, [*ordered.problems[:20], *problems]
 
 
 def _bake(rule: BakeRule | None, runbook: Runbook, maker: programs.Maker) -> Bake | None:
@@ -166,15 +168,33 @@ def _guarded(
     return (*waves[:at], guarded, *waves[at + 1 :]), []
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was made of the runbook before the plan is. ``at`` is the point of no return; see ``widen.Blocks``."""
+
+    maker: programs.Maker
+    waves: tuple[Wave, ...]
+    moved: tuple[str, ...]
+    at: int | None
+
+
+def _moved(runbook: Runbook, made: _Made) -> tuple[str, ...]:
+    """The gates that move before the first stop. The start gate and that of the finalize steps are asked anyway."""
+    asked = {runbook.start.gate if runbook.start else None}
+    if runbook.commit is not None and made.at is not None:
+        asked.add(runbook.commit.gate)
+    return tuple(gate for gate in made.moved if gate not in asked)
+
+
 def _plan(
     fleet: Fleet,
     before: Release,
     after: Release,
     runbook: Runbook,
     policy: Policy,
-    made: tuple[programs.Maker, tuple[Wave, ...], int | None],
+    made: _Made,
 ) -> Plan:
-    maker, waves, at = made
+    maker, waves, at = made.maker, made.waves, made.at
     nodes = planned_nodes(fleet)
     # Joins come last: a var of the fleet is over one of the runbook, whichever of them is a join.
     variables = {**runbook.vars, **fleet_vars(fleet)}
@@ -197,6 +217,7 @@ def _plan(
         else None,
         gates=_gates(runbook, policy),
         start_gate=runbook.start.gate if runbook.start else None,
+        moved_gates=_moved(runbook, made),
         commit=boundary.point(runbook, at, len(waves)),
         way_back=boundary.ways_back(runbook, at, len(waves)),
         after_commit="restore" if isinstance(after_commit, AfterCommit) else "forbidden",

@@ -22,6 +22,8 @@ from kedge.plan.policies import asks
 from kedge.plan.risk import risk_found
 
 _SHOWN_NODES = 8
+MOVED = "this fleet has no wave after it"
+"""Why a gate is asked before the first stop."""
 
 
 class ExplainedStep(Frozen):
@@ -82,6 +84,8 @@ class Explanation(Frozen):
     programs: tuple[ExplainedProgram, ...]
     waves: tuple[ExplainedWave, ...]
     gates: tuple[ExplainedGate, ...]
+    moved_gates: tuple[str, ...] = ()
+    """Gates that are asked before the first stop, because this fleet has no wave after them."""
     preflight: int
     last_rule: bool
     point_of_no_return: str
@@ -126,6 +130,7 @@ def explain(plan: Plan, policy: Policy | None = None) -> Explanation:
         programs=tuple(_program(program) for program in plan.programs),
         waves=tuple(waves),
         gates=tuple(_gate(plan, gate) for gate in plan.gates),
+        moved_gates=plan.moved_gates,
         preflight=len(plan.preflight),
         last_rule=any(wave.rules for wave in plan.waves),
         point_of_no_return=_point(plan, plan.commit),
@@ -265,6 +270,8 @@ def _gate(plan: Plan, gate: Gate) -> ExplainedGate:
     before: list[str] = []
     if plan.start_gate == gate.name:
         before.append("the first step")
+    if gate.name in plan.moved_gates:
+        before.append(f"the first stop ({MOVED})")
     before += [f"wave {wave.name}" for wave in plan.waves if wave.gate == gate.name]
     if plan.commit is not None and plan.commit.wave is None and plan.commit.gate == gate.name:
         before.append("the finalize steps")
@@ -332,6 +339,8 @@ def _lines(told: Explanation) -> Iterable[str]:
     if told.preflight:
         yield f"Before the first step {told.preflight} condition(s) must hold on every node."
     yield "Waves:"
+    for gate in told.moved_gates:
+        yield f"  ── gate {gate} (before the first stop: {MOVED})"
     for wave in told.waves:
         yield from _wave_lines(told, wave)
     yield f"  more than {told.failure_budget} failed node(s): {'go back by itself' if told.on_failure == 'rollback' else 'park and ask'}"
@@ -349,8 +358,8 @@ def _lines(told: Explanation) -> Iterable[str]:
             yield from _step_lines(program)
     yield ""
     yield "Signatures:" if told.gates else "Signatures: none"
-    for gate in told.gates:
-        yield from _gate_lines(gate)
+    for one in told.gates:
+        yield from _gate_lines(one)
     yield ""
     yield "Releases live together:"
     for state in told.mixed:

@@ -12,14 +12,25 @@ from kedge.model.policy import Minimum
 def gates_before(plan: Plan, begun: int) -> tuple[str, ...]:
     """The gates that are passed before so many waves were begun, in the order in which they are met.
 
-    More than there are waves stands for the finalize steps.
+    Gates that no wave comes after are asked before the first wave. More than there are waves stands for the finalize steps.
     """
-    gates = [plan.start_gate, *(wave.gate for wave in plan.waves[:begun])]
+    moved = plan.moved_gates if begun > 0 else ()
+    gates = [plan.start_gate, *moved, *(wave.gate for wave in plan.waves[:begun])]
     if plan.commit is not None:
         behind = len(plan.waves) if plan.commit.wave is None else plan.commit.wave
         if begun > behind:
             gates.append(plan.commit.gate)
     return tuple(dict.fromkeys(name for name in gates if name is not None))
+
+
+def idle(plan: Plan) -> tuple[str, ...]:
+    """Gates that the plan lists and that stand before nothing: people read of a signature that nobody would be asked."""
+    asked = {*gates_before(plan, len(plan.waves) + 1), *(way.gate for way in plan.way_back)}
+    return tuple(
+        f"the plan lists the gate {gate.name}, and it stands before nothing"
+        for gate in plan.gates
+        if gate.name not in asked
+    )
 
 
 def unguarded(plan: Plan, least: Minimum) -> tuple[str, ...]:

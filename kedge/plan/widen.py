@@ -90,7 +90,17 @@ def _domain(node: Node, waves: Waves, result: Order) -> str:
     return node.labels.get(waves.domain, "")
 
 
-def blocks(waves: Waves, total: int) -> tuple[list[Block], list[Problem]]:
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The waves as stretches of the planned order. ``moved`` are the gates that no wave comes after on this fleet:
+    they are asked before the first stop, because no gate disappears when a fleet is small.
+    """
+
+    waves: list[Block]
+    moved: tuple[str, ...]
+
+
+def blocks(waves: Waves, total: int) -> tuple[Blocks, list[Problem]]:
     """The waves as stretches of the planned order, and why they are impossible."""
     problems: list[Problem] = []
     reach = total - 1 if waves.last_node is not None else total
@@ -139,8 +149,10 @@ def _count(share: int | str, total: int, path: Path, problems: list[Problem]) ->
     return count
 
 
-def _filled(wanted: list[Block], problems: list[Problem]) -> list[Block]:
-    """Without the waves that a small fleet leaves empty; their gates move to the next wave that has nodes."""
+def _filled(wanted: list[Block], problems: list[Problem]) -> Blocks:
+    """Without the waves that a small fleet leaves empty. Their gates move to the next wave that has nodes, or, where
+    there is none, before the first stop (unless the gate stands before a wave anyway: it is asked once).
+    """
     result: list[Block] = []
     begin = 0
     gates: tuple[tuple[Path, str], ...] = ()
@@ -166,7 +178,9 @@ def _filled(wanted: list[Block], problems: list[Problem]) -> list[Block]:
         if len(named) > 1:
             said = f"two gates stand before wave {block.name} ({', '.join(sorted(named))}); make them one"
             problems.append((block.gates[-1][0], said))
-    return result
+    kept = {gate for block in result for _, gate in block.gates}
+    moved = dict.fromkeys(gate for _, gate in gates if gate not in kept)
+    return Blocks(result, tuple(moved))
 
 
 def wave(

@@ -25,7 +25,7 @@ from kedge.model.order import Envelope, Expected, Order, OrderVerdict, Tally
 from kedge.model.plan import Gate, Plan, ProgramName, Risk
 from kedge.model.policy import Policy
 from kedge.model.run import Warrant
-from kedge.plan.guards import below, gates_before, named, unguarded
+from kedge.plan.guards import below, gates_before, idle, named, unguarded
 from kedge.plan.risk import risk_of
 from kedge.plan.wayback import way_back_at
 from kedge.trust.approvals import tally
@@ -135,10 +135,11 @@ def plan_obeys(plan: Plan, policy: Policy, *, back: bool = False) -> tuple[str, 
         wrong += below(named(plan, plan.commit.gate), least.point_of_no_return)
     if not back:
         wrong += unguarded(plan, least.point_of_no_return)
+        wrong += idle(plan)
     for way in plan.way_back:
         if way.kind == "restore" and way.gate is not None:
             wrong += below(named(plan, way.gate), least.data_loss)
-    gates = [plan.start_gate, *(wave.gate for wave in plan.waves)]
+    gates = [plan.start_gate, *plan.moved_gates, *(wave.gate for wave in plan.waves)]
     wrong += [
         f"the plan names a gate {name} and does not have it"
         for name in gates

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activities.plans import facts_of
 from kedge.plan.compile import ConflictsError
+from kedge.plan.explain import explain, lines
+from kedge.plan.guards import gates_before, idle
 from kedge.plan.widen import at_once, closest
 from tests.plan.samples import small
 
@@ -151,3 +156,91 @@ def test_impossible_waves_are_refused(case: tuple[str, str, str]) -> None:
     with pytest.raises(ConflictsError) as caught:
         small(4, lines, labels={"zone": ["a", "b"]})
     assert said in str(caught.value)
+
+
+GATED = "gates: {widen: {approvals: {roles: [sre]}}, ship: {approvals: {roles: [sre]}}}"
+
+
+def test_a_gate_with_no_wave_after_it_is_asked_before_the_first_stop() -> None:
+    made = small(
+        1,
+        "waves: {canary: {nodes: 1}, widen: [{to: 50%}, {to: 100%, gate: widen}]}",
+        "gates: {widen: {approvals: {roles: [sre]}}}",
+    )
+    assert [(wave.name, wave.nodes, wave.gate) for wave in made.waves] == [("canary", (0,), None)]
+    assert made.moved_gates == ("widen",)
+    assert gates_before(made, 0) == ()
+    assert gates_before(made, 1) == ("widen",)
+    assert facts_of(made).waves[0].gates == ("widen",)
+    told = "\n".join(lines(explain(made)))
+    assert "gate widen (before the first stop: this fleet has no wave after it)" in told
+    assert "1 of sre" in told
+
+
+def test_several_gates_with_no_wave_after_them_are_asked_in_their_order() -> None:
+    waves = "waves: {canary: {nodes: 1, gate: widen}, widen: [{to: 50%}, {to: 100%, gate: ship}]}"
+    made = small(1, waves, GATED)
+    assert gates_before(made, 1) == ("widen", "ship")
+    assert facts_of(made).waves[0].gates == ("widen", "ship")
+
+
+def test_a_gate_that_stands_before_a_wave_anyway_is_not_moved() -> None:
+    waves = "waves: {widen: [{to: 1, gate: widen}, 100%, {to: 100%, gate: widen}]}"
+    made = small(3, waves, "gates: {widen: {approvals: {roles: [sre]}}}")
+    assert (made.moved_gates, [wave.gate for wave in made.waves]) == ((), ["widen", None])
+
+
+shares = st.one_of(st.integers(1, 6), st.integers(1, 100).map(lambda part: f"{part}%"))
+gates = st.sampled_from([None, "widen", "ship"])
+
+
+@given(
+    count=st.integers(1, 12),
+    canary=st.none() | st.tuples(st.integers(1, 3), gates),
+    widen=st.lists(st.tuples(shares, gates), max_size=4),
+    last=st.none() | gates.map(lambda gate: {"gate": gate} if gate else {}),
+    start=gates,
+)
+@settings(max_examples=200, deadline=None)
+def test_no_gate_of_a_runbook_is_missing_from_a_plan_whatever_the_size_of_the_fleet(
+    *,
+    count: int,
+    canary: tuple[int, str | None] | None,
+    widen: list[tuple[int | str, str | None]],
+    last: dict[str, str] | None,
+    start: str | None,
+) -> None:
+    def gated(of: dict[str, object], gate: str | None) -> dict[str, object]:
+        return {**of, "gate": gate} if gate else of
+
+    waves: dict[str, object] = {
+        "widen": [*(gated({"to": to}, gate) for to, gate in widen), {"to": "100%"}]
+    }
+    if canary is not None:
+        waves["canary"] = gated({"nodes": canary[0]}, canary[1])
+    if last is not None:
+        waves["last_node"] = last
+    named = {gate for _, gate in widen} | {canary[1] if canary else None, start}
+    named |= {(last or {}).get("gate")}
+    wanted = {gate for gate in named if gate is not None}
+    more = [f"gates: {json.dumps({name: {'approvals': {'roles': ['sre']}} for name in wanted})}"]
+    more += [f"start: {{gate: {start}}}"] if start else []
+    try:
+        made = small(count, f"waves: {json.dumps(waves)}", *more)
+    except ConflictsError:
+        return  # refused in words: nothing is run, and so no gate is passed by
+    every = gates_before(made, len(made.waves) + 1)
+    assert set(every) == wanted == {gate.name for gate in made.gates}
+    # What a workflow asks is what the warrant and the offline verification ask.
+    facts = facts_of(made)
+    for at in range(len(made.waves)):
+        asked = [facts.start_gate, *(gate for wave in facts.waves[: at + 1] for gate in wave.gates)]
+        assert {gate for gate in asked if gate} == set(gates_before(made, at + 1))
+
+
+def test_a_plan_whose_gate_stands_before_nothing_is_named() -> None:
+    made = small(1, "waves: {canary: {nodes: 1}, widen: [{to: 50%}, {to: 100%, gate: widen}]}",
+        "gates: {widen: {approvals: {roles: [sre]}}}")  # fmt: skip
+    assert idle(made) == ()
+    forged = made.model_copy(update={"moved_gates": ()})
+    assert idle(forged) == ("the plan lists the gate widen, and it stands before nothing",)

@@ -188,3 +188,18 @@ async def test_the_way_back_goes_the_other_way_round_and_keeps_to_the_same_limit
     assert most <= 2
     assert [set(back[at : at + 2]) for at in (0, 2, 4)] == list(reversed(APART.values()))
     zones_apart(scene)
+
+
+async def test_one_node_alone_is_not_stopped_before_the_gate_that_no_wave_comes_after(
+    stage: Stage,
+) -> None:
+    scene = await stage(nodes=1)
+    waves: Json = {"canary": {"nodes": 1}, "widen": ["50%", {"to": "100%", "gate": "ship"}]}
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(waves=waves)))
+        await scene.waits_for(run, "ship")
+        assert scene.running() == {"n0": "1.0.0"}
+        assert (await scene.status(run)).nodes_done == 0
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+    assert scene.running() == {"n0": "1.1.0"}

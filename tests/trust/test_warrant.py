@@ -196,6 +196,7 @@ MINIMUMS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("a way back with data loss that is too cheap", {}, {"gates": GateMinimums(data_loss=Minimum(threshold=2))}, "data-loss"),
     ("no start gate where one is required", {"start_gate": None}, {"gates": GateMinimums(start="required")}, "requires a gate"),
     ("a requester who counts by the plan alone", {"gates": (world.gate(requester_counts=True), *world.plan().gates[1:])}, {}, "the policy does not"),
+    ("a gate that it lists and nobody would be asked at", {"start_gate": None}, {}, "lists the gate begin, and it stands before nothing"),
     ("another environment", {"environment": "test"}, {}, "the plan is for test"),
     ("a way back that is shut behind no gate", {"start_gate": None, "commit": None, "waves": UNGATED, "way_back": SHUT}, {}, "no way back once wave half began"),
     ("a way back that is shut behind a gate that is too cheap", {"commit": None, "way_back": SHUT}, {"gates": GateMinimums(point_of_no_return=Minimum(threshold=3))}, "no way back once wave half began"),
