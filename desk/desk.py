@@ -408,7 +408,13 @@ class Desk:
 def _archives(release: Release, platforms: set[str]) -> tuple[Artifact, ...]:
     """The archives of a release for these platforms."""
     return tuple(
-        Artifact(platform=platform, digest=item.digest, length=item.length, source=item.source)
+        Artifact(
+            platform=platform,
+            digest=item.digest,
+            length=item.length,
+            source=item.source,
+            mirrors=item.mirrors,
+        )
         for platform, item in sorted(release.artifacts.items())
         if platform in platforms
     )

@@ -267,7 +267,11 @@ class ReleaseDesk:
         files: dict[str, Path] = {}
         for platform, one in release.artifacts.items():
             artifact = Artifact(
-                platform=platform, digest=one.digest, length=one.length, source=one.source
+                platform=platform,
+                digest=one.digest,
+                length=one.length,
+                source=one.source,
+                mirrors=one.mirrors,
             )
             files[platform] = await artifacts.fetch(artifact)
             # A cached copy has its digest for a name; the document's own name has the ending.

@@ -19,6 +19,7 @@ from kedge.drivers.ports import Evidence, HostEvent, SessionEnd, SessionRequest,
 from kedge.drivers.sim import SimTransport
 from kedge.drivers.stores import FileBlobs, FileFleets
 from kedge.drivers.tuf_releases import TufReleases, TufSource
+from kedge.drivers.web_source import WebSource
 from kedge.model.base import Digest
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
@@ -67,9 +68,11 @@ TRANSPORTS: dict[str, Callable[[DriverSettings], Transport]] = {
 
 ARTIFACT_SOURCES: dict[str, Callable[[DriverSettings, TufReleases], ArtifactSource]] = {
     "file": lambda settings, _: FileSource(settings.releases),
+    "http": lambda settings, _: WebSource(settings.home / "artifacts" / "fetched"),
+    "https": lambda settings, _: WebSource(settings.home / "artifacts" / "fetched"),
     "tuf": lambda settings, releases: TufSource(releases, settings.home / "artifacts" / "fetched"),
 }
-"""By the scheme of an artifact's ``source`` (plain paths are ``file``). HTTPS joins here."""
+"""By the scheme of an artifact's ``source`` (plain paths are ``file``): ``kedge.model.release.SOURCES``."""
 
 
 def _sqlite(settings: DriverSettings) -> WrittenEvidence:

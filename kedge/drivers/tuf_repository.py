@@ -380,7 +380,9 @@ class Repository:
             path = f"{name.folder}{platform.replace('/', '-')}{_ending(file.name)}"
             self.layout.keep_file(path, file, digest=artifact.digest, length=artifact.length)
             found.append(TargetFile(artifact.length, {"sha256": artifact.digest}, path))
-            artifacts[platform] = artifact.model_copy(update={"source": f"tuf:{path}"})
+            artifacts[platform] = artifact.model_copy(
+                update={"source": f"tuf:{path}", "mirrors": ()}
+            )
         kept = document.model_copy(update={"artifacts": artifacts})
         content = canonical(kept)
         self.layout.keep_bytes(name.document, content)

@@ -36,14 +36,15 @@ class DocumentRef(Frozen):
 
 
 class Artifact(Frozen):
-    """One archive: ``digest`` and ``length`` (bytes) of its bytes. ``source`` is where the artifact driver finds it;
-    plans leave it empty: a plan knows an archive by its digest alone.
+    """One archive: ``digest`` and ``length`` (bytes) of its bytes. ``source`` is where the artifact driver finds it,
+    ``mirrors`` where else; plans leave both empty: a plan knows an archive by its digest alone.
     """
 
     platform: str
     digest: Digest
     length: Annotated[int, Field(ge=1)]
     source: str = ""
+    mirrors: tuple[str, ...] = ()
 
 
 class ServiceTemplate(Frozen):

@@ -34,6 +34,26 @@ def _without_password(source: str) -> str:
     return source
 
 
+SOURCES = ("file", "http", "https", "tuf")
+"""Schemes of an archive's address, each a driver of its own; a plain path is of the scheme ``file``."""
+
+
+def _of_known_scheme(source: str) -> str:
+    scheme, colon, _ = source.partition(":")
+    if colon and "/" not in scheme and scheme.lower() not in SOURCES:
+        raise PydanticCustomError(
+            "kedge_source",
+            "is an address that no driver fetches; write a path, or an address of https, http, file or tuf",
+        )
+    return source
+
+
+def _on_the_web(address: str) -> str:
+    if not address.lower().startswith(("https://", "http://")):
+        raise PydanticCustomError("kedge_source", "must be an https or http address")
+    return address
+
+
 VersionRange = Annotated[Range, AfterValidator(_range)]
 Platform = Annotated[
     str,
@@ -44,11 +64,23 @@ Platform = Annotated[
 
 
 class ReleaseArtifact(Frozen):
-    """One archive: sha256 and length in bytes; ``source`` is a path relative to this document, or an address."""
+    """One archive: sha256 and length in bytes; ``source`` is a path relative to this document, or an address.
+
+    ``mirrors`` are further web addresses of the same bytes, asked in this order when ``source`` does not give them.
+    """
 
     digest: Digest
     length: Annotated[int, Field(ge=1, le=64 * 1024**3)]
-    source: Annotated[Text, Field(min_length=1), AfterValidator(_without_password)]
+    source: Annotated[
+        Text,
+        Field(min_length=1),
+        AfterValidator(_without_password),
+        AfterValidator(_of_known_scheme),
+    ]
+    mirrors: Annotated[
+        tuple[Annotated[Text, AfterValidator(_without_password), AfterValidator(_on_the_web)], ...],
+        Field(max_length=16),
+    ] = ()
 
 
 class Protocol(Frozen):

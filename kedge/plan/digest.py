@@ -24,6 +24,7 @@ def document_digest(document: Fleet | Release | Runbook | Policy) -> Digest:
     if isinstance(document, Release):
         for artifact in value["artifacts"].values():
             artifact.pop("source", None)
+            artifact.pop("mirrors", None)
     return digest_of(value)
 
 
