@@ -107,8 +107,24 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     if ended.cut:
         return Verdict(UNKNOWN, f"{_named(spec)}: the output is too large", None, {})
     if spec["parse"] == "json":
-        return judge(ctx, spec, commands.as_json(ended.output))
-    return judge(ctx, spec, {"text": ended.output.decode("utf-8", "replace").strip()})
+        try:
+            body = commands.as_json(ended.output)
+        except ValueError as error:
+            why = f"{_named(spec)}: printed no JSON ({str(error)[:80]}): {str(shown)[:120]!r}"
+            return Verdict(UNKNOWN, why, {"output": shown}, {})
+        return judge(ctx, spec, body)
+    found = judge(ctx, spec, {"text": ended.output.decode("utf-8", "replace").strip()})
+    if found.verdict == UNKNOWN and set(spec["expect"]) - {"text"} and _is_json(ended.output):
+        why = f"{_named(spec)}: printed JSON, read as text: add `parse: json`; {found.why}"
+        return found._replace(why=why[:600])
+    return found
+
+
+def _is_json(output: bytes) -> bool:
+    try:
+        return isinstance(commands.as_json(output), (dict, list))
+    except ValueError:
+        return False
 
 
 def _slept(seconds: float, _fd: int) -> bool:
@@ -154,8 +170,11 @@ def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
         saw[path] = seen[0] if len(seen) == 1 else seen[:16]
         told.append(found)
         if found != PASS:
-            what = "nothing" if values[0] is verdicts.MISSING else repr(saw[path])[:120]
-            why.append(f"{path} is {what}")
+            wanted = verdicts.expected(matcher, known)
+            if values[0] is verdicts.MISSING:
+                why.append(f"{path} is not in the answer, expected {wanted}")
+            else:
+                why.append(f"{path} is {repr(saw[path])[:120]}, expected {wanted}")
     captured: Dict[str, Any] = {}
     for name, path in spec["capture"].items():
         value = verdicts.at_path(body, path)[0]

@@ -13,7 +13,9 @@ from kedge.host import checks
 from kedge.host.errors import BadRequest
 
 KINDS = ("http", "command", "tcp", "service", "all", "any", "not")
-WORDS = ("eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "exists")
+WORDS = (
+    "eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "contains", "starts_with", "exists",
+)  # fmt: skip
 METHODS = ("GET", "HEAD", "POST", "PUT")
 HEADER = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 

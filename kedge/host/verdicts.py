@@ -89,6 +89,37 @@ ORDERS: Dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+PARTS: Dict[str, Callable[[str, str], bool]] = {
+    "contains": lambda whole, part: part in whole,
+    "starts_with": lambda whole, part: whole.startswith(part),
+}
+
+WORDED = {
+    "ne": "anything but",
+    "ge": "at least",
+    "gt": "more than",
+    "le": "at most",
+    "lt": "less than",
+    "in": "one of",
+    "matches": "a text that matches",
+    "contains": "a text that contains",
+    "starts_with": "a text that starts with",
+}
+
+
+def expected(matcher: Dict[str, Any], captured: Dict[str, Any]) -> str:
+    """What a matcher asks for, in words: `0`, `at least 3 and less than 5`."""
+    told = []
+    for word, wanted in matcher.items():
+        if word == "exists":
+            told.append("a value" if wanted else "no value")
+            continue
+        operands = [_operand(one, captured) for one in (wanted if word == "in" else [wanted])]
+        text = ", ".join("nothing captured" if one is MISSING else repr(one) for one in operands)
+        told.append(f"{WORDED[word]} {text}" if word in WORDED else text)
+    return " and ".join(told)[:200]
+
+
 def match(value: Any, matcher: Dict[str, Any], captured: Dict[str, Any]) -> str:
     """The verdict of one value against all operators of a matcher."""
     if value is MISSING:
@@ -108,6 +139,10 @@ def _operator(value: Any, word: str, wanted: Any, captured: Dict[str, Any]) -> s
     operands = [_operand(one, captured) for one in (wanted if word == "in" else [wanted])]
     if any(one is MISSING for one in operands):
         return UNKNOWN
+    if word in PARTS:
+        if not isinstance(value, str) or not isinstance(operands[0], str) or not operands[0]:
+            return UNKNOWN
+        return PASS if PARTS[word](value, operands[0]) else FAIL
     if word in ORDERS:
         left, right = quantity(value), quantity(operands[0])
         if left is None or right is None:

@@ -2,7 +2,7 @@
 
 A probe says one kind of thing (``http``, ``command``, ``tcp``, ``service``) or puts others together
 (``all``, ``any``, ``not``, ``fact``). ``expect`` maps paths into the answer to a literal or a matcher
-(``eq ne ge gt le lt in matches exists``); ``capture`` keeps values for later probes, which say
+(``eq ne ge gt le lt in matches contains starts_with exists``); ``capture`` keeps values for later probes, which say
 ``{captured: NAME}``. An empty ``all`` or ``any`` is refused: it would be a condition nobody wrote.
 """
 
@@ -17,7 +17,9 @@ from pydantic_core import PydanticCustomError
 from kedge.model.base import Json, Name
 from kedge.model.notation import Count, Duration, Entry, Flag, Problem, Text, refuse
 
-MATCHERS = ("eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "exists")
+MATCHERS = (
+    "eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "contains", "starts_with", "exists",
+)  # fmt: skip
 _VERBS = ("http", "command", "tcp", "service", "all", "any", "not", "fact")
 _PATH = re.compile(r"^[^.\s]+(\.[^.\s]+)*$")
 
@@ -180,6 +182,10 @@ def _matcher_problems(wanted: Json) -> list[Problem]:
             problems.append(((key,), "must be true or false"))
         elif key == "matches":
             problems += [((key,), said) for said in _pattern_problems(value)]
+        elif key in {"contains", "starts_with"} and not isinstance(value, str | dict):
+            problems.append(((key,), "must be a text or {captured: NAME}"))
+        elif key in {"contains", "starts_with"} and value == "":
+            problems.append(((key,), "is empty; every text has it"))
         elif key in {"ge", "gt", "le", "lt"} and isinstance(value, bool | list | None):
             problems.append(((key,), "must be a number, a text or {captured: NAME}"))
         else:

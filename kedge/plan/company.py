@@ -26,6 +26,24 @@ def in_range(version: str, wanted: str) -> bool:
         return version == wanted.strip().lstrip("=")
 
 
+def suffix_hint(version: str, wanted: str) -> str:
+    """Why a version is in none of a range's versions although its numbers are: a suffix behind ``-`` is a pre-release.
+
+    Empty where the suffix is not the reason. The rule is that of Semantic Versioning (clause 9) and of npm's ranges.
+    """
+    try:
+        plain, _, suffix = version.partition("-")
+        fits = bool(suffix) and satisfies(version, wanted, loose=True, include_prerelease=True)
+    except ValueError:
+        return ""
+    if not fits:
+        return ""
+    return (
+        f' ("-{suffix}" makes it a pre-release of {plain}, which a range leaves out unless it names one: '
+        f'write "{wanted} || {version}")'
+    )
+
+
 def protocol_problems(before: Release, after: Release) -> list[tuple[Path, str]]:
     """Why nodes of the two releases could not talk to each other; paths are in the new release."""
     problems: list[tuple[Path, str]] = []
@@ -56,7 +74,8 @@ def version_problems(before: Release, after: Release, *, back: bool) -> list[Whe
         said = f"is of {after.component}, and the fleet runs {before.component}"
         problems.append(("after", ("component",), said))
     if not in_range(before.version, after.upgrade_from):
-        said = f"{after.version} may come from {after.upgrade_from}, and the fleet runs {before.version}"
+        hint = suffix_hint(before.version, after.upgrade_from)
+        said = f"{after.version} may come from {after.upgrade_from}, and the fleet runs {before.version}{hint}"
         problems.append(("after", ("upgrade_from",), said))
     if back and (after.downgrade_to is None or not in_range(before.version, after.downgrade_to)):
         allowed = (
@@ -65,7 +84,8 @@ def version_problems(before: Release, after: Release, *, back: bool) -> list[Whe
             else "says nothing of a way back"
         )
         said = (
-            f"{after.version} {allowed}, and the runbook switches back to {before.version}; "
+            f"{after.version} {allowed}, and the runbook switches back to {before.version}"
+            f"{suffix_hint(before.version, after.downgrade_to or '')}; "
             "widen downgrade_to if that is known to work, or write rollback: {before_commit: forbidden}"
         )
         problems.append(("after", ("downgrade_to",), said))

@@ -1,8 +1,9 @@
 """Placeholders: what may stand in braces, and how a tree of texts is rendered for one node.
 
 A placeholder is ``{word.word…}`` of letters, digits, ``_``, ``-`` and dots; ``{{word.word}}`` is that text itself;
-every other brace is just a brace, so that JSON and configuration files need no escapes. What a placeholder gives is
-put in as it is, never read again and never given to a shell.
+every other brace is just a brace, so that JSON and configuration files need no escapes; so is the one of ``${WORD}``,
+a shell's variable. What a placeholder gives is put in as it is, never read again and never given to a shell. In a
+``matches`` it is escaped: a version's dots and plus signs are the characters that they are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ FLAGS = "{settings.flags}"
 """As a whole element of a command line: one ``--name=value`` per setting, sorted by name."""
 
 _PLACEHOLDER = re.compile(
-    r"\{\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}\}|\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}"
+    r"\{\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}\}"
+    r"|\{([A-Za-z][\w-]*(?:\.[\w-]+)+)\}"
+    r"|(?<!\$)\{([A-Za-z][\w-]*)\}"
 )
 
 Values = Mapping[str, str]
@@ -31,7 +34,7 @@ class UnknownPlaceholderError(KeyError):
 
 def placeholders(text: str) -> tuple[str, ...]:
     """The names in a text, in order, repeated ones repeated."""
-    return tuple(match[2] for match in _PLACEHOLDER.finditer(text) if match[2])
+    return tuple(match[2] or match[3] for match in _PLACEHOLDER.finditer(text) if not match[1])
 
 
 def strings(value: Json, path: Path = ()) -> Iterator[tuple[Path, str]]:
@@ -51,8 +54,10 @@ def render(text: str, values: Values) -> str:
     return str(compiled_text(text)(values))
 
 
-def compiled_text(text: str) -> Callable[[Values], str]:
-    """A function that renders a text."""
+def compiled_text(
+    text: str, escape: Callable[[str], str] | None = None
+) -> Callable[[Values], str]:
+    """A function that renders a text; each value goes through ``escape`` first."""
     parts: list[str] = []
     names: list[str] = []
     end, literal = 0, ""
@@ -63,7 +68,7 @@ def compiled_text(text: str) -> Callable[[Values], str]:
             literal += "{" + match[1] + "}"
             continue
         parts.append(literal)
-        names.append(match[2])
+        names.append(match[2] or match[3])
         literal = ""
     literal += text[end:]
     if not names:
@@ -72,7 +77,9 @@ def compiled_text(text: str) -> Callable[[Values], str]:
 
     def put(values: Values) -> str:
         try:
-            return "".join([part + values[name] for part, name in pairs]) + literal
+            if escape is None:
+                return "".join([part + values[name] for part, name in pairs]) + literal
+            return "".join([part + escape(values[name]) for part, name in pairs]) + literal
         except KeyError as error:
             raise UnknownPlaceholderError(str(error.args[0])) from None
 
@@ -132,7 +139,30 @@ def _field(key: str, part: Json) -> Rendered:
             return {**call, "port": int(str(call["port"]))}
 
         return tcp
+    if key == "expect" and isinstance(part, dict):
+        return _compiled_expectations(part)
     return compiled(part)
+
+
+def _compiled_expectations(paths: dict[str, Json]) -> Rendered:
+    """Matchers by path: what is put into a regular expression is text, not syntax."""
+    matchers = [(path, _matcher(matcher)) for path, matcher in paths.items()]
+    return lambda values: {path: matcher(values) for path, matcher in matchers}
+
+
+def _matcher(matcher: Json) -> Rendered:
+    if not isinstance(matcher, dict):
+        return compiled(matcher)
+    fields: list[tuple[str, Rendered]] = [
+        (
+            word,
+            compiled_text(wanted, re.escape)
+            if word == "matches" and isinstance(wanted, str)
+            else compiled(wanted),
+        )
+        for word, wanted in matcher.items()
+    ]
+    return lambda values: {word: field(values) for word, field in fields}
 
 
 def compiled_mapping_of_text(value: dict[str, Json]) -> Callable[[Values], dict[str, Json]]:

@@ -97,6 +97,12 @@ EXPECTATIONS: list[tuple[dict[str, Any], str]] = [
     ({"sync.name": {"matches": r"^v1\."}}, "pass"),
     ({"sync.name": {"matches": "^2"}}, "fail"),
     ({"n": {"matches": "5"}}, "unknown"),
+    ({"sync.name": {"contains": "1.2"}}, "pass"),
+    ({"sync.name": {"contains": "1.3"}}, "fail"),
+    ({"sync.name": {"starts_with": "v1."}}, "pass"),
+    ({"sync.name": {"starts_with": "1."}}, "fail"),
+    ({"n": {"contains": "5"}}, "unknown"),
+    ({"sync.name": {"contains": {"captured": "never"}}}, "unknown"),
     ({"n": {"in": [4, 5]}}, "pass"),
     ({"n": {"in": ["5"]}}, "fail"),
     ({"n": {"ne": 4}}, "pass"),
@@ -129,6 +135,27 @@ def test_expectations(host: Any, answering: Any) -> None:
         if verdict == "unknown":
             inner = {"http": {"url": url}, "expect": expect}
             assert look(host, {"not": inner}, f"not{number}") == "unknown", expect
+
+
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "n is 5, expected 0"),
+    ({"n": {"ge": 7, "lt": 9}}, "n is 5, expected at least 7 and less than 9"),
+    ({"n": {"in": [1, 2]}}, "n is 5, expected one of 1, 2"),
+    ({"health": {"ne": "true"}}, "health is 'true', expected anything but 'true'"),
+    ({"sync.name": {"starts_with": "2"}}, "sync.name is 'v1.2.3', expected a text that starts with '2'"),
+    ({"missing": 1}, "missing is not in the answer, expected 1"),
+    ({"n": {"ge": {"captured": "never"}}}, "n is 5, expected at least nothing captured"),
+]  # fmt: skip
+
+
+def test_a_condition_that_does_not_hold_says_what_was_expected(host: Any, answering: Any) -> None:
+    url = answering(http(BODY))
+    for number, (expect, sentence) in enumerate(SENTENCES):
+        op = {
+            "key": f"s{number}{host.token}", "op": "probe",
+            "probe": {"http": {"url": url}, "expect": expect},
+        }  # fmt: skip
+        assert sentence in host.call(op).error["message"], expect
 
 
 ANSWERS: list[tuple[str, bytes, str]] = [
@@ -252,3 +279,21 @@ def test_an_instant_service_is_not_charged_an_interval(host: Any, answering: Any
     probe = {"http": {"url": answering(http({"a": 1}))}, "expect": {"a": 1}}
     op = {"key": "h", "op": "healthy", "probe": probe, "interval": 5, "service": False}
     assert host.good(op).result("h")["waited"] < 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "parse", "expect", "sentence"),
+    [
+        ('{"lag": 0}', None, {"lag": 0}, "printed JSON, read as text: add `parse: json`"),
+        ("lag: 0", "json", {"lag": 0}, "printed no JSON"),
+        ("lag: 0", None, {"lag": 0}, "lag is not in the answer, expected 0"),
+    ],
+)
+def test_output_that_is_read_the_wrong_way_is_called_that(
+    host: Any, printed: str, parse: str | None, expect: dict[str, Any], sentence: str
+) -> None:
+    probe = {"command": {"argv": ["echo", printed], "parse": parse}, "expect": expect}
+    found = host.call({"key": f"c{host.token}", "op": "probe", "probe": probe})
+    assert sentence in found.error["message"]
+    assert ("add `parse" in found.error["message"]) == ("add `parse" in sentence)
+    assert found.error["detail"]["verdict"] == "unknown"

@@ -27,6 +27,8 @@ TEXTS = [
     ("a placeholder inside JSON", '{"a": "{node.name}"}', '{"a": "n1"}'),
     ("an empty pair of braces", "{}", "{}"),
     ("shell words are just text", "$(x) `y` ; {node.name}", "$(x) `y` ; n1"),
+    ("a shell's variable is just text", "${X} ${node.name}", "${X} $n1"),
+    ("a shell's variable in doubled braces is that variable", "${{X}}", "${X}"),
     ("what is put in is never read again", "{node.evil}", "{node.name}"),
 ]
 
@@ -44,6 +46,24 @@ def test_no_text_makes_the_renderer_fail_otherwise_than_by_an_unknown_name(text:
         with pytest.raises(UnknownPlaceholderError):
             render(text, {})
     assert isinstance(render(text, dict.fromkeys(names, "x")), str)
+
+
+def test_a_version_in_a_pattern_is_text_and_the_patterns_own_signs_stay() -> None:
+    probe: Json = {
+        "http": {"url": "u"},
+        "expect": {
+            "text": {"matches": "^App/{release.version}-(a|b)$"},
+            "name": {"contains": "{release.version}"},
+            "plain": "{release.version}",
+        },
+    }
+    made = compiled(probe)({"release.version": "1.1.0+build.7"})
+    assert isinstance(made, dict)
+    assert made["expect"] == {
+        "text": {"matches": r"^App/1\.1\.0\+build\.7-(a|b)$"},
+        "name": {"contains": "1.1.0+build.7"},
+        "plain": "1.1.0+build.7",
+    }
 
 
 def test_json_bodies_and_ports_are_made_after_filling_in() -> None:
