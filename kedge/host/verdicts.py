@@ -139,17 +139,22 @@ def _operator(value: Any, word: str, wanted: Any, captured: Dict[str, Any]) -> s
     operands = [_operand(one, captured) for one in (wanted if word == "in" else [wanted])]
     if any(one is MISSING for one in operands):
         return UNKNOWN
-    if word in PARTS:
-        if not isinstance(value, str) or not isinstance(operands[0], str) or not operands[0]:
-            return UNKNOWN
-        return PASS if PARTS[word](value, operands[0]) else FAIL
-    if word in ORDERS:
-        left, right = quantity(value), quantity(operands[0])
-        if left is None or right is None:
-            return UNKNOWN
-        return PASS if ORDERS[word](left, right) else FAIL
+    if word in PARTS or word in ORDERS:
+        return _compared(value, word, operands[0])
     found = any(same(value, one) for one in operands)
     return PASS if found != (word == "ne") else FAIL
+
+
+def _compared(value: Any, word: str, operand: Any) -> str:
+    """Texts by their parts, quantities by their order; anything else is not comparable."""
+    if word in PARTS:
+        if not isinstance(value, str) or not isinstance(operand, str) or not operand:
+            return UNKNOWN
+        return PASS if PARTS[word](value, operand) else FAIL
+    left, right = quantity(value), quantity(operand)
+    if left is None or right is None:
+        return UNKNOWN
+    return PASS if ORDERS[word](left, right) else FAIL
 
 
 def _operand(wanted: Any, captured: Dict[str, Any]) -> Any:

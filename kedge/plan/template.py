@@ -54,9 +54,7 @@ def render(text: str, values: Values) -> str:
     return str(compiled_text(text)(values))
 
 
-def compiled_text(
-    text: str, escape: Callable[[str], str] | None = None
-) -> Callable[[Values], str]:
+def compiled_text(text: str, escape: Callable[[str], str] | None = None) -> Callable[[Values], str]:
     """A function that renders a text; each value goes through ``escape`` first."""
     parts: list[str] = []
     names: list[str] = []
