@@ -34,7 +34,7 @@ from kedge.model.release import Release
 from kedge.model.run import Run, Warrant
 from kedge.model.signed_policy import KeptPolicy
 from kedge.trust.chain import EvidenceHead
-from kedge.trust.envelope import envelope_digest, read
+from kedge.trust.envelope import order_digest, order_key, read
 from kedge.trust.policies import text_digest, verify_kept
 from kedge.trust.warrant import verify_warrant
 
@@ -373,7 +373,7 @@ class Ground:
         with an old order and a fence above all others. The ``policy`` pinned then is written down with it, and returned.
         Raises ``DriverError`` NotAuthorised for another lease.
         """
-        order = envelope_digest(warrant.start)
+        order = order_digest(warrant.start)
         known = self._leases.get((run.fleet, order))
         if known is None:
             record: dict[str, Json] = {
@@ -482,6 +482,6 @@ class Ground:
         """Every order looked at is evidence, refused ones too, with the ``case``: what it was judged by."""
         await self.note(
             fleet,
-            f"order/{verdict.digest}/{verdict.rule}",
+            order_key(verdict.digest, verdict.rule, verdict.key),
             {"what": "order", **verdict.model_dump(mode="json"), **(case or {})},
         )

@@ -11,7 +11,8 @@ from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
 from activities.reviews import OwedReviews
-from kedge.model.base import canonical, digest_of
+from activities.spent import SpentOrders
+from kedge.model.base import Json, canonical, digest_of
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.order import EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Plan
@@ -21,7 +22,7 @@ from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Wa
 from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, standing, unproven, unseen
 from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
-from kedge.trust.envelope import envelope_digest
+from kedge.trust.envelope import order_digest
 from kedge.trust.orders import judge, read, refused
 
 AUTHORS_MATTER = frozenset({"start", "approve"})
@@ -34,6 +35,7 @@ class OrderActivities:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._reviews = OwedReviews(ground)
+        self._spent = SpentOrders(ground)
 
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
@@ -45,13 +47,35 @@ class OrderActivities:
             if verdict.accepted:
                 verdict = await self._witnessed(request, verdict)
             by = activity.info().workflow_id or ""
-            if not (request.quiet and unproven(verdict)):
+            if verdict.accepted:
+                verdict, hearing = await self._accepted(request, verdict, hearing, by)
+            if not verdict.accepted and not (request.quiet and unproven(verdict)):
                 await self._ground.note_verdict(
                     request.fleet, verdict, {**hearing.case(), "by": by}
                 )
             reviews = request.lease.owed if request.lease is not None else ()
             await self._reviews.noted(request.fleet, verdict, reviews, by)
         return verdict
+
+    async def _accepted(
+        self, request: JudgeRequest, verdict: OrderVerdict, hearing: Hearing, by: str
+    ) -> tuple[OrderVerdict, Hearing]:
+        """The verdict about an order that is accepted by all rules, after a look at what the record has of it."""
+        if request.run is not None and request.expected.target != request.run.id:
+            # A run is told of an order to its fleet: that one is spent by the fleet.
+            if await self._spent.accepted(request.fleet, verdict.digest) is None:
+                said = "its fleet did not accept this order, so no run loses the lease by it"
+                verdict = refuse(verdict, "lease", said)
+            return verdict, hearing
+        case: dict[str, Json] = {**hearing.case(), "by": by}
+        spent = await self._spent.spend(request.fleet, verdict, case)
+        if spent is not None:
+            return spent, hearing
+        # Whatever the workflow remembers: the record knows this order, or another with its nonce.
+        expected = request.expected.model_copy(update={"spent": (verdict.nonce,)})
+        again = Hearing(request.envelope)
+        found = await self._judged(request.model_copy(update={"expected": expected}), again)
+        return found, again
 
     @activity.defn
     async def open_reviews(self, fleet: str) -> tuple[Review, ...]:
@@ -225,7 +249,7 @@ class OrderActivities:
         if not order.break_glass:
             return refused(envelope, "break-glass", "this order breaks no glass")
         if order.target == run:
-            before = await self._reviews.accepted(request.fleet, envelope_digest(envelope))
+            before = await self._spent.accepted(request.fleet, order_digest(envelope))
             if before is not None:
                 return before
         try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 from activities.ground import Ground
-from kedge.model.base import Digest, Json
+from activities.spent import SpentOrders
+from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.order import OrderVerdict
 from kedge.model.review import Review
@@ -14,7 +13,6 @@ from kedge.plan.lease import glass_of, owed
 BROKEN, REVIEWED = "glass/", "reviewed/"
 MOST = 10_000
 """Orders that break the glass which are looked at in one fleet's record."""
-_VERDICT = frozenset(OrderVerdict.model_fields)
 
 
 class OwedReviews:
@@ -22,6 +20,7 @@ class OwedReviews:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._spent = SpentOrders(ground)
 
     async def noted(
         self, fleet: str, verdict: OrderVerdict, reviews: tuple[Review, ...], by: str
@@ -42,7 +41,7 @@ class OwedReviews:
             if (review.run, review.shown) != (verdict.subject, verdict.shown):
                 continue
             for order in review.orders:
-                found = await self.accepted(fleet, order.digest)
+                found = await self._spent.accepted(fleet, order.digest)
                 if found is not None and glass_of(found) == order:
                     record = {"what": "reviewed", "order": order.digest, "review": verdict.digest}
                     await self._ground.note(fleet, REVIEWED + order.digest, record)
@@ -59,27 +58,11 @@ class OwedReviews:
         reviews: tuple[Review, ...] = ()
         for entry in broken:
             digest = entry.key.removeprefix(BROKEN)
-            verdict = None if digest in done else await self.accepted(fleet, digest)
+            verdict = None if digest in done else await self._spent.accepted(fleet, digest)
             if verdict is not None:
                 run = await self._run(fleet, verdict)
                 reviews = owed(reviews, run, verdict, verdict.issued)
         return reviews
-
-    async def accepted(self, fleet: str, digest: Digest) -> OrderVerdict | None:
-        """The verdict by which this very order was accepted, as the record has it; None: it has none.
-
-        It was judged by all policies that counted then: who is revoked since, or a policy that cannot be read now, does
-        not lose the fleet its review. Only the judgement of an order writes such a record. Raises ``DriverError``.
-        """
-        entry = await self._ground.evidence.find(fleet, f"order/{digest}/accepted")
-        if entry is None or not isinstance(entry.record, dict):
-            return None
-        told = {name: value for name, value in entry.record.items() if name in _VERDICT}
-        try:
-            verdict = OrderVerdict.model_validate(told, strict=False)
-        except ValidationError:
-            return None
-        return verdict if verdict.accepted and verdict.digest == digest else None
 
     async def _run(self, fleet: str, verdict: OrderVerdict) -> str:
         """The run an order was for: the one it was said to, or the one that began by it."""

@@ -103,9 +103,9 @@ def _node(before: NodeView | None, after: NodeView) -> str:
 
 
 def _orders(before: RunStatus, after: RunStatus) -> Iterator[str]:
-    known = {verdict.digest for verdict in before.orders}
+    known = {(verdict.digest, verdict.rule) for verdict in before.orders}
     for verdict in after.orders:
-        if verdict.digest not in known:
+        if (verdict.digest, verdict.rule) not in known:
             how = "accepted" if verdict.accepted else f"refused, rule {verdict.rule}"
             yield f"order {how}: {verdict.said}"
 

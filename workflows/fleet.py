@@ -37,7 +37,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from kedge.model.status import FleetStatus
     from kedge.plan.lease import MOST_REVIEWS, owed, refuse, signed_for, unproven
-    from kedge.trust.envelope import envelope_digest, read
+    from kedge.trust.envelope import order_digest, read
     from kedge.trust.refusal import RefusalError
 
 from workflows.calls import attributes, decide, plan_facts, why
@@ -238,7 +238,7 @@ class Fleet:
 
     async def _owe(self, notice: GlassNotice) -> None:
         """Open a review for an order that broke the glass in a run, once, if the order holds."""
-        if envelope_digest(notice.envelope) in self._state.glass:
+        if order_digest(notice.envelope) in self._state.glass:
             return
         verdict = await decide(
             OrderActivities.judge_glass,

@@ -152,7 +152,7 @@ class OrderVerdict(Frozen):
     rule: Rule
     said: str
     digest: Digest
-    """sha256 of the envelope's canonical form."""
+    """The identity of the order: sha256 of the bytes that are signed, whatever the signature looks like."""
     verb: Verb | None = None
     target: str = ""
     subject: str = ""

@@ -8,7 +8,7 @@ from kedge.model.plan import Choice, Verb
 
 
 class GlassBroken(Frozen):
-    """One order that broke the glass: ``digest`` is its envelope's, ``at`` when it was issued."""
+    """One order that broke the glass: ``digest`` is its identity, ``at`` when it was issued."""
 
     digest: Digest
     verb: Verb

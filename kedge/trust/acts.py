@@ -14,7 +14,8 @@ from kedge.model.plan import Plan
 from kedge.model.run import Warrant
 from kedge.trust.docket import Docket
 from kedge.trust.effects import KnownPlan
-from kedge.trust.envelope import envelope_digest, read
+from kedge.trust.envelope import order_digest, read
+from kedge.trust.orders import signer_of
 from kedge.trust.refusal import RefusalError, quoted
 from kedge.trust.released import retry
 from kedge.trust.warrant import verify_warrant
@@ -239,7 +240,7 @@ class Acts:
 
     def _unleased(self, record: Mapping[str, Any], run: str, warrant: Warrant) -> str | None:
         """Why the order of a warrant was not spent for this run and epoch; None when it was."""
-        lease = self._docket.leases.get(envelope_digest(warrant.start))
+        lease = self._docket.leases.get(order_digest(warrant.start))
         if lease is None:
             # It may have been spent before the part of the record that is here.
             said = f"nothing in the record says that {run} has the lease of its order"
@@ -255,7 +256,7 @@ class Acts:
             ordered = read(warrant.start).verb == "rollback"
         except RefusalError:
             return plan.policy.digest
-        lease = self._docket.leases.get(envelope_digest(warrant.start))
+        lease = self._docket.leases.get(order_digest(warrant.start))
         if ordered:
             return None if lease is None else lease[2]
         return plan.policy.digest
@@ -269,7 +270,9 @@ class Acts:
             warrant.start,
             *(one for some in warrant.approvals.values() for one in some),
         ):
-            if envelope_digest(envelope) not in self._docket.accepted:
+            known = self._docket.accepted.get(order_digest(envelope))
+            # Whoever else signs the same bytes did not give this order.
+            if known is None or signer_of(envelope) != known.verdict.key:
                 return "the warrant has a signature that was not accepted in this record"
         return None
 

@@ -91,18 +91,27 @@ def open_envelope(sent: Json) -> Envelope:
         ) from error
 
 
-def envelope_digest(envelope: Envelope) -> Digest:
-    """sha256 of the envelope's canonical form; never fails, whatever the text."""
-    try:
-        return hashlib.sha256(canonical(envelope)).hexdigest()
-    except ValueError:
-        # Lone surrogates have no canonical form, yet the refusal needs a name to be filed under.
-        parts = [
-            part.encode("utf-8", "surrogatepass") for part in (envelope.order, envelope.signature)
-        ]
-        return hashlib.sha256(
-            b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        ).hexdigest()
+def order_digest(envelope: Envelope) -> Digest:
+    """The identity of an order: sha256 of the bytes that are signed. It never fails, whatever the text.
+
+    The signature has no part in it. One signature has many forms (lines of another width, the other ``s`` of an ECDSA
+    signature, RSA with or without leading zeros, another count of a hardware key), and a key may sign twice: all of
+    these are the same order, which is spent once.
+    """
+    # Lone surrogates are no text, yet the refusal needs a name to be filed under.
+    return hashlib.sha256(envelope.order.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def order_key(digest: Digest, rule: str, signer: str) -> str:
+    """The key under which the verdict about an order stands in the record; ``signer`` is its key's fingerprint.
+
+    An order is accepted once, whoever signed it. Refusals of the same bytes differ by rule and by signing key, so that
+    a bad signature under an order hides no other refusal of it.
+    """
+    if rule == "accepted":
+        return f"order/{digest}/accepted"
+    signed_by = hashlib.sha256(signer.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"order/{digest}/{rule}/{signed_by[:16]}"
 
 
 def moment(instant: Instant) -> datetime:

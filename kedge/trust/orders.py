@@ -36,10 +36,10 @@ from kedge.model.plan import Gate, Risk, Verb
 from kedge.model.policy import Person, Policy
 from kedge.trust.envelope import (
     bytes_to_sign,
-    envelope_digest,
     make,
     moment,
     open_envelope,
+    order_digest,
     read,
     seal,
 )
@@ -48,7 +48,16 @@ from kedge.trust.keys import PublicKey, fingerprint
 from kedge.trust.refusal import RefusalError, quoted
 from kedge.trust.sshsig import Signature, check, parse
 
-__all__ = ["bytes_to_sign", "judge", "make", "open_envelope", "read", "refused", "seal"]
+__all__ = [
+    "bytes_to_sign",
+    "judge",
+    "make",
+    "open_envelope",
+    "read",
+    "refused",
+    "seal",
+    "signer_of",
+]
 
 _GATE_VERBS = ("approve", "reject")
 _LOOK = "kedge status says what is waited for"
@@ -109,6 +118,14 @@ def refused(envelope: Envelope, rule: Rule, said: str) -> OrderVerdict:
     return known.verdict(rule, said)
 
 
+def signer_of(envelope: Envelope) -> str:
+    """The fingerprint of the key that an envelope names, empty where that cannot be read. Nothing is verified."""
+    try:
+        return fingerprint(parse(envelope.signature).key_blob)
+    except RefusalError:
+        return ""
+
+
 @dataclass
 class _Known:
     """What is known of an envelope so far, to say it in the verdict whenever that falls."""
@@ -129,7 +146,7 @@ class _Known:
             accepted=rule == "accepted",
             rule=rule,
             said=said,
-            digest=envelope_digest(self.envelope),
+            digest=order_digest(self.envelope),
             person=self.person.name if self.person is not None else claimed,
             roles=self.person.roles if self.person is not None else (),
             key=fingerprint(signature.key_blob) if signature is not None else "",

@@ -22,7 +22,7 @@ from kedge.model.policy import Policy
 from kedge.plan.lease import UNSEEN, closing, unseen
 from kedge.trust.acts import Acts
 from kedge.trust.docket import Accepted, Docket, Papers
-from kedge.trust.envelope import envelope_digest, read
+from kedge.trust.envelope import order_digest, order_key, read
 from kedge.trust.orders import judge, refused
 from kedge.trust.refusal import RefusalError, quoted
 
@@ -112,8 +112,10 @@ class Court:
                 "order", seq, f"what this order was judged by cannot be read: {str(error)[:200]}"
             )
             return
-        digest = envelope_digest(envelope)
-        if digest != record.get("digest") or key != f"order/{digest}/{record.get('rule')}":
+        digest = order_digest(envelope)
+        if digest != record.get("digest") or key != order_key(
+            digest, str(record.get("rule")), str(record.get("key"))
+        ):
             self._docket.wrong("order", seq, "the verdict is not about the envelope beside it")
             return
         self._judged(seq, record, envelope, (expected, gate, signed))

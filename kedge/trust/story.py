@@ -191,6 +191,7 @@ _TELL: dict[str, Any] = {
     "allowed": _allowed,
     "asked": _asked,
     "looked": _looked,
+    "spent": _said("the order is spent"),
     "lease": _said("the order is spent; the run has the fleet"),
     "way-back": _said("the way back"),
     "parked": _said("waits for a decision"),

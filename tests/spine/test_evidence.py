@@ -30,6 +30,7 @@ from kedge.model.policy import EvidenceRules, Policy
 from kedge.model.signed_policy import POLICY_NAMESPACE
 from kedge.trust import evidence_file
 from kedge.trust.chain import append, genesis, linked
+from kedge.trust.envelope import order_key
 from kedge.trust.evidence import Asked, verify_parts
 from kedge.trust.policies import policy_text
 from kedge.trust.signers_file import export_signers
@@ -284,7 +285,7 @@ def _refused(rule: str) -> Callable[[list[Entry]], object]:
     def change(entries: list[Entry]) -> None:
         one = next(one for one in entries if one["record"].get("accepted") is False)
         one["record"]["rule"] = rule
-        one["key"] = f"order/{one['record']['digest']}/{rule}"
+        one["key"] = order_key(one["record"]["digest"], rule, one["record"]["key"])
 
     return change
 

@@ -19,6 +19,7 @@ from kedge.model.base import Json, digest_of
 from kedge.model.errors import OrderError
 from kedge.model.evidence import EvidenceReport
 from kedge.trust import evidence_file
+from kedge.trust.envelope import order_key
 from kedge.trust.evidence import Asked, verify_parts
 from tests.spine.conftest import Stage
 from tests.spine.forgery import Entry, entries_of, joined, relinked, split
@@ -277,14 +278,14 @@ def _says(entries: list[Entry], what: str, **said: Any) -> None:
 def _only_it_knew(entries: list[Entry]) -> None:
     one = next(one for one in entries if one["record"].get("accepted") is False)
     one["record"].update(rule="not-open")
-    one["key"] = f"order/{one['record']['digest']}/not-open"
+    one["key"] = order_key(one["record"]["digest"], "not-open", one["record"]["key"])
 
 
 def _too_late(entries: list[Entry]) -> None:
     one = next(one for one in entries if one["record"].get("accepted") is False)
     one["record"].update(rule="expired")
     one["record"]["case"]["expected"]["now"] = "2099-01-01T00:00:00Z"
-    one["key"] = f"order/{one['record']['digest']}/expired"
+    one["key"] = order_key(one["record"]["digest"], "expired", one["record"]["key"])
 
 
 LIES: list[tuple[str, Callable[[list[Entry]], object], str]] = [

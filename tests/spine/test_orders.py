@@ -22,7 +22,7 @@ from kedge.model.plan import Plan
 from kedge.model.policy import Person
 from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
-from kedge.trust.envelope import envelope_digest
+from kedge.trust.envelope import order_digest
 from kedge.trust.sshsig import compose, signed_bytes
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually, make_keys
@@ -253,7 +253,7 @@ async def asked(stage: Stage) -> tuple[Scene, Plan]:
 async def refused(scene: Scene, run: str, envelope: Envelope, rule: Rule, *, signal: bool) -> None:
     """Send it one way: it is refused by that rule, the run stays as it is, and the evidence has it."""
     before = stands(await scene.status(run))
-    digest = envelope_digest(envelope)
+    digest = order_digest(envelope)
     if signal:
         await scene.signal(run, envelope)
         await eventually(lambda: heard(scene, run, digest))
