@@ -92,7 +92,11 @@ def done_in(steps: Iterable[Step], run: str, program: str) -> set[str]:
 
 def look_at(root: Path, member: str) -> Host:
     """Everything about one node. Raises ``HostsError`` when its daemon does not run."""
-    seen = observe.full(Node(str(root), member))
+    node = Node(str(root), member)
+    try:
+        seen = observe.full(node)
+    finally:
+        node.close()
     pid, release = seen["pid"], seen["running_release"]
     if not isinstance(pid, int) or not isinstance(release, str):
         raise HostsError(f"{member}: its daemon does not run")

@@ -13,8 +13,9 @@ import hashlib
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
 
-from kedge.host import files, streams
+from kedge.host import files, places, streams
 from kedge.host.errors import ArchiveRefused
+from kedge.host.places import Place
 
 BLOCK = 512
 NAME_MAX = 255
@@ -41,7 +42,7 @@ class Limits(NamedTuple):
 class Unpacked:
     """Where members go, what is there already, and what the release's manifest will say."""
 
-    def __init__(self, top: str, limits: Limits) -> None:
+    def __init__(self, top: Place, limits: Limits) -> None:
         self.top = top
         self.limits = limits
         self.files: List[Dict[str, Any]] = []
@@ -77,18 +78,17 @@ class Unpacked:
             missing.append(path)
             path = path.rpartition("/")[0]
         for one in reversed(missing):
-            os.mkdir(f"{self.top}/{one}", 0o755)
+            places.make(self.top / one, 0o755)
             self.directories.add(one)
 
     def write(self, path: str, size: int, mode: int, some: Callable[[int], bytes]) -> None:
         """Write one file of a declared size from `some`, which gives at most that many bytes."""
         if self.bytes + size > self.limits.bytes:
             raise ArchiveRefused(f"it unpacks to more than {self.limits.bytes} bytes", path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = 0o555 if mode & 0o111 else 0o444
         found = hashlib.sha256()
         left = size
-        fd = os.open(f"{self.top}/{path}", flags, 0o600)
+        fd = files.opened(self.top / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             while left:
                 part = some(min(left, streams.CHUNK))
@@ -107,8 +107,9 @@ class Unpacked:
     def close(self) -> None:
         """Make the names durable and the directories read-only, the deepest first."""
         for path in sorted(self.directories, key=lambda one: (-one.count("/"), one)):
-            os.chmod(f"{self.top}/{path}", 0o555)  # noqa: S103 -- the daemon may be another user
-            files.sync_dir(f"{self.top}/{path}")
+            # The daemon may be another user.
+            places.change_mode(self.top / path, 0o555)
+            files.sync_dir(self.top / path)
         files.sync_dir(self.top)
 
 

@@ -41,7 +41,7 @@ def spawn(
     digest = observe.current_release(node)
     cwd = os.path.join(node.root, spec["cwd"] or ".")
     env = launch.environment(spec["env"])
-    release = node.release(digest) if digest else None
+    release = str(node.release(digest)) if digest else None
     argv: List[str] = list(spec["argv"])
     program = launch.program_of(argv[0], release, cwd, env["PATH"])
     return subprocess.Popen(

@@ -9,9 +9,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Dict, Tuple
 
-from kedge.host import files, observe, points, secret
+from kedge.host import files, observe, places, points, secret
 from kedge.host.errors import Conflict, DigestMismatch, Fault
 from kedge.host.layout import Node
+from kedge.host.places import Place
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
@@ -26,7 +27,7 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     content, mixed = _content(op)
     values = secret.resolve(ctx, op["secrets"])
     result = {"from": ctx.before["generation"], "to": generation}
-    there = os.path.lexists(node.config(generation))
+    there = places.exists(node.config(generation))
     if there:
         check(node, generation, content, mixed)
         if mixed:
@@ -37,7 +38,7 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             return result
     ctx.acting()
     clean(node)
-    sibling = f"{node.configs}/{NEW}{generation}"
+    sibling = node.configs / f"{NEW}{generation}"
     if not there:
         _write(sibling, content)
         for name in mixed:
@@ -47,7 +48,7 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             secret.write(node, generation, mixed, values)
         points.reach("configure.before-rename")
         if not there:
-            os.rename(sibling, node.config(generation))
+            places.rename(sibling, node.config(generation))
         points.reach("configure.between-renames")
         files.relink(node.config_current, generation)
         points.reach("configure.after-rename")
@@ -64,30 +65,29 @@ def _content(op: Dict[str, Any]) -> Tuple[Dict[str, bytes], Dict[str, Any]]:
     return content, mixed
 
 
-def _place_link(sibling: str, generation: str, name: str) -> None:
+def _place_link(sibling: Place, generation: str, name: str) -> None:
     """A file with secrets lies below `.kedge`, so that no copy of the configuration has it."""
-    path = f"{sibling}/{name}"
-    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-    os.symlink(secret.link(generation, name), path)
-    files.sync_dir(os.path.dirname(path))
+    place = sibling / name
+    places.make_above(place, 0o755)
+    places.link(place, secret.link(generation, name))
+    files.sync_above(place)
 
 
-def _write(sibling: str, content: Dict[str, bytes]) -> None:
+def _write(sibling: Place, content: Dict[str, bytes]) -> None:
     try:
-        directories = {sibling}
-        os.mkdir(sibling, 0o755)
+        places.make(sibling, 0o755)
+        directories = [sibling]
         for name, text in sorted(content.items()):
-            parent = os.path.dirname(f"{sibling}/{name}")
-            while parent not in directories:
-                os.makedirs(parent, 0o755, exist_ok=True)
-                directories.add(parent)
-                parent = os.path.dirname(parent)
+            for above in (sibling / name).above()[len(sibling.names) :]:
+                if not places.exists(above):
+                    places.make(above, 0o755)
+                    directories.append(above)
             # Configuration may hold secrets: only the daemon's own user reads it.
-            files.write_new(f"{sibling}/{name}", text, 0o600)
-        for path in sorted(directories, reverse=True):
-            files.sync_dir(path)
+            files.write_new(sibling / name, text, 0o600)
+        for place in reversed(directories):
+            files.sync_dir(place)
     except (Fault, OSError):
-        files.remove_tree(sibling)
+        places.remove_tree(sibling)
         raise
 
 
@@ -99,11 +99,11 @@ def check(node: Node, generation: str, content: Dict[str, bytes], mixed: Dict[st
     links = {name: secret.link(generation, name).encode() for name in mixed}
     content = {**content, **links}
     found: Dict[str, bytes] = {}
-    for path, status in files.walk(top):
+    for path, status, place in places.walk(top):
         if stat.S_ISREG(status.st_mode):
-            found[path] = files.read_bytes(f"{top}/{path}") or b""
+            found[path] = files.read_bytes(place) or b""
         elif path in links:
-            found[path] = (files.link_target(f"{top}/{path}") or "").encode()
+            found[path] = os.fsencode(files.link_target(place) or "")
         elif not stat.S_ISDIR(status.st_mode):
             found[path] = b""
     if found != content:
@@ -118,14 +118,14 @@ def check(node: Node, generation: str, content: Dict[str, bytes], mixed: Dict[st
 
 def clean(node: Node) -> None:
     """Remove what a killed `configure` left behind. Callers hold `op.lock`."""
-    for name in os.listdir(node.configs):
+    for name in places.listed(node.configs):
         if name.startswith(NEW):
-            files.remove_tree(f"{node.configs}/{name}")
+            places.remove_tree(node.configs / name)
 
 
 def service_spec(node: Node, generation: str) -> Dict[str, Any]:
     """How the daemon of a generation is run; Conflict when the node was never configured."""
-    kept = files.read_json(f"{node.config(generation)}/{SERVICE}")
+    kept = files.read_json(node.config(generation) / SERVICE)
     if not isinstance(kept, dict) or not kept.get("argv"):
         raise Conflict("the node has no configuration that says what to run: configure it first")
     return kept

@@ -1,7 +1,7 @@
 """Small acts on files that are whole or not there at all, also after a power failure.
 
-Paths are plain strings: they come from a checked root and checked names, and the calls here are the
-only ones in the package that write, so that fsync and rename are in one place to be read.
+Every file is named by its place (`places`), so that no link on the way leads out of the node's root; the calls here
+are the only ones in the package that write, so that fsync and rename are in one place to be read.
 """
 
 from __future__ import annotations
@@ -12,24 +12,37 @@ import hashlib
 import json
 import os
 import stat
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
+
+from kedge.host import places
+from kedge.host.places import Place
 
 CHUNK = 1 << 20
 NOTE = 4096
-OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def nothing() -> None:
     """What long loops call between chunks when nobody wants to be asked."""
 
 
-def sync_dir(path: str) -> None:
+def sync_dir(place: Place) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, OPEN_DIR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with places.opened(place) as directory:
+        os.fsync(directory.fd)
+
+
+def sync_above(place: Place) -> None:
+    """Make the name at a place durable."""
+    if len(place.names) == 1:
+        os.fsync(place.top.fd)
+    else:
+        sync_dir(Place(place.top, place.names[:-1]))
+
+
+def opened(place: Place, flags: int, mode: int = 0o600) -> int:
+    """A file's descriptor; OSError ELOOP for a link. The caller closes it."""
+    with place.held() as (fd, name):
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=fd)
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -39,13 +52,13 @@ def write_all(fd: int, content: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_new(path: str, content: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
+def write_new(place: Place, content: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
     """Write a file of our own; it is removed again when it cannot be written whole.
 
     Anything that has the name is replaced first, a link too: the name is ours.
     """
-    drop(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    drop(place)
+    fd = opened(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         try:
             write_all(fd, content)
@@ -55,23 +68,25 @@ def write_new(path: str, content: bytes, mode: int = 0o600, *, sync: bool = True
         finally:
             os.close(fd)
     except OSError:
-        drop(path)
+        drop(place)
         raise
 
 
-def write_atomic(path: str, content: bytes, *, sync: bool = True, sync_name: bool = True) -> None:
+def write_atomic(
+    place: Place, content: bytes, *, sync: bool = True, sync_name: bool = True
+) -> None:
     """Replace a file by a rename; with `sync` the bytes, with `sync_name` the name are durable.
 
     Callers hold a lock: two writers of one path would share the sibling's name.
     """
-    sibling = f"{path}.new"
+    sibling = place.beside(f"{place.name}.new")
     write_new(sibling, content, sync=sync)
-    os.rename(sibling, path)
+    places.rename(sibling, place)
     if sync and sync_name:
-        sync_dir(os.path.dirname(path))
+        sync_above(place)
 
 
-def note(path: str, value: Any) -> None:
+def note(place: Place, value: Any) -> None:
     """Write down something that a killed process must leave behind, but a power failure may take.
 
     In place, in one small write: replacing or truncating a file makes some file systems write it out at
@@ -79,9 +94,9 @@ def note(path: str, value: Any) -> None:
     """
     content = to_json(value)
     if len(content) >= NOTE:
-        write_atomic(path, content, sync=False)
+        write_atomic(place, content, sync=False)
         return
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = opened(place, os.O_WRONLY | os.O_CREAT)
     try:
         if os.fstat(fd).st_size > NOTE:
             os.ftruncate(fd, 0)
@@ -95,16 +110,16 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
 
 
-def read_bytes(path: str, limit: int = 64 << 20) -> Optional[bytes]:
+def read_bytes(place: Place, limit: int = 64 << 20) -> Optional[bytes]:
     """The content of a file of ours, or None when it is not there. At most `limit` bytes."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opened(place, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
         size = os.fstat(fd).st_size
         if size > limit:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(place))
         parts: List[bytes] = []
         while True:
             part = os.read(fd, max(size + 1, 4096))
@@ -115,14 +130,14 @@ def read_bytes(path: str, limit: int = 64 << 20) -> Optional[bytes]:
         os.close(fd)
 
 
-def read_json(path: str) -> Any:
+def read_json(place: Place) -> Any:
     """The value in a file of ours, or None when it is not there or not JSON (torn by a crash)."""
-    content = read_bytes(path)
+    content = read_bytes(place)
     if content is None:
         return None
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -133,32 +148,34 @@ class Kept:
     under the name is the same file. `close` lets it go.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self._fd = -1
         self._seen: Tuple[int, ...] = ()
         self._value: Any = None
 
     def value(self) -> Any:
         """The value now; callers leave it as it is. None when there is no file; ValueError when it is no JSON."""
-        try:
-            seen = _identity(os.stat(self.path))
-        except FileNotFoundError:
+        found = places.status(self.place)
+        if found is None:
             self.close()
             return None
-        if seen != self._seen:
+        if _identity(found) != self._seen:
             self.close()
             self._read()
         return self._value
 
     def _read(self) -> None:
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = opened(self.place, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return
         status = os.fstat(self._fd)
         content = os.pread(self._fd, status.st_size + 1, 0)
-        self._value = json.loads(content)
+        try:
+            self._value = json.loads(content)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
         self._seen = _identity(status)
 
     def close(self) -> None:
@@ -173,28 +190,28 @@ def _identity(status: os.stat_result) -> Tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def drop(path: str) -> None:
+def drop(place: Place) -> None:
     """Remove a name that may not be there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    with contextlib.suppress(FileNotFoundError), place.held() as (fd, name):
+        os.unlink(name, dir_fd=fd)
 
 
-def link_target(path: str) -> Optional[str]:
+def link_target(place: Place) -> Optional[str]:
     """What a symlink points to, or None when there is no symlink."""
     try:
-        return os.readlink(path)
+        with place.held() as (fd, name):
+            return os.readlink(name, dir_fd=fd)
     except OSError:
         return None
 
 
-def relink(path: str, target: str) -> None:
+def relink(place: Place, target: str) -> None:
     """Point a symlink elsewhere by one atomic rename, and make that durable."""
-    directory, name = os.path.split(path)
-    sibling = f"{directory}/.{name}.new"
+    sibling = place.beside(f".{place.name}.new")
     drop(sibling)
-    os.symlink(target, sibling)
-    os.rename(sibling, path)
-    sync_dir(directory)
+    places.link(sibling, target)
+    places.rename(sibling, place)
+    sync_above(place)
 
 
 def hash_fd(fd: int, tick: Callable[[], None] = nothing) -> Tuple[str, int]:
@@ -211,68 +228,28 @@ def hash_fd(fd: int, tick: Callable[[], None] = nothing) -> Tuple[str, int]:
             tick()
 
 
-def hash_file(path: str, tick: Callable[[], None] = nothing) -> Tuple[str, os.stat_result]:
+def hash_file(place: Place, tick: Callable[[], None] = nothing) -> Tuple[str, os.stat_result]:
     """The sha256 (hex) of a regular file and its status; OSError ELOOP when it is a link."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = opened(place, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
+            raise OSError(errno.EINVAL, "not a regular file", str(place))
         return hash_fd(fd, tick)[0], status
     finally:
         os.close(fd)
 
 
-def walk(top: str) -> Iterator[Tuple[str, os.stat_result]]:
-    """Everything below a directory as (relative path, lstat), parents first, sorted by name.
-
-    Links are told, never followed.
-    """
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        with os.scandir(f"{top}/{below}" if below else top) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-        deeper = []
-        for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            status = entry.stat(follow_symlinks=False)
-            yield path, status
-            if stat.S_ISDIR(status.st_mode):
-                deeper.append(path)
-        waiting.extend(reversed(deeper))
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree of ours, read-only directories too; nothing outside is touched."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(path)
-        return
-    directories = [path]
-    os.chmod(path, 0o700)
-    # Not `walk`: a directory must be made writable before it is read.
-    for directory in directories:
-        with os.scandir(directory) as found:
-            for entry in list(found):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-                    directories.append(entry.path)
-                else:
-                    os.unlink(entry.path)
-    for directory in reversed(directories):
-        os.rmdir(directory)
-
-
-def tail(path: str, limit: int = 4096) -> str:
+def tail(place: Place, limit: int = 4096) -> str:
     """The last `limit` bytes of a text file, or nothing when it cannot be read."""
     try:
-        with open(path, "rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - limit))
-            return log.read(limit).decode("utf-8", "replace")
+        fd = opened(place, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return ""
+    try:
+        size = os.fstat(fd).st_size
+        return os.pread(fd, limit, max(0, size - limit)).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)

@@ -12,8 +12,9 @@ import json
 import os
 from typing import Any, Dict, Optional, Tuple
 
-from kedge.host import files
+from kedge.host import files, places
 from kedge.host.errors import HostError
+from kedge.host.places import Place
 
 FIRST = "0" * 64
 LIMIT = 1 << 30
@@ -27,21 +28,20 @@ def digest_of(line: bytes) -> str:
 class Journal:
     """The journal of one node, as read by one session. Callers hold `op.lock`."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.looked = False
         self._text = b""
 
     def refresh(self) -> None:
         """Read what others appended since the last look; leave a torn last line out."""
         self.looked = True
-        try:
-            size = os.stat(self.path).st_size
-        except FileNotFoundError:
+        found = places.status(self.place)
+        if found is None:
             self._text = b""
             return
-        if size != len(self._text):
-            self._text = whole_lines(files.read_bytes(self.path, LIMIT) or b"")
+        if found.st_size != len(self._text):
+            self._text = whole_lines(files.read_bytes(self.place, LIMIT) or b"")
             last_links(self._text)
 
     def find(self, key: str) -> Optional[Dict[str, Any]]:
@@ -57,9 +57,8 @@ class Journal:
     def append(self, key: str, record: Dict[str, Any]) -> None:
         """Add a record durably; a torn last line is cut off first. Callers hold the fence."""
         line = self._line(key, record)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fresh = not self._text
-        fd = os.open(self.path, flags, 0o600)
+        fd = files.opened(self.place, os.O_WRONLY | os.O_CREAT)
         try:
             size = os.fstat(fd).st_size
             if size != len(self._text):
@@ -74,7 +73,7 @@ class Journal:
         finally:
             os.close(fd)
         if fresh:
-            files.sync_dir(os.path.dirname(self.path))
+            files.sync_above(self.place)
         self._text += line
 
     def head(self) -> Tuple[int, str]:
@@ -133,7 +132,7 @@ def parse(line: bytes) -> Dict[str, Any]:
     """One line as a record; HostError when it is none."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(
             "the journal has a line that is not JSON: it was changed by hand"
         ) from error

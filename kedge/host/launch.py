@@ -14,8 +14,9 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from kedge.host import files, points, processes
+from kedge.host import files, places, points, processes
 from kedge.host.errors import ServiceDied
+from kedge.host.places import Place
 from kedge.host.processes import Incarnation
 
 KEEP_LOGS = 5
@@ -36,8 +37,8 @@ class Launch(NamedTuple):
     argv: List[str]
     env: Dict[str, str]
     cwd: str
-    log: str
-    service: str
+    log: Place
+    service: Place
     kept: Dict[str, Any]
 
 
@@ -66,14 +67,14 @@ def program_of(argv0: str, release: Optional[str], cwd: str, path: str) -> str:
     return candidates[0] if "/" in argv0 else argv0
 
 
-def rotate(log: str) -> None:
+def rotate(log: Place) -> None:
     """Keep the last few logs; the one that begins now is empty."""
-    if not os.path.lexists(log):
+    if not places.exists(log):
         return
-    for number in range(KEEP_LOGS - 1, 0, -1):
-        if os.path.lexists(f"{log}.{number}"):
-            os.rename(f"{log}.{number}", f"{log}.{number + 1}")
-    os.rename(log, f"{log}.1")
+    older = [log, *(log.beside(f"{log.name}.{number}") for number in range(1, KEEP_LOGS + 1))]
+    for number in range(KEEP_LOGS - 1, -1, -1):
+        if places.exists(older[number]):
+            places.rename(older[number], older[number + 1])
 
 
 def launch(what: Launch) -> Incarnation:
@@ -120,8 +121,7 @@ class Ready(NamedTuple):
 def _prepare(what: Launch) -> Ready:
     _keep_from_daemons()
     rotate(what.log)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    out = os.open(what.log, flags, 0o640)
+    out = files.opened(what.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     return Ready(
         nowhere=os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC),
         out=out,

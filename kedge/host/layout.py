@@ -9,8 +9,10 @@ import os
 import re
 from typing import Tuple
 
+from kedge.host import places
 from kedge.host.errors import BadRequest
 from kedge.host.files import Kept
+from kedge.host.places import Directory, Place
 
 Token = Tuple[int, int, int]
 
@@ -21,33 +23,38 @@ REPLACED = "replaced-"
 
 
 class Node:
-    """The paths of one node. Nothing is read or made until it is needed."""
+    """The places of one node. Nothing is read or made until it is needed.
+
+    `root` is the text of the root's path, `top` the open directory that all places are below.
+    """
 
     def __init__(self, root: str, name: str) -> None:
         self.root = root
         self.name = name
-        self.releases = f"{root}/releases"
-        self.current = f"{root}/current"
-        self.configs = f"{root}/config"
-        self.config_current = f"{root}/config/current"
-        self.snapshots = f"{root}/snapshots"
-        self.logs = f"{root}/logs"
-        self.log = f"{root}/logs/service.log"
-        self.own = f"{root}/.kedge"
-        self.fence = f"{root}/.kedge/fence"
-        self.fence_lock = f"{root}/.kedge/fence.lock"
-        self.op_lock = f"{root}/.kedge/op.lock"
-        self.journal = f"{root}/.kedge/journal"
-        self.begun = f"{root}/.kedge/begun.json"
-        self.manifests = f"{root}/.kedge/manifests"
-        self.service = f"{root}/.kedge/service.json"
-        self.stopping = f"{root}/.kedge/stopping.json"
-        self.should_run = f"{root}/.kedge/should-run"
-        self.runs = f"{root}/.kedge/runs"
-        self.secrets = f"{root}/.kedge/secrets"
-        self.captured = f"{root}/.kedge/captured.json"
-        self.restoring = f"{root}/.kedge/restoring.json"
-        self.restore_new = f"{root}/.kedge/restore.new"
+        self.top = top = Directory(root)
+        self.data = top / "data"
+        self.releases = top / "releases"
+        self.current = top / "current"
+        self.configs = top / "config"
+        self.config_current = top / "config/current"
+        self.snapshots = top / "snapshots"
+        self.logs = top / "logs"
+        self.log = top / "logs/service.log"
+        self.own = own = top / ".kedge"
+        self.fence = own / "fence"
+        self.fence_lock = own / "fence.lock"
+        self.op_lock = own / "op.lock"
+        self.journal = own / "journal"
+        self.begun = own / "begun.json"
+        self.manifests = own / "manifests"
+        self.service = own / "service.json"
+        self.stopping = own / "stopping.json"
+        self.should_run = own / "should-run"
+        self.runs = own / "runs"
+        self.secrets = own / "secrets"
+        self.captured = own / "captured.json"
+        self.restoring = own / "restoring.json"
+        self.restore_new = own / "restore.new"
         self._real_releases = ""
         # Both are looked at a dozen times in a session, and replaced once or twice.
         self.kept_fence = Kept(self.fence)
@@ -57,39 +64,44 @@ class Node:
         """Let go of what was kept open."""
         self.kept_fence.close()
         self.kept_service.close()
+        self.top.close()
 
     def real_releases(self) -> str:
         """`releases` as the kernel names it in `/proc/<pid>/exe`, where links are resolved."""
         if not self._real_releases:
-            self._real_releases = os.path.realpath(self.releases)
+            self._real_releases = os.path.realpath(str(self.releases))
         return self._real_releases
 
     def make(self) -> None:
         """Make the directories of a node that has none yet. The daemon's own is among them."""
-        if os.path.isdir(self.runs):
+        if not os.path.isdir(self.root):
+            os.makedirs(self.root, 0o755, exist_ok=True)
+        if places.is_directory(self.runs):
             return
-        for path in (self.root, self.releases, self.configs, f"{self.root}/data", self.logs):
-            os.makedirs(path, 0o755, exist_ok=True)
+        for place in (self.releases, self.configs, self.logs):
+            places.make(place, 0o755, there=True)
+        if not places.exists(self.data):
+            places.make(self.data, 0o755)
         # Copies of data and kedge's own records are nobody else's to read. `runs` comes last:
         # its being there says that all of them are.
-        for path in (self.snapshots, self.own, self.manifests, self.runs):
-            os.makedirs(path, 0o700, exist_ok=True)
+        for place in (self.snapshots, self.own, self.manifests, self.runs):
+            places.make(place, 0o700, there=True)
 
-    def release(self, digest: str) -> str:
+    def release(self, digest: str) -> Place:
         """The directory of one unpacked release."""
-        return f"{self.releases}/{digest}"
+        return self.releases / digest
 
-    def manifest(self, digest: str) -> str:
+    def manifest(self, digest: str) -> Place:
         """The list of a release's files."""
-        return f"{self.manifests}/{digest}.json"
+        return self.manifests / f"{digest}.json"
 
-    def config(self, generation: str) -> str:
+    def config(self, generation: str) -> Place:
         """The directory of one generation of configuration."""
-        return f"{self.configs}/{generation}"
+        return self.configs / generation
 
-    def snapshot(self, name: str) -> str:
+    def snapshot(self, name: str) -> Place:
         """The directory of one snapshot."""
-        return f"{self.snapshots}/{name}"
+        return self.snapshots / name
 
 
 def below(path: str) -> str:

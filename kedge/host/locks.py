@@ -14,9 +14,10 @@ import signal
 import time
 from typing import Any, Callable, Iterator, List, Optional
 
-from kedge.host import processes
+from kedge.host import files, places, processes
 from kedge.host.errors import Busy
 from kedge.host.layout import Token
+from kedge.host.places import Place
 
 PATIENCE = 2.0
 ROOM = 2048
@@ -28,13 +29,13 @@ class Lock:
     It is never unlocked by a call: a forked child that still holds it would lose it too.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        self.place = place
         self.fd = -1
 
     def open(self) -> None:
         """Open the file, not yet locked."""
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.fd = files.opened(self.place, os.O_RDWR | os.O_CREAT)
 
     def attempt(self, mode: int) -> bool:
         """Take the lock if it is free now."""
@@ -97,24 +98,24 @@ def held_by(lock: Lock) -> Any:
     """What the holder wrote about itself."""
     try:
         told = json.loads(os.pread(lock.fd, 4096, 0))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
 
 
-def holders(path: str) -> List[int]:
+def holders(place: Place) -> List[int]:
     """The processes that hold a flock on a file, as far as this user may see."""
-    try:
-        inode = os.stat(path).st_ino
-    except OSError:
+    there = places.status(place)
+    if there is None:
         return []
+    inode = there.st_ino
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
             for fd in os.listdir(f"/proc/{name}/fdinfo"):
-                with open(f"/proc/{name}/fdinfo/{fd}", encoding="ascii") as told:
+                with open(f"/proc/{name}/fdinfo/{fd}", encoding="latin-1") as told:
                     if any(f":{inode} " in line for line in told if line.startswith("lock:")):
                         found.append(int(name))
                         break
@@ -123,7 +124,7 @@ def holders(path: str) -> List[int]:
     return found
 
 
-def clear_older(op_lock: str, fence_lock: str, mine: Token) -> None:
+def clear_older(op_lock: Place, fence_lock: Place, mine: Token) -> None:
     """Kill the sessions that hold the locks for an older token; never the runner of a command."""
     said = _read(op_lock)
     runner = said.get("runner")
@@ -142,14 +143,14 @@ def clear_older(op_lock: str, fence_lock: str, mine: Token) -> None:
 
 
 def _older(said: Any, mine: Token) -> bool:
-    token = said.get("token")
-    return isinstance(token, list) and len(token) == 3 and tuple(token) < mine
+    token = token_of(said.get("token"))
+    return token is not None and token < mine
 
 
-def _read(path: str) -> Any:
-    lock = Lock(path)
+def _read(place: Place) -> Any:
+    lock = Lock(place)
     try:
-        lock.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        lock.fd = files.opened(place, os.O_RDONLY)
         return held_by(lock)
     except OSError:
         return {}

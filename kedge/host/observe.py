@@ -6,11 +6,11 @@ the same still.
 
 from __future__ import annotations
 
-import os
 from typing import Any, Dict, List, Optional, Tuple
 
-from kedge.host import files, processes
-from kedge.host.layout import DIGEST, REPLACED, Node
+from kedge.host import files, places, processes
+from kedge.host.layout import DIGEST, NAME, REPLACED, Node
+from kedge.host.places import Place
 from kedge.host.processes import Incarnation
 
 
@@ -63,7 +63,7 @@ def brief(node: Node) -> Dict[str, Any]:
         "pid": one.pid if one else None,
         "running_release": running_release(node, one, kept) if one else None,
         "running_generation": kept.get("generation") if one else None,
-        "should_run": os.path.lexists(node.should_run),
+        "should_run": places.exists(node.should_run),
     }
 
 
@@ -89,8 +89,6 @@ def snapshots(node: Node) -> List[str]:
     return [name for name in _names(node.snapshots) if not name.startswith(REPLACED)]
 
 
-def _names(path: str) -> List[str]:
-    try:
-        return sorted(name for name in os.listdir(path) if not name.startswith("."))
-    except FileNotFoundError:
-        return []
+def _names(place: Place) -> List[str]:
+    """Names that kedge may have given: what else somebody put there is not told."""
+    return [name for name in places.listed(place) if NAME.match(name)]

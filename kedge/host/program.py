@@ -49,10 +49,11 @@ def _serve(path: str) -> int:
 
 def _journal(root: str) -> int:
     """Check the whole chain of a node's journal, and say its length and last hash."""
-    from kedge.host import files, journal  # noqa: PLC0415 -- `version` starts without it
+    from kedge.host import files, journal, places  # noqa: PLC0415 -- `version` starts without it
 
     try:
-        content = files.read_bytes(f"{root}/.kedge/journal", journal.LIMIT) or b""
+        place = places.Directory(root) / ".kedge/journal"
+        content = files.read_bytes(place, journal.LIMIT) or b""
         count, head = journal.check_chain(content)
     except (Fault, OSError) as error:
         sys.stderr.write(f"{error}\n")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from kedge.host import files, observe, points, releases, snapshots
+from kedge.host import files, observe, places, points, releases, snapshots
 from kedge.host.layout import DIGEST, Node
 
 if TYPE_CHECKING:
@@ -41,9 +40,9 @@ def _releases(node: Node) -> List[str]:
     used = {observe.current_release(node)}
     if one is not None:
         used |= {observe.running_release(node, one, kept), kept.get("release")}
-    found = sorted(name for name in os.listdir(node.releases) if DIGEST.match(name))
+    found = sorted(name for name in places.listed(node.releases) if DIGEST.match(name))
     return [name for name in found if name not in used]
 
 
 def _snapshots(node: Node) -> List[str]:
-    return sorted(name for name in os.listdir(node.snapshots) if not name.startswith("."))
+    return sorted(name for name in places.listed(node.snapshots) if not name.startswith("."))

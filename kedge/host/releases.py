@@ -11,9 +11,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from kedge.host import archive, files, observe, points, secret, streams
+from kedge.host import archive, files, observe, places, points, secret, streams
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoRelease, ReaderGone
 from kedge.host.layout import Node
+from kedge.host.places import Place
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
@@ -26,7 +27,7 @@ def stage(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     node, digest = ctx.node, op["digest"]
     # What the new configuration will need: missing now, nothing was stopped yet.
     secret.resolve(ctx, op["secrets"])
-    if os.path.isdir(node.release(digest)):
+    if places.is_directory(node.release(digest)):
         try:
             return _there(node, digest, ctx.pulse.tick)
         except (NoRelease, DigestMismatch):
@@ -69,10 +70,10 @@ def check_archive(fd: int, digest: str, length: int, tick: Callable[[], None]) -
 
 def _unpack(ctx: Context, op: Dict[str, Any], fd: int) -> Dict[str, Any]:
     node, digest = ctx.node, op["digest"]
-    sibling = f"{node.releases}/{NEW}{digest}"
+    sibling = node.releases / f"{NEW}{digest}"
     out = archive.Unpacked(sibling, archive.Limits(op["max_bytes"], op["max_members"]))
     try:
-        os.mkdir(sibling, 0o755)
+        places.make(sibling, 0o755)
         points.reach("stage.unpacking")
         start = os.pread(fd, 8, 0)
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -93,12 +94,13 @@ def _unpack(ctx: Context, op: Dict[str, Any], fd: int) -> Dict[str, Any]:
         files.write_atomic(node.manifest(digest), files.to_json(listed))
         points.reach("stage.before-rename")
         with ctx.fence.act():
-            os.chmod(sibling, 0o555)  # noqa: S103 -- the daemon may be another user
-            os.rename(sibling, node.release(digest))
+            # The daemon may be another user.
+            places.change_mode(sibling, 0o555)
+            places.rename(sibling, node.release(digest))
         points.reach("stage.after-rename")
         files.sync_dir(node.releases)
     except (Fault, OSError, ReaderGone):
-        files.remove_tree(sibling)
+        places.remove_tree(sibling)
         raise
     return {"files": len(out.files), "bytes": out.bytes}
 
@@ -107,9 +109,9 @@ def _zip(fd: int, digest: str, out: archive.Unpacked, tick: Callable[[], None]) 
     """A zip is read from its end: from a copy without a name, which nobody can change meanwhile."""
     from kedge.host import wheels  # noqa: PLC0415 -- large, and most archives are tar
 
-    own = os.open(f"{out.top}/.archive", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    own = files.opened(out.top / ".archive", os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
-        os.unlink(f"{out.top}/.archive")
+        files.drop(out.top / ".archive")
         raw = streams.Raw(fd)
         for part in iter(raw.read, b""):
             files.write_all(own, part)
@@ -124,25 +126,25 @@ def _zip(fd: int, digest: str, out: archive.Unpacked, tick: Callable[[], None]) 
 
 def clean(node: Node) -> None:
     """Remove what an unpacking or a removal that was killed left behind. Callers hold `op.lock`."""
-    for name in os.listdir(node.releases):
+    for name in places.listed(node.releases):
         if name.startswith(NEW):
-            files.remove_tree(f"{node.releases}/{name}")
+            places.remove_tree(node.releases / name)
 
 
 def _take_away(node: Node, digest: str) -> None:
     """Give a release a name that is no release's, in one rename; `clean` removes it."""
-    gone = f"{node.releases}/{NEW}gone-{digest}"
-    files.remove_tree(gone)
+    gone = node.releases / f"{NEW}gone-{digest}"
+    places.remove_tree(gone)
     # A directory must be writable to be given another parent entry on some systems.
-    os.chmod(node.release(digest), 0o700)
-    os.rename(node.release(digest), gone)
+    places.change_mode(node.release(digest), 0o700)
+    places.rename(node.release(digest), gone)
 
 
 def remove(node: Node, digest: str) -> None:
     """Remove a release and its manifest: at no instant does half of it have its name."""
     _take_away(node, digest)
     files.drop(node.manifest(digest))
-    files.remove_tree(f"{node.releases}/{NEW}gone-{digest}")
+    places.remove_tree(node.releases / f"{NEW}gone-{digest}")
 
 
 def verify(node: Node, digest: str, tick: Callable[[], None] = files.nothing) -> Dict[str, Any]:
@@ -153,31 +155,31 @@ def verify(node: Node, digest: str, tick: Callable[[], None] = files.nothing) ->
     """
     top = node.release(digest)
     listed = files.read_json(node.manifest(digest))
-    if not os.path.isdir(top) or os.path.islink(top):
+    if not places.is_directory(top):
         raise NoRelease(f"release {digest[:12]} is not on this host: stage it first")
     if not isinstance(listed, dict) or listed.get("digest") != digest:
         raise NoRelease(f"release {digest[:12]} has no manifest: stage it again")
     wanted = {one["path"]: one for one in listed["files"]}
     directories = set(listed["directories"])
     found = 0
-    for path, status in files.walk(top):
+    for path, status, place in places.walk(top):
         tick()
         if stat.S_ISDIR(status.st_mode) and path in directories:
             continue
         one = wanted.get(path)
         if one is None:
             raise _broken(digest, path, "is not part of the release")
-        _check_file(f"{top}/{path}", one, digest, tick)
+        _check_file(place, one, digest, tick)
         found += 1
     if found != len(wanted):
-        missing = next(path for path in wanted if not os.path.lexists(f"{top}/{path}"))
+        missing = next(path for path in wanted if not places.exists(top / path))
         raise _broken(digest, missing, "is missing")
     return listed
 
 
-def _check_file(full: str, one: Dict[str, Any], digest: str, tick: Callable[[], None]) -> None:
+def _check_file(place: Place, one: Dict[str, Any], digest: str, tick: Callable[[], None]) -> None:
     try:
-        sha256, status = files.hash_file(full, tick)
+        sha256, status = files.hash_file(place, tick)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
             raise _broken(digest, one["path"], "is not a regular file any more") from error
@@ -201,7 +203,8 @@ def switch(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     before: Optional[str] = ctx.before["release"]
     if observe.current_release(node) == digest:
         return {"from": before, "to": digest}
-    if os.path.lexists(node.current) and not os.path.islink(node.current):
+    there = places.status(node.current)
+    if there is not None and not stat.S_ISLNK(there.st_mode):
         raise Conflict("`current` is not a symbolic link: somebody put something else there")
     ctx.acting()
     with ctx.fence.act():

@@ -15,8 +15,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from kedge.host import commands, files, launch, locks, points, probes, processes
+from kedge.host import commands, files, launch, locks, places, points, probes, processes
 from kedge.host.errors import Busy, CommandFailed, HostError, Unresolved
+from kedge.host.places import Place
 from kedge.host.verdicts import FAIL, PASS
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 class Paths:
     """The files of one key."""
 
-    def __init__(self, runs: str, key: str) -> None:
-        top = f"{runs}/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-        self.intent = f"{top}.intent"
-        self.spawning = f"{top}.spawning"
-        self.command = f"{top}.command"
-        self.outcome = f"{top}.outcome"
+    def __init__(self, runs: Place, key: str) -> None:
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        self.intent = runs / f"{name}.intent"
+        self.spawning = runs / f"{name}.spawning"
+        self.command = runs / f"{name}.command"
+        self.outcome = runs / f"{name}.outcome"
 
     def forget(self) -> None:
         """Remove all of them; the intent last, so that a rest of them is never a lie."""
-        for path in (self.spawning, self.command, self.outcome, self.intent):
-            files.drop(path)
+        for place in (self.spawning, self.command, self.outcome, self.intent):
+            files.drop(place)
 
 
 def run(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
@@ -58,7 +59,7 @@ def run(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         files.write_atomic(paths.intent, files.to_json(told))
     points.reach("run.intent")
     _execute(ctx, op, paths)
-    if os.path.lexists(paths.outcome):
+    if places.exists(paths.outcome):
         return _outcome(ctx, op, paths)
     return _unwatched(ctx, op, paths, told)
 
@@ -67,7 +68,7 @@ def _begun_before(
     ctx: Context, op: Dict[str, Any], paths: Paths, intent: Dict[str, Any]
 ) -> Optional[Dict[str, Any]]:
     """What an earlier attempt came to; None when it certainly executed nothing, or had no effect."""
-    if os.path.lexists(paths.outcome):
+    if places.exists(paths.outcome):
         return _outcome(ctx, op, paths)
     alive = processes.known(files.read_json(paths.command))
     if alive is not None:
@@ -75,7 +76,7 @@ def _begun_before(
             f"{op['argv'][0]} still runs (pid {alive.pid}), but what watched it was killed",
             {"pid": alive.pid},
         )
-    if intent.get("boot") == processes.boot_id() and not os.path.lexists(paths.spawning):
+    if intent.get("boot") == processes.boot_id() and not places.exists(paths.spawning):
         return None
     if op["check"] is not None:
         found = probes.look(ctx, op["check"])

@@ -14,9 +14,10 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from kedge.host import commands, files
+from kedge.host import commands, files, places
 from kedge.host.errors import NoSecret
 from kedge.host.layout import Node
+from kedge.host.places import Place
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
@@ -174,13 +175,13 @@ def recipe(node: Node, generation: Optional[str]) -> Dict[str, Any]:
     """What a generation needs: `sources` by name, and `files` of which parts are secrets. Empty: it has none."""
     if generation is None:
         return {}
-    kept = files.read_json(f"{node.config(generation)}/{RECIPE}")
+    kept = files.read_json(node.config(generation) / RECIPE)
     return kept if isinstance(kept, dict) else {}
 
 
-def folder(node: Node, generation: str) -> str:
+def folder(node: Node, generation: str) -> Place:
     """Where files with secrets of a generation are."""
-    return f"{node.secrets}/{generation}"
+    return node.secrets / generation
 
 
 def link(generation: str, path: str) -> str:
@@ -193,29 +194,17 @@ def write(node: Node, generation: str, content: Dict[str, Any], values: Values) 
     """Write the files of a generation that have secrets, each whole and for its owner alone. Callers hold the fence."""
     top = folder(node, generation)
     for path, parts in sorted(content.items()):
-        _make_folders(node.secrets, os.path.dirname(f"{generation}/{path}"))
+        for above in (top / path).above()[len(node.own.names) :]:
+            # For their owner alone, also where they were there before.
+            places.make(above, 0o700, there=True)
+            places.change_mode(above, 0o700)
         text = put(parts, values).encode()
-        if files.read_bytes(f"{top}/{path}") != text:
-            files.write_atomic(f"{top}/{path}", text)
-
-
-def _make_folders(top: str, below: str) -> None:
-    """A folder and all above it up to `top`, for their owner alone: `makedirs` gives its mode to the last one only."""
-    path = top
-    for name in ("", *below.split("/")):
-        path = f"{path}/{name}" if name else path
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            os.chmod(path, 0o700)
+        if files.read_bytes(top / path) != text:
+            files.write_atomic(top / path, text)
 
 
 def forget_others(node: Node, generation: str) -> None:
     """Remove the files with secrets of all other generations: their next start reads them anew."""
-    try:
-        names = os.listdir(node.secrets)
-    except FileNotFoundError:
-        return
-    for name in names:
+    for name in places.listed(node.secrets):
         if name != generation:
-            files.remove_tree(f"{node.secrets}/{name}")
+            places.remove_tree(node.secrets / name)

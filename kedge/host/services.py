@@ -12,9 +12,20 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional, Type
 
-from kedge.host import configs, files, launch, observe, points, processes, releases, secret
+from kedge.host import (
+    configs,
+    files,
+    launch,
+    observe,
+    places,
+    points,
+    processes,
+    releases,
+    secret,
+)
 from kedge.host.errors import BadRequest, Conflict, NoRelease, ServiceDied, StopTimeout
 from kedge.host.layout import Node
+from kedge.host.places import Place
 from kedge.host.processes import Incarnation
 
 if TYPE_CHECKING:
@@ -44,7 +55,7 @@ class SupervisedProcess:
         cwd = os.path.join(node.root, spec.get("cwd") or ".")
         told = spec.get("env") or {}
         env = launch.environment({name: secret.put(one, values) for name, one in told.items()})
-        program = launch.program_of(spec["argv"][0], release, cwd, env["PATH"])
+        program = launch.program_of(spec["argv"][0], str(release), cwd, env["PATH"])
         kept = {
             "release": digest,
             "generation": generation,
@@ -85,7 +96,7 @@ SERVICES: Dict[str, Type[SupervisedProcess]] = {"process": SupervisedProcess}
 def service_of(node: Node) -> SupervisedProcess:
     """The service of a node, by the kind its current configuration says."""
     generation = observe.current_config(node)
-    kept = files.read_json(f"{node.config(generation)}/{configs.SERVICE}") if generation else None
+    kept = files.read_json(node.config(generation) / configs.SERVICE) if generation else None
     kind = kept.get("kind", "process") if isinstance(kept, dict) else "process"
     if kind not in SERVICES:
         raise BadRequest(f"no service of kind {kind!r}; there are: {', '.join(sorted(SERVICES))}")
@@ -138,15 +149,15 @@ def _begin(ctx: Context, service: SupervisedProcess, digest: str, generation: st
 
 
 def _mark(ctx: Context) -> None:
-    if not os.path.lexists(ctx.node.should_run):
+    if not places.exists(ctx.node.should_run):
         with ctx.fence.act():
             _touch(ctx.node.should_run)
             files.sync_dir(ctx.node.own)
 
 
-def _touch(path: str) -> None:
+def _touch(place: Place) -> None:
     """Make an empty file; the caller makes its name durable."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    os.close(files.opened(place, os.O_WRONLY | os.O_CREAT))
 
 
 def settle(ctx: Context, service: SupervisedProcess, one: Incarnation, seconds: float) -> None:
@@ -194,7 +205,7 @@ def stop(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     one = service.running()
     was_running = bool(ctx.before["running"])
     if one is None:
-        if os.path.lexists(node.should_run):
+        if places.exists(node.should_run):
             with ctx.fence.act():
                 files.drop(node.should_run)
                 files.sync_dir(node.own)
@@ -280,7 +291,7 @@ def _since(node: Node, pid: Optional[int]) -> float:
 
 def ensure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     """Start the daemon when it should run and does not: after a reboot, or when it died."""
-    if not os.path.lexists(ctx.node.should_run):
+    if not places.exists(ctx.node.should_run):
         return {"should_run": False, "started": False, "pid": None}
     one = service_of(ctx.node).running()
     if one is not None:

@@ -243,7 +243,7 @@ def _finish(wire: Wire, session: Optional[Session], fault: Optional[Fault]) -> i
         if session is not None and session.journal.looked:
             # As this session left it: who keeps that can tell later whether a line was changed or taken out.
             observed["journal"] = list(session.journal.head())
-    except OSError:
+    except (OSError, Fault):
         observed = {}
     wire.say({"ev": "end", "ok": fault is None, "observed": observed})
     if fault is None:

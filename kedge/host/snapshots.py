@@ -14,12 +14,13 @@ import os
 import stat
 import time
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from kedge.host import files, observe, points
+from kedge.host import files, observe, places, points
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoSnapshot, ReaderGone
 from kedge.host.fence import Fence
 from kedge.host.layout import REPLACED, Node
+from kedge.host.places import Directory, Place
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
@@ -55,24 +56,25 @@ def snapshot(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         return _told(kept)
     clean(node)
     ctx.acting()
-    sibling = f"{node.snapshots}/{NEW}{name}"
+    sibling = node.snapshots / f"{NEW}{name}"
     try:
-        os.mkdir(sibling, 0o700)
-        os.mkdir(f"{sibling}/files", 0o700)
+        places.make(sibling, 0o700)
+        places.make(sibling / "files", 0o700)
         points.reach("snapshot.copying")
-        kept = {"id": name, "asked": asked, "entries": _copy_out(ctx, op, f"{sibling}/files")}
+        with places.opened(sibling / "files") as top:
+            kept = {"id": name, "asked": asked, "entries": _copy_out(ctx, op, top)}
         starts = observe.running(node)[1].get("starts", 0)
         kept.update(step=op["step"], before=op["before"], starts=starts, at=time.time())
         kept["digest"] = hashlib.sha256(files.to_json(kept["entries"])).hexdigest()
-        files.write_new(f"{sibling}/manifest.json", files.to_json(kept))
+        files.write_new(sibling / "manifest.json", files.to_json(kept))
         files.sync_dir(sibling)
         points.reach("snapshot.before-rename")
         with ctx.fence.act():
-            os.rename(sibling, node.snapshot(name))
+            places.rename(sibling, node.snapshot(name))
         points.reach("snapshot.after-rename")
         files.sync_dir(node.snapshots)
     except (Fault, OSError, ReaderGone):
-        files.remove_tree(sibling)
+        places.remove_tree(sibling)
         raise
     return _told(kept)
 
@@ -91,14 +93,14 @@ def standing(node: Node, op: Dict[str, Any]) -> Optional[str]:
     Nothing may have been started between that snapshot and the first start: an older one is of other data. Of several
     the one that was taken last counts.
     """
-    if os.path.isdir(node.snapshot(op["id"])):
+    if places.is_directory(node.snapshot(op["id"])):
         return str(op["id"])
     last = observe.running(node)[1]
     if op["before"] is None or last.get("release") != op["before"]:
         return None
     found: List[Tuple[float, str]] = []
     for name in observe.snapshots(node):
-        kept = files.read_json(f"{node.snapshot(name)}/manifest.json")
+        kept = files.read_json(node.snapshot(name) / "manifest.json")
         if (
             isinstance(kept, dict)
             and kept.get("step") == op["step"]
@@ -111,82 +113,102 @@ def standing(node: Node, op: Dict[str, Any]) -> Optional[str]:
 
 def manifest(node: Node, name: str) -> Dict[str, Any]:
     """What a snapshot holds; NoSnapshot when it is not there."""
-    kept = files.read_json(f"{node.snapshot(name)}/manifest.json")
+    kept = files.read_json(node.snapshot(name) / "manifest.json")
     if not isinstance(kept, dict) or "entries" not in kept:
         raise NoSnapshot(f"there is no complete snapshot {name!r} on this host")
     return kept
 
 
-def _copy_out(ctx: Context, op: Dict[str, Any], top: str) -> List[Entry]:
+def _copy_out(ctx: Context, op: Dict[str, Any], top: Directory) -> List[Entry]:
     entries: List[Entry] = []
     for path in sorted(op["paths"]):
-        if not os.path.lexists(f"{ctx.node.root}/{path}"):
+        if not places.exists(ctx.node.top / path):
             raise HostError(f"{path} is not there: a snapshot without it would be no way back")
-        for one, status in _tree(ctx.node.root, path):
+        for one, status, source in _tree(ctx.node.top / path):
             if matches(one, op["keep_out"]):
                 continue
-            entry = _copy_one(f"{ctx.node.root}/{one}", f"{top}/{one}", status, ctx.pulse.tick)
+            entry = _copy_one(source, top / one, status, ctx.pulse.tick)
             if entry is not None:
                 entries.append({"path": one, **entry})
     _sync_directories(top, [one["path"] for one in entries if one["type"] == "directory"])
     return entries
 
 
-def _tree(root: str, path: str) -> List[Tuple[str, os.stat_result]]:
-    """A path of the root and everything below it, parents first; the parents of the path too."""
-    found: List[Tuple[str, os.stat_result]] = []
-    parts = path.split("/")
-    for number in range(1, len(parts)):
-        above = "/".join(parts[:number])
-        found.append((above, os.lstat(f"{root}/{above}")))
-        if not stat.S_ISDIR(found[-1][1].st_mode):
-            raise Conflict(f"{above} is not a directory: it may lead out of the node's root")
-    status = os.lstat(f"{root}/{path}")
-    found.append((path, status))
+def _tree(place: Place) -> Iterator[Tuple[str, os.stat_result, Place]]:
+    """A place of the root and everything below it, parents first; the directories above it too.
+
+    Each as its path from the root, its status, and a place that is good until the next one is asked for.
+    """
+    for one in place.above():
+        status = _there(one)
+        if not stat.S_ISDIR(status.st_mode):
+            raise places.no_directory(str(one))
+        yield "/".join(one.names), status, one
+    path, status = "/".join(place.names), _there(place)
+    yield path, status, place
     if stat.S_ISDIR(status.st_mode):
-        found += [(f"{path}/{one}", told) for one, told in files.walk(f"{root}/{path}")]
-    return found
+        for below, found, one in places.walk(place):
+            yield f"{path}/{below}", found, one
 
 
-def _copy_one(source: str, target: str, status: os.stat_result, tick: Callable[[], None]) -> Any:
+def _there(place: Place) -> os.stat_result:
+    status = places.status(place)
+    if status is None:
+        raise HostError(f"{place} is not there any more: is the daemon stopped?")
+    return status
+
+
+def _copy_one(
+    source: Place, target: Place, status: os.stat_result, tick: Callable[[], None]
+) -> Any:
     """Copy one thing; gives its entry, or None for what is no file of its own (sockets, fifos)."""
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISDIR(status.st_mode):
-        if not os.path.isdir(target):
-            os.mkdir(target, 0o700)
+        places.make(target, 0o700, there=True)
         # Readable while it is filled; its own mode is in the entry and given at a restore.
         return {"type": "directory", "mode": mode, **_owner(status)}
     if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(source), target)
-        return {"type": "link", "to": os.readlink(source), **_owner(status)}
+        to = files.link_target(source)
+        if to is None:
+            raise _changed(source)
+        places.link(target, to)
+        return {"type": "link", "to": to, **_owner(status)}
     if not stat.S_ISREG(status.st_mode):
         return None
-    found, size = copy_file(source, target, tick)
-    after = os.lstat(source)
-    if (after.st_mtime_ns, after.st_size, after.st_ino) != (
-        status.st_mtime_ns,
-        status.st_size,
-        status.st_ino,
-    ):
-        raise HostError(f"{source} changed while it was copied: is the daemon stopped?")
+    found, size, read = copy_file(source, target, tick)
+    after = places.status(source)
+    if after is None or not (_version(status) == _version(read) == _version(after)):
+        raise _changed(source)
     told = {"type": "file", "mode": mode, "size": size, "sha256": found}
     return {**told, "mtime": status.st_mtime_ns, **_owner(status)}
+
+
+def _changed(place: Place) -> HostError:
+    return HostError(f"{place} changed while it was copied: is the daemon stopped?")
+
+
+def _version(status: os.stat_result) -> Tuple[int, ...]:
+    return (status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode)
 
 
 def _owner(status: os.stat_result) -> Dict[str, int]:
     return {"uid": status.st_uid, "gid": status.st_gid}
 
 
-def copy_file(source: str, target: str, tick: Callable[[], None]) -> Tuple[str, int]:
-    """Copy the bytes of a regular file to a new one, durably; its sha256 and length.
+def copy_file(
+    source: Place, target: Place, tick: Callable[[], None]
+) -> Tuple[str, int, os.stat_result]:
+    """Copy the bytes of a regular file to a new one, durably; its sha256 and length, and what was read.
 
     The blocks are shared where the file system can do that (never by a hard link: the daemon goes on
     writing to its file). What is hashed is what the copy holds.
     """
-    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    reading = files.opened(source, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        writing = os.open(target, flags, 0o600)
+        read = os.fstat(reading)
+        if not stat.S_ISREG(read.st_mode):
+            raise _changed(source)
+        writing = files.opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             if not _cloned(reading, writing):
                 while True:
@@ -197,7 +219,7 @@ def copy_file(source: str, target: str, tick: Callable[[], None]) -> Tuple[str, 
                     tick()
             os.fsync(writing)
             os.lseek(writing, 0, os.SEEK_SET)
-            return files.hash_fd(writing, tick)
+            return (*files.hash_fd(writing, tick), read)
         finally:
             os.close(writing)
     finally:
@@ -214,25 +236,25 @@ def _cloned(reading: int, writing: int) -> bool:
     return True
 
 
-def _sync_directories(top: str, paths: List[str]) -> None:
+def _sync_directories(top: Directory, paths: List[str]) -> None:
     for path in sorted(paths, reverse=True):
-        files.sync_dir(f"{top}/{path}")
-    files.sync_dir(top)
+        files.sync_dir(top / path)
+    os.fsync(top.fd)
 
 
 def clean(node: Node) -> None:
     """Remove what a killed copy or removal left behind. Callers hold `op.lock`."""
-    for name in os.listdir(node.snapshots):
+    for name in places.listed(node.snapshots):
         if name.startswith(NEW):
-            files.remove_tree(f"{node.snapshots}/{name}")
+            places.remove_tree(node.snapshots / name)
 
 
 def remove(node: Node, name: str) -> None:
     """Remove a snapshot: at no instant does half of it have its name."""
-    gone = f"{node.snapshots}/{NEW}gone"
-    files.remove_tree(gone)
-    os.rename(node.snapshot(name), gone)
-    files.remove_tree(gone)
+    gone = node.snapshots / f"{NEW}gone"
+    places.remove_tree(gone)
+    places.rename(node.snapshot(name), gone)
+    places.remove_tree(gone)
 
 
 def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
@@ -249,9 +271,9 @@ def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             points.reach("restore.before-renames")
             swap(node, intent)
         points.reach("restore.after-renames")
-        files.remove_tree(node.restore_new)
+        places.remove_tree(node.restore_new)
     replaced = intent["replaced"]
-    if op["drop_replaced"] and os.path.isdir(node.snapshot(replaced)):
+    if op["drop_replaced"] and places.is_directory(node.snapshot(replaced)):
         with ctx.fence.act():
             remove(node, replaced)
     gone = op["drop_replaced"]
@@ -264,14 +286,17 @@ def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
 
 def _prepare(ctx: Context, op: Dict[str, Any], kept: Dict[str, Any]) -> Dict[str, Any]:
     """Build the new trees beside and write the intent; until that is written nothing has changed."""
-    node, top = ctx.node, ctx.node.restore_new
+    node = ctx.node
+    for path in kept["asked"]["paths"]:
+        _through_directories(node.top / path)
     with ctx.fence.act():
         files.drop(node.restoring)
-    files.remove_tree(top)
+    places.remove_tree(node.restore_new)
     try:
-        os.mkdir(top, 0o700)
+        places.make(node.restore_new, 0o700)
         points.reach("restore.copying")
-        count = _build(ctx, kept, op["keep"])
+        with places.opened(node.restore_new) as top:
+            count = _build(ctx, kept, op["keep"], top)
         taken = [int(name[len(REPLACED) :]) for name in observe.full(node)["replaced"]]
         intent = {
             "key": ctx.key,
@@ -285,16 +310,24 @@ def _prepare(ctx: Context, op: Dict[str, Any], kept: Dict[str, Any]) -> Dict[str
             files.write_atomic(node.restoring, files.to_json(intent))
     except (Fault, OSError, ReaderGone):
         if files.read_json(node.restoring) is None:
-            files.remove_tree(top)
+            places.remove_tree(node.restore_new)
         raise
     points.reach("restore.after-intent")
     return intent
 
 
-def _build(ctx: Context, kept: Dict[str, Any], keep: List[str]) -> int:
+def _through_directories(place: Place) -> None:
+    """Conflict, before anything is done, when a link stands where a directory leads to a place."""
+    for one in place.above():
+        status = places.status(one)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            raise places.no_directory(str(one))
+
+
+def _build(ctx: Context, kept: Dict[str, Any], keep: List[str], top: Directory) -> int:
     """The new trees: the snapshot's files, and of those to keep the newest, which is the one there."""
-    top, count = ctx.node.restore_new, 0
-    source = f"{ctx.node.snapshot(kept['id'])}/files"
+    count = 0
+    source = ctx.node.snapshot(kept["id"]) / "files"
     newest = _newest(ctx.node, kept["asked"]["paths"], keep)
     for entry in kept["entries"]:
         path = entry["path"]
@@ -306,18 +339,19 @@ def _build(ctx: Context, kept: Dict[str, Any], keep: List[str]) -> int:
                     {"path": path},
                 )
             continue
-        _put_back(f"{source}/{path}", f"{top}/{path}", entry, ctx.pulse.tick)
+        _put_back(source / path, top / path, entry, ctx.pulse.tick)
         count += entry["type"] == "file"
     for path, status in newest.items():
-        _parents(top, path)
-        entry = _copy_one(f"{ctx.node.root}/{path}", f"{top}/{path}", status, ctx.pulse.tick)
+        places.make_above(top / path, 0o755)
+        entry = _copy_one(ctx.node.top / path, top / path, status, ctx.pulse.tick)
         if entry is not None:
-            _dress(f"{top}/{path}", entry)
+            _dress(top / path, entry)
             count += entry["type"] == "file"
     directories = [one for one in kept["entries"] if one["type"] == "directory"]
-    for one in reversed(directories):
-        _dress(f"{top}/{one['path']}", one)
+    # Their names first: a directory that gets its own mode may be one that nobody reads.
     _sync_directories(top, [one["path"] for one in directories])
+    for one in reversed(directories):
+        _dress(top / one["path"], one)
     return count
 
 
@@ -325,27 +359,24 @@ def _newest(node: Node, paths: List[str], keep: List[str]) -> Dict[str, os.stat_
     """The files that stay, from what is there now."""
     found: Dict[str, os.stat_result] = {}
     for path in paths:
-        if not keep or not os.path.lexists(f"{node.root}/{path}"):
+        if not keep or not places.exists(node.top / path):
             continue
-        tree = _tree(node.root, path)
-        kept = [(one, told) for one, told in tree if not stat.S_ISDIR(told.st_mode)]
-        found.update((one, told) for one, told in kept if matches(one, keep))
+        tree = ((one, status) for one, status, _ in _tree(node.top / path))
+        kept = ((one, status) for one, status in tree if not stat.S_ISDIR(status.st_mode))
+        found.update((one, status) for one, status in kept if matches(one, keep))
     return found
 
 
-def _parents(top: str, path: str) -> None:
-    os.makedirs(os.path.dirname(f"{top}/{path}"), 0o755, exist_ok=True)
-
-
-def _put_back(source: str, target: str, entry: Entry, tick: Callable[[], None]) -> None:
+def _put_back(source: Place, target: Place, entry: Entry, tick: Callable[[], None]) -> None:
     if entry["type"] == "directory":
-        os.makedirs(target, 0o700, exist_ok=True)
+        places.make_above(target, 0o755)
+        places.make(target, 0o700, there=True)
         return
-    _parents(os.path.dirname(target), os.path.basename(target))
+    places.make_above(target, 0o755)
     if entry["type"] == "link":
-        os.symlink(entry["to"], target)
+        places.link(target, entry["to"])
     else:
-        found, size = copy_file(source, target, tick)
+        found, size, _ = copy_file(source, target, tick)
         if found != entry["sha256"] or size != entry["size"]:
             raise DigestMismatch(
                 f"the snapshot's {entry['path']} has other content", {"path": entry["path"]}
@@ -353,14 +384,17 @@ def _put_back(source: str, target: str, entry: Entry, tick: Callable[[], None]) 
     _dress(target, entry)
 
 
-def _dress(target: str, entry: Entry) -> None:
+def _dress(target: Place, entry: Entry) -> None:
     """Give owner, mode and time as they were; owners only when we may."""
     if os.geteuid() == 0:
-        os.chown(target, entry["uid"], entry["gid"], follow_symlinks=False)
+        with target.held() as (fd, name):
+            os.chown(name, entry["uid"], entry["gid"], dir_fd=fd, follow_symlinks=False)
     if entry["type"] != "link":
-        os.chmod(target, entry["mode"])
+        places.change_mode(target, entry["mode"])
     if "mtime" in entry:
-        os.utime(target, ns=(entry["mtime"], entry["mtime"]))
+        with target.held() as (fd, name):
+            times = (entry["mtime"], entry["mtime"])
+            os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
 
 
 def swap(node: Node, intent: Dict[str, Any]) -> None:
@@ -370,36 +404,37 @@ def swap(node: Node, intent: Dict[str, Any]) -> None:
     done. Callers hold `op.lock` and the fence.
     """
     away = node.snapshot(intent["replaced"])
-    touched = {node.own, node.snapshots}
+    touched = [node.own, node.snapshots]
     for path in intent["paths"]:
-        new, live, old = f"{node.restore_new}/{path}", f"{node.root}/{path}", f"{away}/{path}"
-        if not os.path.lexists(new):
+        new, live, old = node.restore_new / path, node.top / path, away / path
+        if not places.exists(new):
             continue
-        if os.path.lexists(live):
-            if os.path.lexists(old):
+        if places.exists(live):
+            if places.exists(old):
                 raise HostError(
                     f"{live} came back in the middle of a restore: is the daemon stopped?"
                 )
-            os.makedirs(os.path.dirname(old), 0o700, exist_ok=True)
-            os.rename(live, old)
-            touched.add(os.path.dirname(old))
+            places.make_above(old, 0o700)
+            places.rename(live, old)
+            touched += old.above()[-1:]
             points.reach("restore.between-renames")
-        os.makedirs(os.path.dirname(live), 0o755, exist_ok=True)
-        os.rename(new, live)
-        touched |= {os.path.dirname(live), os.path.dirname(new)}
+        places.make_above(live, 0o755)
+        places.rename(new, live)
+        touched += [*live.above()[-1:], *new.above()[-1:]]
         points.reach("restore.between-paths")
-    for path in sorted(touched):
-        files.sync_dir(path)
+    for place in touched:
+        files.sync_dir(place)
+    os.fsync(node.top.fd)
 
 
 def finish(node: Node, fence: Fence) -> None:
     """Complete a swap that a session was killed in. The intent stays: it answers its key's retry."""
-    if not os.path.lexists(node.restore_new):
+    if not places.exists(node.restore_new):
         return
     intent = files.read_json(node.restoring)
     if not isinstance(intent, dict):
-        files.remove_tree(node.restore_new)
+        places.remove_tree(node.restore_new)
         return
     with fence.act():
         swap(node, intent)
-    files.remove_tree(node.restore_new)
+    places.remove_tree(node.restore_new)

@@ -156,7 +156,7 @@ class Told:
         for name, value in [*self._values, *_in_files(self._ctx, generation, recipe)]:
             self._know(wanted, marks["salt"], name, value)
         if wanted and pid:
-            kept = files.read_json(f"{self._ctx.node.config(generation)}/service.json") or {}
+            kept = files.read_json(self._ctx.node.config(generation) / "service.json") or {}
             for name, value in _in_environment(pid, kept.get("env") or {}):
                 self._know(wanted, marks["salt"], name, value)
         if wanted:
@@ -182,7 +182,7 @@ def without_secrets(fault: Fault, told: Told) -> Fault:
 def _in_files(ctx: Context, generation: str, recipe: Dict[str, Any]) -> Iterator[Tuple[str, str]]:
     top = secret.folder(ctx.node, generation)
     for path, parts in sorted((recipe.get("files") or {}).items()):
-        content = files.read_bytes(f"{top}/{path}")
+        content = files.read_bytes(top / path)
         if content is not None:
             yield from taken_apart(parts, content.decode("utf-8", "replace"))
 
