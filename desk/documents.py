@@ -26,7 +26,7 @@ from kedge.model.runbook import Runbook
 from kedge.model.signed_policy import SignedPolicy
 from kedge.model.trusted import ReleaseName, release_name
 from kedge.plan.check import cycles, install_problems
-from kedge.plan.compile import ConflictsError, compile_plan
+from kedge.plan.compile import ConflictsError, compile_plan, node_places, root_problems
 from kedge.plan.parse import D, Parsed, parse, parse_any
 from kedge.plan.yamltree import MAX_BYTES, read
 from kedge.trust.policies import policy_text
@@ -284,6 +284,7 @@ def lint(paths: Iterable[Path]) -> tuple[str, ...]:
             fleets.setdefault(parsed.value.name, fleet)
             problems += _fleet_problems(fleet)
     problems += _rings(list(fleets.values()))
+    problems += _shared_roots(list(fleets.values()))
     return tuple(dict.fromkeys(problems))
 
 
@@ -291,17 +292,32 @@ def _fleet_problems(fleet: Parsed[Fleet]) -> Sequence[str]:
     """What is wrong with a fleet under the release it names. What the runbook's vars give is not known here, nor is a
     signed release, which only its repository has.
     """
-    if release_name(fleet.value.release) is not None:
-        return ()
-    try:
-        baseline = read_baseline(fleet)
-    except DocumentError as error:
-        return error.problems
-    found = install_problems(fleet.value, baseline.value)
-    return [
-        (baseline if document == "release" else fleet).problem(path, said)
+    baseline: Parsed[Release] | None = None
+    problems: list[str] = []
+    if release_name(fleet.value.release) is None:
+        try:
+            baseline = read_baseline(fleet)
+        except DocumentError as error:
+            problems += error.problems
+    found = install_problems(fleet.value, baseline.value if baseline is not None else None)
+    problems += [fleet.problem(path, said) for _, path, said in root_problems(fleet.value)]
+    return problems + [
+        (baseline if document == "release" and baseline is not None else fleet).problem(path, said)
         for document, path, said in found
     ]
+
+
+def _shared_roots(fleets: Sequence[Parsed[Fleet]]) -> list[str]:
+    """Two fleets would write into each other's nodes."""
+    owner: dict[tuple[str, str], str] = {}
+    problems: list[str] = []
+    for fleet in fleets:
+        for place in node_places(fleet.value):
+            other = owner.setdefault(place, fleet.value.name)
+            if other != fleet.value.name:
+                said = f"{place[1]} on {place[0]} is a root of the fleet {other} already"
+                problems.append(fleet.problem(("root",), said))
+    return problems[:20]
 
 
 def _rings(fleets: Sequence[Parsed[Fleet]]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Frozen, Json, Name
 from kedge.model.notation import Content, FileName, Key, Path, Problem, Text, refuse
@@ -12,6 +14,23 @@ from kedge.model.release import Platform
 from kedge.model.secret import MOST_SECRETS, SecretName, SecretSource
 
 MAX_NODES = 20_000
+TRANSPORTS = ("local", "sim")
+"""How hosts are reached: the names of ``kedge.drivers.registry.TRANSPORTS``."""
+SERVICES = ("process",)
+"""Service managers: how a daemon is run on its host."""
+
+
+def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
+    def known(name: str) -> str:
+        if name not in names:
+            said = f"no {what} is named {name}; there are: {', '.join(names)}"
+            raise PydanticCustomError("kedge_driver", "{said}", {"said": said})
+        return name
+
+    return AfterValidator(known)
+
+
+_PORT_LABEL = re.compile(r"(^|[._-])port$")
 
 
 class Join(Frozen):
@@ -73,8 +92,8 @@ class Fleet(Frozen):
     name: Name
     environment: Name
     release: Annotated[Text, Field(min_length=1)]
-    transport: Name = "local"
-    service: Name = "process"
+    transport: Annotated[Name, _one_of("transport", TRANSPORTS)] = "local"
+    service: Annotated[Name, _one_of("service manager", SERVICES)] = "process"
     options: dict[Key, Json] = {}
     root: Annotated[Text, Field(min_length=1)]
     vars: dict[Key, Text | Join] = {}
@@ -111,6 +130,7 @@ class Fleet(Frozen):
             for name in ("service.json", "secrets.json")
             if name in self.files
         ]
+        problems += self._shared_ports()
         seen: set[str] = set()
         for index, dependency in enumerate(self.dependencies):
             if dependency.fleet == self.name:
@@ -122,4 +142,18 @@ class Fleet(Frozen):
                     (("dependencies", index, "fleet"), f"{dependency.fleet} is named already")
                 )
             seen.add(dependency.fleet)
+        return problems
+
+    def _shared_ports(self) -> list[Problem]:
+        """Two nodes cannot listen on one port of one address. Ports are the labels named ``port``, or ending in it."""
+        owner: dict[tuple[str, str], Node] = {}
+        problems: list[Problem] = []
+        for index, node in enumerate(self.nodes):
+            for label, port in node.labels.items():
+                if not _PORT_LABEL.search(label) or not port.isdecimal():
+                    continue
+                other = owner.setdefault((node.address, port), node)
+                if other is not node:
+                    said = f"{port} on {node.address} is a port of {other.name} already"
+                    problems.append((("nodes", index, "labels", label), said))
         return problems

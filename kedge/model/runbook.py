@@ -171,7 +171,7 @@ class Runbook(Frozen):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        refuse([*self._step_problems(), *self._fact_problems()])
+        refuse([*self._step_problems(), *self._fact_problems(), *self._gate_problems()])
         return self
 
     def _step_problems(self) -> list[Problem]:
@@ -241,6 +241,24 @@ class Runbook(Frozen):
             (("facts", name, "fact"), "a fact does not name another; write its condition")
             for name, fact in self.facts.items()
             if any(part.fact for part in _all_parts(fact))
+        ]
+
+    def _gate_problems(self) -> list[Problem]:
+        """Gates that are not there, or asked by nobody."""
+        uses = self.gate_uses()
+        have = ", ".join(sorted(self.gates)) or "none"
+        used = {gate for _, gate in uses}
+        return [
+            (path, f"no gate is named {gate}; the runbook's gates are {have}")
+            for path, gate in uses
+            if gate not in self.gates
+        ] + [
+            (
+                ("gates", gate),
+                "stands before nothing; take it out or name it where it is asked",
+            )
+            for gate in self.gates
+            if gate not in used
         ]
 
     def probes(self) -> list[tuple[Path, Probe]]:

@@ -190,29 +190,6 @@ def capture_problems(runbook: Runbook) -> list[Where]:
     return problems
 
 
-def gate_problems(runbook: Runbook) -> list[Where]:
-    """Gates that are not there, or used by nobody."""
-    problems: list[Where] = []
-    used: dict[str, Path] = {}
-    for path, gate in runbook.gate_uses():
-        if gate not in runbook.gates:
-            have = ", ".join(sorted(runbook.gates)) or "none"
-            problems.append(
-                ("runbook", path, f"no gate is named {gate}; the runbook's gates are {have}")
-            )
-        used.setdefault(gate, path)
-    problems += [
-        (
-            "runbook",
-            ("gates", gate),
-            "stands before nothing; take it out or name it where it is asked",
-        )
-        for gate in runbook.gates
-        if gate not in used
-    ]
-    return problems
-
-
 def minimum_problems(runbook: Runbook, policy: Policy, risk: Risk) -> list[Where]:
     """Gates that are weaker than the policy asks for a plan of this class, or that nobody could ever pass."""
     problems: list[Where] = []
@@ -325,12 +302,13 @@ def cycles(fleets: Sequence[Fleet]) -> list[tuple[str, str]]:
     return found
 
 
-def install_problems(fleet: Fleet, release: Release) -> list[Where]:
-    """Why a fleet could not be brought up on a release."""
+def install_problems(fleet: Fleet, release: Release | None) -> list[Where]:
+    """Why a fleet could not be brought up on a release; None: as far as the fleet alone says."""
+    releases = () if release is None else (release,)
     problems = [
-        *template_problems(fleet, None, (release,)),
+        *_install_placeholders(fleet, releases),
         *variable_problems(fleet, None),
-        *secrecy.problems(fleet, (release,), {}),
+        *secrecy.problems(fleet, releases, {}),
     ]
     # Before the first migration there is one release, so the placeholders of two have no value yet.
     for path, text in strings(
@@ -341,9 +319,17 @@ def install_problems(fleet: Fleet, release: Release) -> list[Where]:
             for name in placeholders(text)
             if name.startswith("before.")
         ]
+    if release is None:
+        return problems
     missing = sorted({node.platform for node in fleet.nodes} - set(release.artifacts))
     problems += [
         ("release", ("artifacts",), f"{release.version} has no artifact for {platform}")
         for platform in missing
     ]
     return problems
+
+
+def _install_placeholders(fleet: Fleet, releases: Sequence[Release]) -> list[Where]:
+    """Settings that the release would add are unknown without it: those are not judged then."""
+    found = template_problems(fleet, None, releases)
+    return found if releases else [one for one in found if not one[2].startswith("{settings.")]

@@ -57,7 +57,6 @@ def compile_plan(
         *check.variable_problems(fleet, runbook),
         *secrecy.problems(fleet, (before, after), check.renames(runbook)),
         *check.capture_problems(runbook),
-        *check.gate_problems(runbook),
         *boundary.restore_problems(runbook),
         *company.version_problems(
             before, after, back=runbook.rollback.before_commit == "switch-back"
@@ -91,6 +90,19 @@ def compile_plan(
     return plan
 
 
+def node_places(fleet: Fleet) -> list[tuple[str, str]]:
+    """Address and root of every node, the root without doubled slashes; empty where a root cannot be rendered."""
+    try:
+        nodes = planned_nodes(fleet)
+    except UnknownPlaceholderError:
+        return []  # told with the other placeholders
+    return [(node.address, _plain_path(node.root)) for node in nodes]
+
+
+def _plain_path(root: str) -> str:
+    return "/" + "/".join(part for part in root.split("/") if part)
+
+
 def root_problems(fleet: Fleet) -> list[Where]:
     """Roots that are no place of their own."""
     try:
@@ -108,7 +120,7 @@ def root_problems(fleet: Fleet) -> list[Where]:
             problems.append(
                 ("fleet", written, f"{node.root} is no absolute path of a folder, without '..'")
             )
-        place_of = (node.address, "/".join(part for part in parts if part))
+        place_of = (node.address, _plain_path(node.root))
         if place_of in taken:
             said = f"{node.name} and {taken[place_of]} have the same root {node.root} on {node.address}"
             problems.append(("fleet", written, said))

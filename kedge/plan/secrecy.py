@@ -57,7 +57,7 @@ def problems(fleet: Fleet, releases: Sequence[Release], extra: Mapping[str, str]
     texts.append((("run", "cwd"), fleet.run.cwd))
     for path, text in texts:
         found += [("fleet", path, f"{said}; {_SEEN}") for said in _secrets_in(text, held)]
-    named = ("before", "after") if len(releases) > 1 else ("release",)
+    named = ("before", "after") if len(releases) > 1 else ("release",)[: len(releases)]
     for document, release in zip(named, releases, strict=True):
         for where, values in (
             (("configuration", "defaults"), release.configuration.defaults),

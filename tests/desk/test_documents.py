@@ -123,7 +123,9 @@ def test_an_absolute_release_is_refused(folder: Path) -> None:
 def test_lint_finds_rings_between_fleets(folder: Path) -> None:
     for name, needs in (("a", "b"), ("b", "a")):
         text = (
-            replaced(FLEET, "name: etcd\n", f"name: {name}\n")
+            replaced(
+                replaced(FLEET, "name: etcd\n", f"name: {name}\n"), "/srv/kedge", f"/srv/{name}"
+            )
             + f"dependencies: [{{fleet: {needs}}}]\n"
         )
         (folder / f"{name}.yaml").write_text(text)
@@ -153,3 +155,20 @@ def test_a_policy_that_somebody_wrote_as_json_is_a_document(tmp_path: Path) -> N
     file.write_text(json.dumps({**written, "max_lifetime": 30}))
     with pytest.raises(DocumentError, match="a duration has a unit"):
         read_policy(file)
+
+
+def test_lint_finds_fleets_that_share_a_root(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / f"{name}.yaml").write_text(replaced(FLEET, "name: etcd\n", f"name: {name}\n"))
+    found = lint([folder / "a.yaml", folder / "b.yaml"])
+    assert found[0] == (
+        f"{folder}/b.yaml:7:7: root: /srv/kedge/etcd-1 on 127.0.0.1 is a root of the fleet a already"
+    )
+
+
+def test_lint_says_all_about_a_fleet_whose_release_is_not_there(folder: Path) -> None:
+    text = replaced(FLEET, "release: ", "release: gone/")
+    (folder / "a.yaml").write_text(text.replace("{node.labels.client_port}", "{node.labels.nope}"))
+    found = lint([folder / "a.yaml"])
+    assert any("there is no file" in one for one in found)
+    assert any("node etcd-1 has no label nope" in one for one in found), found

@@ -15,7 +15,13 @@ from kedge.drivers.ports import (
     SessionRequest,
     Transport,
 )
-from kedge.drivers.registry import TRANSPORTS, DriverSettings, open_drivers
+from kedge.drivers.registry import (
+    ARTIFACT_SOURCES,
+    TRANSPORTS,
+    DriverSettings,
+    open_drivers,
+)
+from kedge.model import fleet, release
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
 
@@ -64,3 +70,8 @@ def test_every_driver_is_what_its_port_asks_for(tmp_path: Path) -> None:
     pins: PolicyPins = drivers.pins
     fleets: Fleets = drivers.fleets
     assert all((transport, blobs, artifacts, evidence, pins, fleets))
+
+
+def test_documents_know_the_drivers_that_there_are() -> None:
+    assert set(TRANSPORTS) == set(fleet.TRANSPORTS)
+    assert set(ARTIFACT_SOURCES) == set(release.SOURCES)

@@ -144,8 +144,6 @@ def test_the_way_back_ends_where_the_runbook_says_so() -> None:
 # gates and policy
 
 GATES = [
-    ("a gate nobody wrote", RUNBOOK, "gate: widen}", "gate: wide}", POLICY, "", "", "waves.canary.gate: no gate is named wide; the runbook's gates are widen"),
-    ("a gate before nothing", RUNBOOK, ", gate: widen}", "}", POLICY, "", "", "gates.widen: stands before nothing"),
     ("more signatures than people", RUNBOOK, "threshold: 2", "threshold: 4", POLICY, "", "", "asks for 4, but only alice, bob, carol may sign it"),
     ("people who may not approve at all", RUNBOOK, "", "", POLICY, "approve: [sre, db-owner]", "approve: [on-call]", "asks for 2, but only nobody may sign it"),
     ("a role that the policy does not have", RUNBOOK, "roles: [sre, db-owner]", "roles: [sre, captain]", POLICY, "", "", "nobody in the policy house has the role captain"),

@@ -110,7 +110,6 @@ MEANINGS = [
     ("another environment variable", "fleet", 'GOMAXPROCS: "1"', 'GOMAXPROCS: "2"'),
     ("another setting", "fleet", "initial-cluster-state: new", "initial-cluster-state: existing"),
     ("another transport", "fleet", "transport: local", "transport: sim"),
-    ("another service driver", "fleet", "service: process", "service: systemd"),
     ("a file more", "fleet", "settings:\n", "files: {a.conf: x}\nsettings:\n"),
     ("an option of one node", "fleet", "{name: etcd-5,", "{name: etcd-5, options: {a: 1},"),
     (

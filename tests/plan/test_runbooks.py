@@ -15,8 +15,12 @@ from tests.plan.samples import POLICY, RUNBOOKS, fleet, plan, release, replaced
 
 NAMES = ["etcd-patch", "etcd-minor", "geth", "cometbft", "nats", "cockroach", "stateless"]
 LABELS = {
-    name: ["7001", "7002", "7003"]
-    for name in ("client_port", "http_port", "rpc_port", "sql_port", "port")
+    name: [str(port) for port in range(first, first + 12)]
+    for first, name in zip(
+        range(7000, 7500, 100),
+        ("client_port", "http_port", "rpc_port", "sql_port", "port"),
+        strict=True,
+    )
 } | {"zone": ["a", "b", "c"]}
 PEOPLE = (
     replaced(POLICY, "roles: [db-owner]", "roles: [db-owner, chain-owner]")
