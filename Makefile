@@ -2,7 +2,7 @@
 # (a Python environment in .venv, the Temporal server in the user's cache) and say what they do.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup python temporal packages demo test check format lock chaos scale docker cluster bench clean
+.PHONY: help setup python temporal stock packages demo test check format lock chaos scale docker cluster bench clean
 
 VENV := .venv/bin
 PYTEST := $(VENV)/python -m pytest
@@ -23,13 +23,17 @@ python:
 temporal: python
 	@$(VENV)/python -m worker.provision
 
+# What tests use beside the server: Temporal's own command line, and its web UI where a browser can look at it.
+stock: temporal
+	@$(VENV)/python -m worker.provision cli $$(command -v chromedriver >/dev/null && echo ui)
+
 packages:
 	@tools/packages
 
 demo: setup ## watch a real etcd cluster move, fail, go back and go on
 	@$(VENV)/kedge demo
 
-test: setup packages ## run every test that needs neither containers nor hours
+test: setup packages stock ## run every test that needs neither containers nor hours
 	$(PYTEST) $(PARALLEL) -m 'not chaos and not scale and not docker and not cluster' $(ARGS)
 
 check: python ## ruff, strict types, import contracts

@@ -244,7 +244,6 @@ async def opened(nodes: int, transport: str, **settings: Any) -> AsyncIterator[H
     known = Settings.load(
         home=folder / "home",
         task_queue=f"queue-{name}",
-        engine_ui=False,
         log_level="warning",
         **settings,
     )

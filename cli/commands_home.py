@@ -1,4 +1,4 @@
-"""``init``, ``up``, ``down``, ``doctor``, ``demo``: the home, its engine and its worker."""
+"""``init``, ``up``, ``down``, ``ui``, ``doctor``, ``demo``: the home, its engine and its worker."""
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: --help answers at once
 
 from __future__ import annotations
@@ -99,6 +99,26 @@ def doctor(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
     examine(begin(ctx, json=json))
 
 
+def ui(
+    ctx: typer.Context,
+    *,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="The port on 127.0.0.1; 0 takes a free one.", show_default=True
+        ),
+    ] = 0,
+) -> None:
+    """Serve Temporal's own web UI for the embedded engine, until Ctrl-C.
+
+    It asks for the one-time code that stands on this terminal, and only reads. What is sealed it shows sealed; `kedge
+    codec serve` opens it for people whom the policy lets read.
+    """
+    from cli.home import serve_ui
+
+    serve_ui(begin(ctx), port)
+
+
 def demo(
     ctx: typer.Context,
     *,
@@ -121,5 +141,5 @@ def demo(
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (init, up, down, doctor, demo):
+    for command in (init, up, down, ui, doctor, demo):
         app.command()(command)

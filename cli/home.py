@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``doctor``, ``demo``."""
+"""``up``, ``down``, ``ui``, ``doctor``, ``demo``."""
 
 from __future__ import annotations
 
@@ -120,6 +120,13 @@ def bring_down(session: Session) -> None:
         "nodes go on, and so will runs after the next `kedge up`",
     )
     session.document(stopped)
+
+
+def serve_ui(session: Session, port: int) -> None:
+    """Temporal's web UI, in the foreground."""
+    from desk.ui_serving import serve  # noqa: PLC0415 - heavy, and for who serves
+
+    session.run(serve(session.desk().settings, port, session.note))
 
 
 def examine(session: Session) -> None:

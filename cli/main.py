@@ -30,7 +30,7 @@ from cli.session import Session, report, tell_misuse
 HELP = ("-h", "--help")
 ORDER = (
     "init", "up", "down", "plan", "start", "list", "status", "watch", "approve", "reject", "pause", "resume",
-    "abort", "decide", "rollback", "review", "order", "policy", "release", "evidence", "runbook", "codec", "doctor",
+    "abort", "decide", "rollback", "review", "order", "policy", "release", "evidence", "runbook", "codec", "ui", "doctor",
     "demo",
 )  # fmt: skip
 """How the commands are listed: in the order in which people meet them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -214,7 +213,6 @@ def _acts(show: Show, script: Sequence[Act]) -> None:
 
 
 def _say_how_to_look(screen: Screen, paths: Paths) -> None:
-    state = json.loads((paths.home / "run" / "engine.json").read_text(encoding="utf-8"))
     screen.act("It goes on running")
     screen.say(
         f"The cluster, the worker and the Temporal server stay up. Look around in {paths.folder}:"
@@ -224,10 +222,9 @@ def _say_how_to_look(screen: Screen, paths: Paths) -> None:
         "kedge list",
         f"kedge status {FLEET}",
         "kedge watch RUN",
+        "kedge ui",
     ):
         screen.command(line)
-    if state.get("ui_port"):
-        screen.say(f"Temporal's own web UI: http://127.0.0.1:{state['ui_port']}")
     screen.say("The next `kedge demo` stops and removes all of it, and begins anew.")
 
 

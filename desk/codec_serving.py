@@ -7,21 +7,21 @@ import contextlib
 import functools
 import ipaddress
 import json
-import os
 import re
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from desk import ui_state
 from desk.desk import Desk
+from desk.listening import impatient, listen, myself, quiet
 from desk.orders import Signer
 from desk.signing import agent_key
 from kedge.drivers.ports import Fleets, PolicyPins
@@ -34,13 +34,9 @@ from worker import processes
 from worker.codec import rings_of
 from worker.codec_server import Rules, application
 from worker.codec_sessions import Sessions
-from worker.engine import Engine
 from worker.logs import get_logger
 from worker.processes import ProcessIdentity
 from worker.settings import Settings
-
-if TYPE_CHECKING:
-    import uvicorn
 
 LONGEST_LIFE = 12 * 3600.0
 POLICIES_SECONDS = 2.0
@@ -49,8 +45,6 @@ STALE = 30.0
 """Policies that were read longer ago than this let nobody read."""
 LATELY = 0.2
 """Who signs in is judged by policies that were read no longer ago than this."""
-HEAD_SECONDS = 10.0
-"""So long may pass from a connection, or the end of an answer, to the end of the next request's head."""
 MAX_ANSWER = 65_536
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _ADDRESS = re.compile(
@@ -137,7 +131,7 @@ async def serve(desk: Desk, how: Serving, say: Callable[[str], None]) -> None:
     if rings is None:
         raise CodecError("NoRing", "there is no ring of keys here, and so nothing to open", next_step="kedge codec init")  # fmt: skip
     _check(how)
-    listener = _listen(how)
+    listener = listen(how.host, how.port, "the codec server")
     rules = _rules(desk.settings, how, listener.getsockname()[1])
     policies = PinnedPolicies(desk.fleets, desk.pins)
     await policies.look()
@@ -145,14 +139,14 @@ async def serve(desk: Desk, how: Serving, say: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         application(rings, sessions, rules, functools.partial(policies.look, LATELY)),
         log_config=None, access_log=False, server_header=False, date_header=False,
-        lifespan="off", ws="none", http=_impatient(), limit_concurrency=64, timeout_keep_alive=5,
+        lifespan="off", ws="none", http=impatient(), limit_concurrency=64, timeout_keep_alive=5,
         h11_max_incomplete_event_size=32_768, proxy_headers=False,
         ssl_certfile=how.certificate, ssl_keyfile=how.key,
     )  # fmt: skip
-    server = _quiet(uvicorn.Server)(config)
+    server = quiet(uvicorn.Server)(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
-    processes.write_state(state_file(desk.settings), ServerState(process=_myself(), url=rules.url))
+    processes.write_state(state_file(desk.settings), ServerState(process=myself(), url=rules.url))
     say(f"the codec server listens on {rules.url}")
     for origin in sorted(rules.origins):
         say(f"the UI at {origin} may call it")
@@ -165,63 +159,10 @@ async def serve(desk: Desk, how: Serving, say: Callable[[str], None]) -> None:
         state_file(desk.settings).unlink(missing_ok=True)
 
 
-def _quiet(server: type[uvicorn.Server]) -> type[uvicorn.Server]:
-    """The server without its own way with signals: it would raise them again at its end."""
-
-    class Quiet(server):  # type: ignore[misc, valid-type]
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Quiet
-
-
-def _impatient() -> type[asyncio.Protocol]:
-    """HTTP that hangs up on who does not come to the end of a request's head in time: connections are few, and whoever
-    kept them open without a word would keep everybody else out.
-    """
-    from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415 - for who serves
-
-    class Impatient(H11Protocol):
-        _head: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._wait()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._head is not None:
-                self._head.cancel()
-            super().connection_lost(exc)
-
-        def _wait(self) -> None:
-            if self._head is not None:
-                self._head.cancel()
-            self._head = self.loop.call_later(HEAD_SECONDS, self._hang_up)
-
-        def _hang_up(self) -> None:
-            # Who is being answered has said the head, and the body has a time of its own.
-            answering: Any = self.cycle
-            if answering is None or answering.response_complete:
-                self.transport.abort()
-
-    return Impatient
-
-
 async def _look_again(policies: PinnedPolicies) -> None:
     while True:
         await asyncio.sleep(POLICIES_SECONDS)
         await policies.look()
-
-
-def _myself() -> ProcessIdentity:
-    found = processes.identify(os.getpid())
-    assert found is not None  # noqa: S101 - this process lives
-    return found
 
 
 def _check(how: Serving) -> None:
@@ -251,21 +192,6 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _listen(how: Serving) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in how.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((how.host, how.port))
-        listener.listen(64)
-    except OSError as error:
-        raise EngineError(
-            f"the codec server cannot listen on {how.host}:{how.port}: {error.strerror or error}",
-            next_step="end what listens there, or name another port with --port",
-        ) from error
-    return listener
-
-
 def _rules(settings: Settings, how: Serving, port: int) -> Rules:
     scheme = "https" if how.certificate is not None else "http"
     names = [
@@ -291,9 +217,9 @@ def _hosts(url: str) -> Iterator[str]:
 
 
 def _engine_origins(settings: Settings) -> tuple[str, ...]:
-    """The embedded engine's own UI, where it runs."""
-    state = Engine(settings).state() if settings.embedded else None
-    return () if state is None or state.ui_url is None else (state.ui_url,)
+    """The embedded engine's own UI (`kedge ui`), where it runs."""
+    state = ui_state.running(settings) if settings.embedded else None
+    return () if state is None else (state.origin,)
 
 
 # -- signing in ---------------------------------------------------------------------------------------------------

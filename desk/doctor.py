@@ -22,7 +22,7 @@ from kedge.model.base import Frozen
 from kedge.model.errors import CodecError, DriverError, KedgeError
 from worker.background import BackgroundWorker
 from worker.engine import Engine
-from worker.provision import find_temporal
+from worker.provision import SERVER, find
 from worker.settings import Settings
 
 OLDEST_PYTHON = (3, 11)
@@ -141,7 +141,7 @@ def _binary(settings: Settings) -> Check:
         return Check(
             name=name, verdict="ok", said="a cluster elsewhere is used; none is needed here"
         )
-    found = find_temporal(settings.temporal_binary)
+    found = find(SERVER, settings.temporal_binary)
     if found is None:
         said = "no Temporal server is on this machine yet"
         step = "`make setup` gets one, or name one with KEDGE_TEMPORAL_BINARY"
@@ -162,7 +162,7 @@ def _engine(settings: Settings) -> Check:
         step = f"see {state.log}; then `kedge down` and `kedge up`"
         said += " does not answer"
         return Check(name="engine", verdict="wrong", said=said, next_step=step)
-    return Check(name="engine", verdict="ok", said=f"{said}, web UI {state.ui_url or 'off'}")
+    return Check(name="engine", verdict="ok", said=f"{said}, for holders of {state.profile.parent}")
 
 
 def _worker_process(settings: Settings) -> Check:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from desk import ui_state
 from kedge.drivers.checkpoints import COMMENT, ensure_key
 from kedge.model.base import Frozen
 from kedge.model.errors import EngineError, SettingsError
@@ -92,6 +93,9 @@ def _start(settings: Settings, say: Say, *, worker: bool) -> Place:
     engine = None
     if settings.embedded:
         watcher = Engine(settings, say)
+        if watcher.dev_server() is not None:
+            # It speaks without a certificate, and would look for its engine for ever.
+            BackgroundWorker(settings).stop()
         if watcher.state() is None:
             say("starts the Temporal server")
             started.append("engine")
@@ -106,10 +110,11 @@ def _start(settings: Settings, say: Say, *, worker: bool) -> Place:
             say("starts the worker")
             started.append("worker")
         own = background.start(engine.address if engine is not None else None)
+    ui = ui_state.running(settings) if settings.embedded else None
     return Place(
         home=settings.home,
         address=address,
-        ui=engine.ui_url if engine is not None else None,
+        ui=ui.url if ui is not None else None,
         engine_pid=engine.process.pid if engine is not None else None,
         worker_pid=own.process.pid if own is not None else None,
         logs=settings.log_dir,

@@ -55,7 +55,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings whose engine the ``engine`` fixture runs: one per test process."""
     home: Path = tmp_path_factory.mktemp("engine")
-    return Settings.load(home=home, engine_ui=False)
+    return Settings.load(home=home)
 
 
 @pytest.fixture(scope="session")

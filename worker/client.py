@@ -19,6 +19,7 @@ from temporalio.runtime import Runtime
 
 from worker.codec import converter_of
 from worker.engine import Engine
+from worker.engine_api import profile_of
 from worker.settings import EMBEDDED_NAMESPACE, Settings
 
 CONNECT_SECONDS = 10.0
@@ -40,7 +41,13 @@ def connect_config(settings: Settings) -> ClientConnectConfig:
             raise EngineUnreachableError(
                 f"the embedded engine of {settings.home} is not running; next: `kedge up`"
             )
-        return ClientConnectConfig(target_host=state.address, namespace=EMBEDDED_NAMESPACE)
+        try:
+            return profile_of(state.profile)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineUnreachableError(
+                f"the profile of the embedded engine, {state.profile}, cannot be used: {_place_of(error)}; "
+                "next: `kedge down`, then `kedge up` writes it anew"
+            ) from None
     source = settings.temporal_config_file
     try:
         config = ClientConfig.load_client_connect_config(

@@ -1,29 +1,31 @@
-"""The embedded engine: a Temporal dev server of kedge's own, on a file database.
+"""The embedded engine: a Temporal server of kedge's own, on a file database, for holders of the home's certificate.
 
-It runs detached from whoever started it, on 127.0.0.1 only, and is found again through
-``<home>/run/engine.json``. Restarted, it takes the same ports and the same database, so workers
-reconnect by themselves and every run goes on where it was.
+It runs detached from whoever started it, on 127.0.0.1 only, and is found again through ``<home>/run/engine.json``.
+Every connection is TLS with a client certificate (:mod:`worker.certificates`), and there is no HTTP port, so neither
+another user of the machine nor a web page can ask it for anything. Restarted, it takes the same ports and the same
+database, so workers reconnect by themselves and every run goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import secrets
 import signal
 import socket
+import sqlite3
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker import processes
+from worker import certificates, engine_api, processes
+from worker.certificates import CertificateError
+from worker.engine_files import CONFIGURATION, HOST, PORTS, EngineFiles
 from worker.processes import ProcessIdentity
-from worker.provision import ProvisionError, TemporalBinary, provide_temporal
-from worker.settings import EMBEDDED_NAMESPACE, Settings
+from worker.provision import Program, ProvisionError, provide_server
+from worker.settings import Settings
 
 SEARCH_ATTRIBUTES = ("KedgeFleet", "KedgePhase", "KedgeRelease", "KedgeWaitingFor")
 """What runs are found by in Temporal's own UI; all are keywords."""
@@ -31,25 +33,9 @@ SEARCH_ATTRIBUTES = ("KedgeFleet", "KedgePhase", "KedgeRelease", "KedgeWaitingFo
 READY_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
-_HOST = "127.0.0.1"
 # Below the range that the kernel gives to outgoing connections: a port there could be taken by
 # anyone while the engine is down, and it must come back on the same one.
 _PORT_RANGE = (20_000, 32_000)
-# The dev server's defaults are for trying things out: one history shard with one writer at a
-# time, and limits that a wave of a few hundred nodes reaches. Eager: a worker that ends a workflow
-# task gets activities it has just asked for with the answer, which saves a poll and a transaction.
-_DYNAMIC_CONFIG = {
-    "history.shardIOConcurrency": 8,
-    "history.rps": 50_000,
-    "frontend.rps": 50_000,
-    "frontend.namespaceRPS": 50_000,
-    "frontend.namespaceCount": 10_000,
-    "matching.rps": 50_000,
-    "system.enableActivityEagerExecution": True,
-}
-# WAL with NORMAL survives every kill of a process; a loss of power may cost the last commits, but
-# never the database.
-_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000")
 # What the server sees of this process's environment, and what begins with LC_. The keys of payloads, the secrets of
 # daemons, passwords and API keys are often in variables, and none of them is for the one who is to see ciphertext only.
 _PASSED_ON = (
@@ -74,7 +60,33 @@ class EngineError(Exception):
 
 
 class EngineState(BaseModel):
-    """Where the engine is. Written once it answers; it outlives the engine, for its ports."""
+    """Where the engine is. Written before it answers; it outlives the engine, for its ports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    process: ProcessIdentity
+    ports: dict[str, int]
+    """Every port, by what listens there (``PORTS``)."""
+    profile: Path
+    """Temporal's environment configuration for its clients: the address and the client certificate."""
+    binary: Path
+    version: str
+    database: Path
+    log: Path
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        return self.ports["frontend"]
+
+    @property
+    def address(self) -> str:
+        """Where clients connect: ``host:port``."""
+        return f"{HOST}:{self.port}"
+
+
+class _DevServer(BaseModel):
+    """What a kedge that started a dev server wrote: the same database, without certificates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,24 +99,6 @@ class EngineState(BaseModel):
     database: Path
     log: Path
 
-    @property
-    def address(self) -> str:
-        """Where clients connect: ``host:port``."""
-        return f"{_HOST}:{self.port}"
-
-    @property
-    def ui_url(self) -> str | None:
-        """Where the Temporal web UI is, if it runs."""
-        return None if self.ui_port is None else f"http://{_HOST}:{self.ui_port}"
-
-
-class _Ports(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    grpc: int
-    http: int
-    ui: int | None
-
 
 class Engine:
     """The one embedded engine of a home. Any number of these may look at the same one."""
@@ -116,7 +110,7 @@ class Engine:
         self._state_file = settings.run_dir / "engine.json"
         self._lock_file = settings.run_dir / "engine.lock"
         self._log = settings.log_dir / "engine.log"
-        self._database = settings.engine_dir / "temporal.db"
+        self._files = EngineFiles(settings.engine_dir)
 
     def last_state(self) -> EngineState | None:
         """What the state file says, whether or not that engine still runs."""
@@ -130,13 +124,19 @@ class Engine:
     def answers(self) -> bool:
         """Whether the engine runs and serves its namespace with kedge's search attributes."""
         state = self.state()
-        return state is not None and _serves(state.http_port)
+        return state is not None and engine_api.answers(state.profile, SEARCH_ATTRIBUTES)
+
+    def dev_server(self) -> ProcessIdentity | None:
+        """The dev server that an earlier kedge started for this home, while it runs."""
+        found = processes.read_state(self._state_file, _DevServer)
+        return found.process if found is not None and processes.is_alive(found.process) else None
 
     def start(self) -> EngineState:
         """Starts the engine, or finds it running; returns once it answers.
 
-        Raises ``EngineError`` when there is no Temporal server to start, a configured port is
-        taken, or the server does not answer within ``READY_SECONDS`` (with the tail of its log).
+        A dev server of an earlier kedge is stopped first: its database is taken over as it is, with every run in it.
+        Raises ``EngineError`` when there is no Temporal server to start, a configured port is taken, the certificates
+        cannot be used, or the server does not answer within ``READY_SECONDS`` (with the tail of its log).
         """
         try:
             with processes.exclusive(self._lock_file, seconds=60, what="starting the engine"):
@@ -145,7 +145,7 @@ class Engine:
                     return self._start()
                 self._await(running)
                 return running
-        except (processes.ProcessError, ProvisionError) as error:
+        except (processes.ProcessError, ProvisionError, CertificateError) as error:
             raise EngineError(str(error)) from error
         except OSError as error:
             raise EngineError(
@@ -160,9 +160,10 @@ class Engine:
         The state file stays, since it keeps the ports.
         """
         state = self.state()
-        if state is None:
+        process = self.dev_server() if state is None else state.process
+        if process is None:
             return "already gone"
-        return processes.stop(state.process, grace=grace, kill=True)
+        return processes.stop(process, grace=grace, kill=True)
 
     def kill(self) -> bool:
         """SIGKILL at once, for drills; False when no engine runs."""
@@ -172,16 +173,20 @@ class Engine:
         return processes.wait_gone(state.process, 10)
 
     def _start(self) -> EngineState:
-        binary = provide_temporal(self._settings.temporal_binary, say=self._say)
-        self._database.parent.mkdir(parents=True, exist_ok=True)
+        program = provide_server(self._settings.temporal_binary, say=self._say)
+        self._retire_dev_server()
+        self._files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        held = certificates.ensure(self._files.certificates)
+        _drop_half_made(self._files.database)
         processes.trim_log(self._log)
         failure: EngineError | None = None
         # A free port may be taken between the look and the start; that is worth another try.
         for _ in range(3):
             ports = self._choose_ports()
             before = self._log.stat().st_size if self._log.exists() else 0
+            self._files.write(ports, held)
             try:
-                return self._launch(binary, ports)
+                return self._launch(program, ports)
             except EngineError as error:
                 failure = error
                 if "address already in use" not in _since(self._log, before):
@@ -189,23 +194,36 @@ class Engine:
         assert failure is not None  # noqa: S101 - the loop ran
         raise failure
 
-    def _launch(self, binary: TemporalBinary, ports: _Ports) -> EngineState:
+    def _retire_dev_server(self) -> None:
+        running = self.dev_server()
+        if running is None:
+            return
+        self._say(
+            f"stops the dev server of an earlier kedge (pid {running.pid}); its database is taken over, runs go on"
+        )
+        if processes.stop(running, grace=STOP_SECONDS, kill=True) == "still running":
+            raise EngineError(
+                f"the dev server of an earlier kedge (pid {running.pid}) does not end; next: end it, then `kedge up`"
+            )
+
+    def _launch(self, program: Program, ports: dict[str, int]) -> EngineState:
         passed = {
             name: value
             for name, value in os.environ.items()
             if name in _PASSED_ON or name.startswith("LC_")
         }
+        # Who may call is decided by the certificate; whoever has it may do everything.
+        argv = [str(program.path), "--config-file", CONFIGURATION, "--allow-no-auth", "start"]
         identity = processes.start_detached(
-            _argv(binary.path, self._database, ports), log=self._log, environment=passed
+            argv, log=self._log, environment=passed, folder=self._files.folder
         )
         state = EngineState(
             process=identity,
-            port=ports.grpc,
-            http_port=ports.http,
-            ui_port=ports.ui,
-            binary=binary.path,
-            version=binary.version,
-            database=self._database,
+            ports=ports,
+            profile=self._files.profile,
+            binary=program.path,
+            version=program.version,
+            database=self._files.database,
             log=self._log,
         )
         # Before it answers: whoever dies while waiting must not leave an engine nobody finds.
@@ -215,7 +233,7 @@ class Engine:
 
     def _await(self, state: EngineState) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not _serves(state.http_port):
+        while not (_listens(state.port) and engine_api.prepare(state.profile, SEARCH_ATTRIBUTES)):
             if not processes.is_alive(state.process):
                 raise EngineError(
                     f"the Temporal server ended at its start; the end of {state.log}:\n"
@@ -229,67 +247,65 @@ class Engine:
                     f"{processes.tail(state.log)}\n"
                     "next: `kedge down`, then `kedge up`"
                 )
-            time.sleep(0.05)
+            time.sleep(0.02)
 
-    def _choose_ports(self) -> _Ports:
+    def _choose_ports(self) -> dict[str, int]:
         """The ports of the last time where nothing else was set, free ones where there was none."""
-        last = self.last_state()
-        settings = self._settings
+        last = self._last_ports()
         taken: set[int] = set()
+        return {name: self._choose_port(name, last.get(name), taken) for name in PORTS}
 
-        def choose(configured: int | None, name: str, before: int | None) -> int:
-            if configured is not None:
-                if not _is_free(configured):
-                    raise EngineError(
-                        f"port {configured}, which setting {name} names, is taken by another "
-                        f"program; next: end that program, or set KEDGE_{name.upper()} to a free port"
-                    )
-                port = configured
-            elif before is not None and before not in taken and _is_free(before):
-                port = before
-            else:
-                if before is not None:
-                    self._say(f"port {before}, which the engine had before, is taken; moving")
-                port = _free_port(taken)
-            taken.add(port)
-            return port
+    def _last_ports(self) -> dict[str, int]:
+        last = self.last_state()
+        if last is not None:
+            return last.ports
+        before = processes.read_state(self._state_file, _DevServer)
+        return {} if before is None else {"frontend": before.port}
 
-        grpc = choose(settings.engine_port, "engine_port", last.port if last else None)
-        http = choose(None, "", last.http_port if last else None)
-        ui = None
-        if settings.engine_ui:
-            ui = choose(settings.engine_ui_port, "engine_ui_port", last.ui_port if last else None)
-        return _Ports(grpc=grpc, http=http, ui=ui)
-
-
-def _argv(binary: Path, database: Path, ports: _Ports) -> Sequence[str]:
-    argv = [str(binary), "server", "start-dev", "--ip", _HOST, "--port", str(ports.grpc)]
-    argv += ["--http-port", str(ports.http), "--db-filename", str(database)]
-    argv += ["--namespace", EMBEDDED_NAMESPACE, "--log-format", "json", "--log-level", "warn"]
-    argv += ["--headless"] if ports.ui is None else ["--ui-port", str(ports.ui)]
-    for pragma in _SQLITE_PRAGMAS:
-        argv += ["--sqlite-pragma", pragma]
-    for attribute in SEARCH_ATTRIBUTES:
-        argv += ["--search-attribute", f"{attribute}=Keyword"]
-    for key, value in _DYNAMIC_CONFIG.items():
-        argv += ["--dynamic-config-value", f"{key}={json.dumps(value)}"]
-    return argv
+    def _choose_port(self, name: str, before: int | None, taken: set[int]) -> int:
+        configured = self._settings.engine_port if name == "frontend" else None
+        if configured is not None:
+            if not _is_free(configured):
+                raise EngineError(
+                    f"port {configured}, which setting engine_port names, is taken by another "
+                    "program; next: end that program, or set KEDGE_ENGINE_PORT to a free port"
+                )
+            port = configured
+        elif before is not None and before not in taken and _is_free(before):
+            port = before
+        else:
+            if before is not None and name == "frontend":
+                self._say(f"port {before}, which the engine had before, is taken; moving")
+            port = _free_port(taken)
+        taken.add(port)
+        return port
 
 
-def _serves(http_port: int) -> bool:
-    """Asks the server's HTTP side: no SDK needs to be loaded to know that it is up."""
-    url = f"http://{_HOST}:{http_port}/cluster/namespaces/{EMBEDDED_NAMESPACE}/search-attributes"
+def _drop_half_made(database: Path) -> None:
+    """Removes a database whose first start was killed while it made its tables: there is no namespace in it, and so
+    nothing else. The server would take it for whole.
+    """
+    if not database.exists():
+        return
     try:
-        with _DIRECT.open(url, timeout=2) as reply:
-            known = json.load(reply)
-    except (OSError, ValueError, urllib.error.URLError):
-        return False
-    attributes = known.get("customAttributes", {}) if isinstance(known, dict) else {}
-    return all(name in attributes for name in SEARCH_ATTRIBUTES)
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as held:
+            (namespaces,) = held.execute("SELECT count(*) FROM namespaces").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            return
+        namespaces = 0
+    except sqlite3.DatabaseError:
+        return
+    if not namespaces:
+        for name in (database.name, f"{database.name}-wal", f"{database.name}-shm"):
+            database.with_name(name).unlink(missing_ok=True)
 
 
-# A proxy set in the environment has no business between two programs of this machine.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _listens(port: int) -> bool:
+    """Whether anybody listens there: cheaper to ask than the server itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _is_free(port: int) -> bool:
@@ -297,7 +313,7 @@ def _is_free(port: int) -> bool:
         # As the server does: a connection of the last engine that lingers is no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((HOST, port))
         except OSError:
             return False
     return True

@@ -85,9 +85,13 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 
 def start_detached(
-    argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> ProcessIdentity:
-    """Starts a program in a session of its own, with its output appended to ``log``.
+    """Starts a program in a session of its own, in ``folder``, with its output appended to ``log``.
 
     It gets no standard input and no terminal, so neither a hang-up nor Ctrl-C at the starter
     reaches it. Raises ``ProcessError`` when the program cannot be started.
@@ -101,6 +105,8 @@ def start_detached(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=folder,
+                umask=0o077,
                 env=None if environment is None else dict(environment),
             )
         except OSError as error:

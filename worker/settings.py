@@ -61,11 +61,9 @@ class Settings(BaseSettings):
     """Everything kedge keeps: the engine's database, state files, logs, stores. Made absolute."""
 
     temporal_binary: Path | None = None
-    """The Temporal command line to start the embedded engine from; otherwise it is looked for."""
+    """The ``temporal-server`` to start the embedded engine from; otherwise it is looked for."""
     engine_port: Port | None = None
     """The embedded engine's port on 127.0.0.1; a free one is chosen and kept when not set."""
-    engine_ui: bool = True
-    engine_ui_port: Port | None = None
 
     temporal_address: str | None = None
     """``host:port`` of a cluster elsewhere. Set: the embedded engine is not used."""

@@ -28,8 +28,7 @@ from kedge.model.run import RunEnd, Submitted
 from kedge.model.status import FleetStatus, RunStatus
 from tests.chaos import truth
 from tests.spine.scene import Scene, make_keys, make_policy, make_release, settle
-from worker import engine as engines
-from worker import processes
+from worker import engine_files, processes
 from worker.background import WORKER_ARGV, BackgroundWorker
 from worker.client import connect
 from worker.engine import Engine
@@ -171,7 +170,6 @@ class Theatre:
     def __post_init__(self) -> None:
         self.settings = Settings.load(
             home=self.home / "kedge",
-            engine_ui=False,
             graceful_shutdown_seconds=0,
             sticky_queue_seconds=1.0,
             evidence_url=self.evidence_url,
@@ -194,7 +192,7 @@ class Theatre:
         with pytest.MonkeyPatch.context() as patch:
             if self.renews:
                 wanted = "limit.historyCount.suggestContinueAsNew"
-                patch.setitem(engines._DYNAMIC_CONFIG, wanted, self.renews)
+                patch.setitem(engine_files.DYNAMIC_CONFIG, wanted, self.renews)
             address = self.engine.start().address
         with environment("KEDGE_POINTS", str(self.points.folder)):
             self.worker.start(address)

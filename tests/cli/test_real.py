@@ -20,6 +20,7 @@ import pytest
 
 from cli.exits import Exit
 from tests.cli import scene as scenes
+from tests.stock import reaching, stock_temporal
 from worker import processes
 from worker.engine import Engine
 from worker.settings import Settings
@@ -169,9 +170,15 @@ def test_the_stock_command_line_of_temporal_can_send_an_order(home: Home, tmp_pa
             told = home.json("order", "send", str(order), str(signature), "--signal")
             assert told == {"target": run, "sent": "signal"}
             continue
-        words = ["workflow", "signal", "--address", engine.address, "--workflow-id", run]
+        words = ["workflow", "signal", "--workflow-id", run]
         words += ["--name", "order", "--input", json.dumps(envelope)]
-        subprocess.run([engine.binary, *words], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [stock_temporal(), *words],
+            env=reaching(engine),
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
     done = home.json("watch", run)
     assert done["phase"] == "done"
     people = [order["person"] for order in done["orders"] if order["accepted"]]
@@ -316,7 +323,8 @@ def test_up_without_a_worker_leaves_the_work_to_those_of_the_cluster(
     engine = Engine(home.settings).state()
     assert engine is not None
     # The same home as its worker has, called as one calls a cluster's.
-    caller = replace(home, environment={**home.environment, "TEMPORAL_ADDRESS": engine.address})
+    profile = {"TEMPORAL_CONFIG_FILE": str(engine.profile)}
+    caller = replace(home, environment={**home.environment, **profile})
     state = (home.path / "run" / "worker.json").read_bytes()
     words = ["--fleet", str(scene.fleet), "--policy", str(scene.policy)]
     up = caller.json("up", "--no-worker", *words)

@@ -21,7 +21,7 @@ from temporalio.client import Client, WorkflowHistory
 from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
 from tests.spine.scene import Scene, eventually, make_scene, settle
-from worker import engine as engines
+from worker import engine_files
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
@@ -288,12 +288,12 @@ def keep(scenario: Scenario, histories: list[WorkflowHistory]) -> None:
 
 async def record(home: Path, scenarios: tuple[Scenario, ...], *, renewing: bool) -> None:
     """Record these scenarios on an engine of their own."""
-    settings = Settings.load(home=home / "engine", engine_ui=False)
+    settings = Settings.load(home=home / "engine")
     engine = Engine(settings)
     with pytest.MonkeyPatch.context() as patch:
         if renewing:
             wanted = "limit.historyCount.suggestContinueAsNew"
-            patch.setitem(engines._DYNAMIC_CONFIG, wanted, RENEWED_AFTER)
+            patch.setitem(engine_files.DYNAMIC_CONFIG, wanted, RENEWED_AFTER)
         engine.start()
     try:
         client = await connect(settings, identity="recorder", patience=10)

@@ -15,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.stock import stock_temporal
 from worker.engine import SEARCH_ATTRIBUTES, Engine
 
 ROOT = Path(__file__).parents[2]
@@ -199,11 +200,11 @@ def test_preparing_a_namespace_makes_all_of_it_and_may_run_again(
 ) -> None:
     state = engine.state()
     assert state is not None
-    (tmp_path / "temporal").symlink_to(state.binary)
+    (tmp_path / "temporal").symlink_to(stock_temporal())
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
-        "TEMPORAL_ADDRESS": state.address,
+        "TEMPORAL_CONFIG_FILE": str(state.profile),
         "TEMPORAL_NAMESPACE": "elsewhere",
     }
     script = ["sh", str(ROOT / "deploy" / "prepare-namespace")]

@@ -63,6 +63,13 @@ class Place:
         return await connect(self.settings.model_copy(update=given), patience=10)
 
     @property
+    def profile(self) -> Path:
+        """How clients of other homes reach its engine."""
+        state = self.engine.state()
+        assert state is not None
+        return state.profile
+
+    @property
     def database(self) -> Path:
         return self.settings.engine_dir
 
@@ -70,7 +77,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A home with a ring, and a running engine of its own."""
-    settings = Settings.load(home=tmp_path_factory.mktemp("place"), engine_ui=False)
+    settings = Settings.load(home=tmp_path_factory.mktemp("place"))
     desk_codec.init(settings)
     engine = Engine(settings)
     engine.start()

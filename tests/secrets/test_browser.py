@@ -15,6 +15,7 @@ from desk import codec as desk_codec
 from tests.secrets.browser import MISSING, PROGRAMS, browsing
 from tests.secrets.conftest import Place, Staged
 from tests.secrets.test_codec_server import KEDGE, know, readable
+from tests.secrets.ui import Ui, serving
 from worker.engine import Engine
 from worker.settings import Settings
 
@@ -36,7 +37,7 @@ localStorage.setItem('passAccessToken', 'false');
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A home with a ring, and an engine with its web UI."""
+    """A home with a ring, and its engine."""
     settings = Settings.load(home=tmp_path_factory.mktemp("seen"))
     desk_codec.init(settings)
     engine = Engine(settings)
@@ -46,7 +47,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def server(place: Place, tmp_path: Path) -> Iterator[str]:
+def ui(place: Place, tmp_path: Path) -> Iterator[Ui]:
+    with serving(place.settings.home, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def server(place: Place, ui: Ui, tmp_path: Path) -> Iterator[str]:  # noqa: ARG001 - it finds the UI that runs
     """A codec server as anybody starts it: nobody names the UI to it."""
     with (tmp_path / "codec-server.log").open("w") as log:
         process = subprocess.Popen(
@@ -61,33 +68,35 @@ def server(place: Place, tmp_path: Path) -> Iterator[str]:
 
 
 async def test_the_web_ui_shows_a_history_to_who_signed_in_and_ciphertext_to_others(
-    place: Place, staged: Staged, server: str, tmp_path: Path
+    place: Place, staged: Staged, ui: Ui, server: str, tmp_path: Path
 ) -> None:
     scene = await staged(await place.client(), nodes=3)
     await know(place, scene, readable(scene.policy))
     async with scene.playing():
         run = await scene.start(scene.plan(scene.runbook()))
         plan = (await scene.waits_for(run, "ship")).plan
-    state = place.engine.state()
-    assert state is not None
     login = [str(KEDGE), "--home", str(place.settings.home), "codec", "login", "--code"]
     signed = await asyncio.to_thread(
         subprocess.run, [*login, "--key", str(scene.keys["ada"])],
         check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    history = f"{state.ui_url}/namespaces/default/workflows/{quote(run, safe='')}"
+    history = f"{ui.url}/namespaces/default/workflows/{quote(run, safe='')}"
     await asyncio.to_thread(
-        look, history, run, plan, server, signed.stdout.split()[-1], tmp_path / "browser"
+        look, ui, history, (run, plan), server, signed.stdout.split()[-1], tmp_path / "browser"
     )
     log = (tmp_path / "codec-server.log").read_text()
     assert "opened" in log
     assert plan not in log
 
 
-def look(history: str, run: str, plan: str, server: str, code: str, folder: Path) -> None:
+def look(ui: Ui, history: str, words: tuple[str, str], server: str, code: str, folder: Path) -> None:  # fmt: skip
     """What the browser shows before, while and after somebody is signed in."""
+    run, plan = words
     folder.mkdir()
     with browsing(folder) as browser:
+        browser.shows(history, "Nobody is signed in here")
+        browser.enter("input[name=code]", ui.code)
+        browser.click("button")
         assert plan not in browser.shows(history, run, "Input", "Running")
         browser.shows(f"{server}/", "Nobody is signed in here")
         browser.enter("input[name=code]", code)

@@ -28,8 +28,8 @@ from kedge.model.policy import CodecRules, Policy
 from kedge.trust.codec_access import LOGIN, Challenge
 from tests.secrets.conftest import Place, Staged
 from tests.spine.scene import Scene
+from tests.stock import reaching, stock_temporal
 from worker.codec import ring_file, sealing_converter
-from worker.provision import find_temporal
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(120)]
 
@@ -360,14 +360,12 @@ async def test_the_stock_command_line_reads_and_writes_through_it(
         token = signed.stdout.splitlines()[-1]
         state = place.engine.state()
         assert state is not None
-        binary = find_temporal(None)
-        assert binary is not None
+        binary = stock_temporal()
 
         async def temporal(*words: str, **env: str) -> str:
-            argv = [str(binary.path), *words, "--address", state.address]
             done = await asyncio.to_thread(
-                subprocess.run, argv, capture_output=True, text=True, timeout=60,
-                env={**os.environ, **env},
+                subprocess.run, [binary, *words], capture_output=True, text=True, timeout=60,
+                env={**reaching(state), **env},
             )  # fmt: skip
             return done.stdout + done.stderr
 

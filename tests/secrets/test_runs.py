@@ -220,7 +220,7 @@ async def test_who_has_another_ring_or_none_is_told_so_and_writes_nothing(
         # Elsewhere nobody knows: the first answer tells.
         away = {
             "home": tmp_path / "elsewhere",
-            "temporal_address": scene.client.service_client.config.target_host,
+            "temporal_config_file": place.profile,
         }
         for given, kind in (({"codec_ring": other}, "UnknownKey"), ({}, "NoRing")):
             scene_elsewhere = await place.client(**away, **given)
@@ -245,7 +245,7 @@ async def test_a_worker_with_another_ring_moves_nothing_until_one_with_the_right
     async with scene.playing():
         run = await scene.start(scene.plan())
         await scene.waits_for(run, "ship")
-    wrong = await place.client(home=tmp_path / "elsewhere", temporal_address=right.service_client.config.target_host, )  # fmt: skip
+    wrong = await place.client(home=tmp_path / "elsewhere", temporal_config_file=place.profile)  # fmt: skip
     ring = codec.new_ring(b"w" * 32, "")
     wrong = with_converter(wrong, sealing_converter(FixedRing(ring)))
     await right.get_workflow_handle(run).signal("order", {"not": "an order"})

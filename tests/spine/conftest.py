@@ -12,7 +12,7 @@ from temporalio.client import Client
 from desk import evidence as desk_evidence
 from kedge.model.evidence import EvidenceReport
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
-from worker import engine as engines
+from worker import engine_files
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
@@ -63,10 +63,10 @@ async def stage(client: Client, staged: Stage) -> Stage:
 @pytest.fixture(scope="session")
 def renewing_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a running engine that asks for continue-as-new after a few events."""
-    settings = Settings.load(home=tmp_path_factory.mktemp("renewing"), engine_ui=False)
+    settings = Settings.load(home=tmp_path_factory.mktemp("renewing"))
     engine = Engine(settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(engines._DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", 30)
+        patch.setitem(engine_files.DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", 30)
         engine.start()
     yield settings
     engine.stop()

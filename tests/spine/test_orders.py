@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from kedge.trust.envelope import order_digest
 from kedge.trust.sshsig import compose, signed_bytes
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually, make_keys
+from tests.stock import reaching, stock_temporal
 from tests.trust import world
 from worker.engine import Engine
 
@@ -408,8 +409,9 @@ async def test_stock_tools_alone_are_enough_to_sign_and_to_send(
             envelope = tmp_path / f"{who}-envelope.json"
             envelope.write_text(json.dumps({"order": order.read_text(), "signature": signature}))
             await quietly(
-                str(state.binary), "workflow", "signal", "--address", state.address,
+                stock_temporal(), "workflow", "signal",
                 "--workflow-id", run, "--name", "order", "--input-file", str(envelope),
+                env=reaching(state),
             )  # fmt: skip
         end = await scene.end_of(run)
         status = await scene.status(run)
@@ -420,9 +422,9 @@ async def test_stock_tools_alone_are_enough_to_sign_and_to_send(
     ]
 
 
-async def quietly(*argv: str) -> None:
+async def quietly(*argv: str, env: Mapping[str, str] | None = None) -> None:
     """Run a program that must succeed."""
     done = await asyncio.to_thread(
-        subprocess.run, argv, check=False, capture_output=True, text=True, timeout=60
+        subprocess.run, argv, check=False, capture_output=True, text=True, timeout=60, env=env
     )
     assert done.returncode == 0, done.stderr

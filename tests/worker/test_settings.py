@@ -75,7 +75,7 @@ def test_a_file_that_is_not_toml_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_child_sees_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = Settings.load(tmp_path, task_queue="zone-b", engine_ui=False, engine_port=12345)
+    ours = Settings.load(tmp_path, task_queue="zone-b", engine_port=12345)
     for name, value in ours.child_environment().items():
         monkeypatch.setenv(name, value)
     assert Settings.load() == ours
