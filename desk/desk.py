@@ -408,13 +408,7 @@ class Desk:
 def _archives(release: Release, platforms: set[str]) -> tuple[Artifact, ...]:
     """The archives of a release for these platforms."""
     return tuple(
-        Artifact(
-            platform=platform,
-            digest=item.digest,
-            length=item.length,
-            source=item.source,
-            mirrors=item.mirrors,
-        )
+        Artifact.of(platform, item)
         for platform, item in sorted(release.artifacts.items())
         if platform in platforms
     )

@@ -16,10 +16,11 @@ from typing import Protocol, TypeAlias
 
 from pydantic import ValidationError
 
+from kedge.drivers.artifacts import check_packing
 from kedge.model.base import Digest
-from kedge.model.errors import DocumentError, OrderError
+from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.fleet import Fleet
-from kedge.model.plan import Plan
+from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
@@ -44,6 +45,9 @@ class Repository(Protocol):
         ...
 
 
+ARCHIVE_STEP = (
+    "publish the archive in a form that hosts unpack (docs/documents.md, Release), then plan again"
+)
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*:")
 
 
@@ -238,7 +242,14 @@ def _tried(read: Callable[[Path], Parsed[D]], path: Path, problems: list[str]) -
 
 
 def compiled(documents: Documents) -> Plan:
-    """The plan of documents that were read. Raises ``DocumentError``: conflicts with their places in the files."""
+    """The plan of documents that were read. Raises ``DocumentError``: conflicts with their places in the files, and
+    archives that no host would unpack.
+    """
+    after = documents.parsed["after"]
+    if isinstance(after.value, Release):
+        refused = archive_problems(Parsed(after.name, after.value, after.root), documents.after)
+        if refused:
+            raise DocumentError(tuple(refused), next_step=ARCHIVE_STEP)
     try:
         return compile_plan(
             documents.fleet, documents.before, documents.after, documents.runbook, documents.policy
@@ -248,6 +259,24 @@ def compiled(documents: Documents) -> Plan:
             documents.parsed[name].problem(path, said) for name, path, said in error.conflicts
         )
         raise DocumentError(problems, next_step=error.next_step) from error
+
+
+def archive_problems(release: Parsed[Release], placed: Release) -> list[str]:
+    """What no host would unpack, of the archives that lie in files here; ``placed`` has their absolute paths.
+
+    Archives at addresses are judged when they are fetched, before an order is signed.
+    """
+    problems: list[str] = []
+    for platform, one in placed.artifacts.items():
+        path = Path(one.source.removeprefix("file:"))
+        if not path.is_absolute() or not path.is_file():
+            continue
+        try:
+            check_packing(path, Artifact.of(platform, one))
+        except DriverError as error:
+            place = ("artifacts", platform, "source")
+            problems.append(release.problem(place, error.message))
+    return problems
 
 
 def compile_files(
@@ -274,6 +303,9 @@ def lint(paths: Iterable[Path]) -> tuple[str, ...]:
         except DocumentError as error:
             problems += error.problems
             continue
+        if isinstance(parsed.value, Release):
+            release = Parsed(parsed.name, parsed.value, parsed.root)
+            problems += archive_problems(release, _anchored(parsed.value, path))
         if isinstance(parsed.value, Fleet):
             fleet = Parsed(parsed.name, parsed.value, parsed.root)
             if parsed.value.name in fleets:

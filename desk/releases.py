@@ -266,14 +266,7 @@ class ReleaseDesk:
         release = read_release(document).value
         files: dict[str, Path] = {}
         for platform, one in release.artifacts.items():
-            artifact = Artifact(
-                platform=platform,
-                digest=one.digest,
-                length=one.length,
-                source=one.source,
-                mirrors=one.mirrors,
-            )
-            files[platform] = await artifacts.fetch(artifact)
+            files[platform] = await artifacts.unpackable(Artifact.of(platform, one))
             # A cached copy has its digest for a name; the document's own name has the ending.
             files[platform] = _named_like(files[platform], one.source)
         return NewRelease(document=release, files=files, author=author, extra=dict(extra or {}))

@@ -14,6 +14,9 @@ from typing import Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from kedge.drivers.files import store_error, sync_directory
+from kedge.host.errors import Fault
+from kedge.host.releases import fill
+from kedge.host.unpacked import MAX_MEMBERS, MAX_UNPACKED, Limits, Unpacked
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
 
@@ -74,6 +77,7 @@ class VerifiedArtifacts:
         self._cache = cache.absolute()
         self._sources = dict(sources)
         self._verified: dict[tuple[str, str], tuple[Path, Identity]] = {}
+        self._unpackable: set[tuple[str, int, str | None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def fetch(self, artifact: Artifact) -> Path:
@@ -86,13 +90,25 @@ class VerifiedArtifacts:
         async with lock:
             return self._verified_before(artifact) or await self._find(artifact)
 
+    async def unpackable(self, artifact: Artifact) -> Path:
+        """As :meth:`fetch`, and every member of the archive was looked at as a host would, with nothing written.
+
+        Raises as :meth:`fetch`, and ``ArchiveRefused`` (not retryable) for what no host takes.
+        """
+        path = await self.fetch(artifact)
+        asked = (artifact.digest, artifact.strip, artifact.program)
+        if asked not in self._unpackable:
+            await asyncio.to_thread(check_packing, path, artifact)
+            self._unpackable.add(asked)
+        return path
+
     async def keep(self, artifact: Artifact) -> Path:
         """Fetch an artifact and keep it in the cache, so that its digest is enough to find it from now on.
 
         Linked where the file system can (a change of the original is found at the next fetch), else copied.
-        Raises as :meth:`fetch`, and ``StoreError`` (retryable) when the cache cannot be written.
+        Raises as :meth:`unpackable`, and ``StoreError`` (retryable) when the cache cannot be written.
         """
-        found = await self.fetch(artifact)
+        found = await self.unpackable(artifact)
         kept = self._cache / artifact.digest
         if found != kept:
             try:
@@ -146,6 +162,31 @@ class VerifiedArtifacts:
                 retryable=False,
             )
         return source
+
+
+def check_packing(path: Path, artifact: Artifact) -> None:
+    """Look at every member of an archive as a host would, with the limits that hosts have by default.
+
+    Raises ``DriverError``: ``ArchiveRefused`` for what no host takes, ``DigestMismatch`` for other bytes; neither is
+    retryable.
+    """
+    out = Unpacked(None, Limits(MAX_UNPACKED, MAX_MEMBERS, artifact.strip))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fill(descriptor, artifact.digest, out, artifact.program, _nothing)
+    except Fault as error:
+        raise DriverError(
+            error.kind, f"{path.name}: {error}", retryable=False,
+            next_step="Publish the archive in a form that hosts unpack: docs/documents.md, Release.",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise store_error(f"read {path}", error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _nothing() -> None:
+    """What a host does between two parts of an archive: it looks at the fence."""
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

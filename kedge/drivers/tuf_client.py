@@ -438,4 +438,4 @@ def _artifacts(
             raise RepositoryRefusalError(
                 "mix-and-match", f"{path} is listed otherwise than the document of {name} says"
             )
-        yield Artifact(platform=platform, digest=one.digest, length=one.length, source=one.source)
+        yield Artifact.of(platform, one)

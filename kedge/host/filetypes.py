@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 
+UNKNOWN = "a file of an unknown format"
 HEAD = 4096
 """Bytes of a file's beginning that :func:`describe` looks at."""
 
@@ -51,6 +52,11 @@ def is_program(head: bytes) -> bool:
     return head.startswith((b"\x7fELF", b"#!"))
 
 
+def is_text(head: bytes) -> bool:
+    """Whether these first bytes are text (a page, a document, a script), or nothing at all."""
+    return not head or (not is_tar(head) and _text(head) != UNKNOWN)
+
+
 def describe(head: bytes) -> str:
     """A noun phrase for a file that begins with these bytes, such as "a gzip of a single file" or "an HTML page"."""
     if not head:
@@ -87,7 +93,7 @@ def _text(head: bytes) -> str:
     if start.startswith(b"<?xml"):
         return "an XML document"
     if b"\0" in head:
-        return "a file of an unknown format"
+        return UNKNOWN
     if start.startswith((b"{", b"[")):
         return "a JSON document"
     try:
@@ -95,5 +101,5 @@ def _text(head: bytes) -> str:
     except UnicodeDecodeError as error:
         # The head may end inside a character.
         if error.start < len(head) - 3:
-            return "a file of an unknown format"
+            return UNKNOWN
     return "a text file"

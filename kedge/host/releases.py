@@ -11,10 +11,19 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from kedge.host import archive, files, observe, places, points, secret, streams
-from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoRelease, ReaderGone
+from kedge.host import archive, files, filetypes, observe, places, points, secret, streams
+from kedge.host.errors import (
+    ArchiveRefused,
+    Conflict,
+    DigestMismatch,
+    Fault,
+    HostError,
+    NoRelease,
+    ReaderGone,
+)
 from kedge.host.layout import Node
 from kedge.host.places import Place
+from kedge.host.unpacked import Limits, Unpacked
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
@@ -71,25 +80,17 @@ def check_archive(fd: int, digest: str, length: int, tick: Callable[[], None]) -
 def _unpack(ctx: Context, op: Dict[str, Any], fd: int) -> Dict[str, Any]:
     node, digest = ctx.node, op["digest"]
     sibling = node.releases / f"{NEW}{digest}"
-    out = archive.Unpacked(sibling, archive.Limits(op["max_bytes"], op["max_members"]))
+    out = Unpacked(sibling, Limits(op["max_bytes"], op["max_members"], op["strip"]))
     try:
         places.make(sibling, 0o755)
         points.reach("stage.unpacking")
-        start = os.pread(fd, 8, 0)
-        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            _zip(fd, digest, out, ctx.pulse.tick)
-        else:
-            raw = streams.Raw(fd)
-            archive.unpack_tar(raw, start, out, ctx.pulse.tick)
-            # The bytes that were unpacked, not only those read before, are the promised ones.
-            if raw.digest.hexdigest() != digest:
-                raise DigestMismatch("the archive changed while it was read", {"promised": digest})
-        out.close()
+        fill(fd, digest, out, op["program"], ctx.pulse.tick)
         listed = {
             "digest": digest,
             "length": op["length"],
             "files": sorted(out.files, key=lambda one: str(one["path"])),
             "directories": sorted(out.directories),
+            "links": out.links,
         }
         files.write_atomic(node.manifest(digest), files.to_json(listed))
         points.reach("stage.before-rename")
@@ -105,10 +106,50 @@ def _unpack(ctx: Context, op: Dict[str, Any], fd: int) -> Dict[str, Any]:
     return {"files": len(out.files), "bytes": out.bytes}
 
 
-def _zip(fd: int, digest: str, out: archive.Unpacked, tick: Callable[[], None]) -> None:
+def fill(
+    fd: int, digest: str, out: Unpacked, program: Optional[str], tick: Callable[[], None]
+) -> None:
+    """Take an archive's members, or with `program` the file itself under that name. ArchiveRefused says what is wrong.
+
+    The bytes that were taken, not only those read before, have to be the promised ones.
+    """
+    start = os.pread(fd, filetypes.HEAD, 0)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) and program is None:
+        _zip(fd, digest, out, tick)
+    else:
+        raw = streams.Raw(fd)
+        if program is not None:
+            _single(raw, os.fstat(fd).st_size, program, out, tick)
+        else:
+            if filetypes.is_program(start) or filetypes.is_text(start):
+                raise ArchiveRefused(
+                    f"it is {filetypes.describe(start)}, not an archive; "
+                    "a program that is one file is released with `program: NAME`"
+                )
+            archive.unpack_tar(raw, start, out, tick)
+        if raw.digest.hexdigest() != digest:
+            raise DigestMismatch("the archive changed while it was read", {"promised": digest})
+    out.close()
+
+
+def _single(
+    raw: streams.Raw, size: int, program: str, out: Unpacked, tick: Callable[[], None]
+) -> None:
+    """A release of one file: it may be executed, that is what it is for."""
+    reader = streams.Reader(streams.Plain(raw), size, tick)
+    out.write(out.admit(program, directory=False), size, 0o555, reader.some)
+    if reader.some(1):
+        raise ArchiveRefused("the file grew while it was read")
+
+
+def _zip(fd: int, digest: str, out: Unpacked, tick: Callable[[], None]) -> None:
     """A zip is read from its end: from a copy without a name, which nobody can change meanwhile."""
     from kedge.host import wheels  # noqa: PLC0415 -- large, and most archives are tar
 
+    if out.top is None:
+        # Only judged: what counts is unpacked from a copy.
+        wheels.unpack_zip(fd, out, tick)
+        return
     own = files.opened(out.top / ".archive", os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         files.drop(out.top / ".archive")
@@ -161,18 +202,24 @@ def verify(node: Node, digest: str, tick: Callable[[], None] = files.nothing) ->
         raise NoRelease(f"release {digest[:12]} has no manifest: stage it again")
     wanted = {one["path"]: one for one in listed["files"]}
     directories = set(listed["directories"])
+    links = {one["path"]: one["to"] for one in listed.get("links", ())}
     found = 0
     for path, status, place in places.walk(top):
         tick()
         if stat.S_ISDIR(status.st_mode) and path in directories:
+            continue
+        if path in links:
+            if not stat.S_ISLNK(status.st_mode) or files.link_target(place) != links[path]:
+                raise _broken(digest, path, f"is not the link to {links[path]} any more")
+            found += 1
             continue
         one = wanted.get(path)
         if one is None:
             raise _broken(digest, path, "is not part of the release")
         _check_file(place, one, digest, tick)
         found += 1
-    if found != len(wanted):
-        missing = next(path for path in wanted if not places.exists(top / path))
+    if found != len(wanted) + len(links):
+        missing = next(path for path in (*wanted, *links) if not places.exists(top / path))
         raise _broken(digest, missing, "is missing")
     return listed
 

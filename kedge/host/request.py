@@ -33,6 +33,7 @@ from kedge.host.checks import (
 )
 from kedge.host.errors import BadRequest
 from kedge.host.layout import Token, below
+from kedge.host.unpacked import MAX_MEMBERS, MAX_UNPACKED
 
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
@@ -121,6 +122,11 @@ SOURCES: Dict[str, Dict[str, Any]] = {
 }
 
 
+def optional_below(value: Any, where: str) -> Optional[str]:
+    """A relative path, or null."""
+    return None if value is None else below(text(value, where))
+
+
 def config_files(value: Any, where: str) -> Dict[str, Any]:
     """Files of a configuration by their paths in it."""
     if not isinstance(value, dict) or len(value) > 1024:
@@ -194,8 +200,10 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "digest": (digest, REQUIRED),
         "length": (natural, REQUIRED),
         "source": (absolute, REQUIRED),
-        "max_bytes": (natural, 4 << 30),
-        "max_members": (natural, 100_000),
+        "max_bytes": (natural, MAX_UNPACKED),
+        "max_members": (natural, MAX_MEMBERS),
+        "strip": (natural, 0),
+        "program": (optional_below, None),
         "secrets": (secrets, {}),
     },
     "secrets": {"secrets": (secrets, REQUIRED)},

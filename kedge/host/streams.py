@@ -6,10 +6,13 @@ bytes up to the cap it breaks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import subprocess
+import threading
 import zlib
-from typing import Any, Callable
+from typing import IO, Any, Callable, Iterator, Optional
 
 from kedge.host.errors import ArchiveRefused
 
@@ -92,8 +95,88 @@ class Packed:
         self._rest = rest
 
 
-def opened(raw: Raw, start: bytes) -> Any:
+class Unzstd:
+    """A zstd stream, unpacked by the `zstd` program: the standard library reads it from Python 3.14 on only.
+
+    The program gets the archive's bytes on its standard input, never its name, and little memory for its window.
+    """
+
+    ARGV = ("zstd", "--decompress", "--stdout", "--quiet", "--no-progress", f"--memory={MEMORY}")
+
+    def __init__(self, raw: Raw) -> None:
+        try:
+            self._process = subprocess.Popen(
+                self.ARGV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        except FileNotFoundError as error:
+            raise ArchiveRefused(
+                "it is packed with zstd, and this host has no program `zstd`: install it (package zstd), "
+                "or publish the archive as tar.gz or tar.xz"
+            ) from error
+        self._raw = raw
+        self._fault: Optional[BaseException] = None
+        self._feeder = threading.Thread(target=self._feed, name="zstd-feeder", daemon=True)
+        self._feeder.start()
+
+    def _feed(self) -> None:
+        """Pass the archive on; a program that ended early is noticed by who reads."""
+        pipe = self._pipe(self._process.stdin)
+        try:
+            with pipe:
+                for part in iter(self._raw.read, b""):
+                    pipe.write(part)
+        except BrokenPipeError:
+            # What the digest is taken over is all of the archive.
+            for _ in iter(self._raw.read, b""):
+                pass
+        except OSError as error:
+            self._fault = error
+
+    @staticmethod
+    def _pipe(found: Optional[IO[bytes]]) -> IO[bytes]:
+        if found is None:
+            raise ArchiveRefused("zstd was started without a pipe")
+        return found
+
+    def read(self) -> bytes:
+        """The next chunk of at most `CHUNK` bytes; empty at the end."""
+        part = self._pipe(self._process.stdout).read(CHUNK)
+        return part or self._ended()
+
+    def _ended(self) -> bytes:
+        said = self._pipe(self._process.stderr).read(2000)
+        code = self._process.wait()
+        self._feeder.join()
+        if self._fault is not None:
+            raise self._fault
+        if code:
+            words = " ".join(said.decode("utf-8", "replace").split())[:200]
+            raise ArchiveRefused(f"the zstd stream is broken: {words or f'zstd ended with {code}'}")
+        return b""
+
+    def close(self) -> None:
+        """End the program where it has not ended."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._feeder.join()
+        for pipe in (self._process.stdout, self._process.stderr):
+            self._pipe(pipe).close()
+
+
+@contextlib.contextmanager
+def opened(raw: Raw, start: bytes) -> Iterator[Any]:
     """The plain stream of an archive that starts with these bytes."""
+    stream = _stream(raw, start)
+    try:
+        yield stream
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+
+
+def _stream(raw: Raw, start: bytes) -> Any:
     if start.startswith(b"\x1f\x8b"):
         return Packed(raw, lambda: zlib.decompressobj(31), zlib.error)
     if start.startswith(b"\xfd7zXZ\0"):
@@ -108,6 +191,8 @@ def opened(raw: Raw, start: bytes) -> Any:
         import bz2  # noqa: PLC0415 -- as above
 
         return Packed(raw, bz2.BZ2Decompressor, (OSError, EOFError))
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        return Unzstd(raw)
     return Plain(raw)
 
 
@@ -131,6 +216,10 @@ class Reader:
                 raise ArchiveRefused(f"it unpacks to more than {self._cap} bytes")
         part, self._left = self._left[:size], self._left[size:]
         return part
+
+    def put_back(self, part: bytes) -> None:
+        """What was read comes again."""
+        self._left = part + self._left
 
     def exactly(self, size: int) -> bytes:
         """`size` bytes, or ArchiveRefused when the stream ends before."""

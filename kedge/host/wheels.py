@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from typing import Callable
 
-from kedge.host.archive import Unpacked
 from kedge.host.errors import ArchiveRefused
+from kedge.host.unpacked import PATH_MAX, Unpacked, text_of
 
 ENCRYPTED = 0x1
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -30,8 +30,6 @@ def unpack_zip(fd: int, out: Unpacked, tick: Callable[[], None]) -> None:
                 _one(opened, member, out)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise ArchiveRefused(f"the zip archive is broken: {error}") from error
-    if not out.files:
-        raise ArchiveRefused("it has no files")
 
 
 def _one(opened: zipfile.ZipFile, member: zipfile.ZipInfo, out: Unpacked) -> None:
@@ -40,14 +38,20 @@ def _one(opened: zipfile.ZipFile, member: zipfile.ZipInfo, out: Unpacked) -> Non
     kind = stat.S_IFMT(member.external_attr >> 16)
     if member.flag_bits & ENCRYPTED:
         raise ArchiveRefused("encrypted members are not unpacked", name)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveRefused("links and devices are not unpacked", name)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+        raise ArchiveRefused("devices are not unpacked", name)
     if member.compress_type not in PLAIN:
         raise ArchiveRefused("a compression that is not read", name)
     if name.endswith("/") or kind == stat.S_IFDIR:
         if member.file_size:
             raise ArchiveRefused("a directory with content", name)
         out.admit(name, directory=True)
+        return
+    if kind == stat.S_IFLNK:
+        if member.file_size > PATH_MAX:
+            raise ArchiveRefused("a link to a name that is too long", name)
+        with opened.open(member) as content:
+            out.link(name, text_of(content.read(PATH_MAX + 1)))
         return
     path = out.admit(name, directory=False)
     with opened.open(member) as content:

@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from kedge.model.base import MOST_ATTEMPTS, Digest, Frozen, Json, Name, Seconds
+from kedge.model.packing import Packing
+from kedge.model.release import ReleaseArtifact
 from kedge.model.secret import SecretSource
 
 Effect = Literal["none", "reversible", "restorable", "irreversible"]
@@ -35,7 +37,7 @@ class DocumentRef(Frozen):
     digest: Digest
 
 
-class Artifact(Frozen):
+class Artifact(Packing):
     """One archive: ``digest`` and ``length`` (bytes) of its bytes. ``source`` is where the artifact driver finds it,
     ``mirrors`` where else; plans leave both empty: a plan knows an archive by its digest alone.
     """
@@ -45,6 +47,19 @@ class Artifact(Frozen):
     length: Annotated[int, Field(ge=1)]
     source: str = ""
     mirrors: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, platform: str, one: ReleaseArtifact, *, placed: bool = True) -> Artifact:
+        """The archive of a release for a platform; with where it is, unless it is for a plan."""
+        return cls(
+            platform=platform,
+            digest=one.digest,
+            length=one.length,
+            source=one.source if placed else "",
+            mirrors=one.mirrors if placed else (),
+            strip=one.strip,
+            program=one.program,
+        )
 
 
 class ServiceTemplate(Frozen):

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Digest, Frozen, Name
 from kedge.model.notation import Key, Problem, Range, Text, Version, refuse
+from kedge.model.packing import Packing
 
 
 def _range(text: str) -> str:
@@ -63,7 +64,7 @@ Platform = Annotated[
 ]
 
 
-class ReleaseArtifact(Frozen):
+class ReleaseArtifact(Packing):
     """One archive: sha256 and length in bytes; ``source`` is a path relative to this document, or an address.
 
     ``mirrors`` are further web addresses of the same bytes, asked in this order when ``source`` does not give them.

@@ -333,7 +333,7 @@ def planned_release(
         document=document_digest(release),
         artifacts=tuple(
             # Where bytes lie says nothing about what happens: a plan knows an archive by its digest alone.
-            Artifact(platform=platform, digest=item.digest, length=item.length)
+            Artifact.of(platform, item, placed=False)
             for platform, item in sorted(release.artifacts.items())
         ),
         configuration=Configuration(

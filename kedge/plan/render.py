@@ -86,6 +86,10 @@ class Ground:
             if kind == "stage":
                 operation["length"] = artifact.length
                 operation["source"] = None
+                if artifact.strip:
+                    operation["strip"] = artifact.strip
+                if artifact.program is not None:
+                    operation["program"] = artifact.program
                 sources = self.configured[side].secrets(planned, values)
                 if sources:
                     operation["secrets"] = sources

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,3 +144,44 @@ async def test_a_source_joins_by_its_scheme(tmp_path: Path, releases: Path) -> N
 
     artifacts = VerifiedArtifacts(tmp_path / "cache", {"shelf": Shelf()})
     assert await artifacts.fetch(asked("shelf:etcd/a.tgz")) == releases / "etcd" / "a.tgz"
+
+
+def packed(*members: tuple[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+async def test_what_no_host_takes_is_refused_before_it_is_kept(
+    artifacts: VerifiedArtifacts, releases: Path
+) -> None:
+    content = b"<html>404</html>" * 100
+    (releases / "page").write_bytes(content)
+    with pytest.raises(DriverError, match="an HTML page, not an archive") as caught:
+        await artifacts.keep(asked("page", content))
+    assert (caught.value.kind, caught.value.retryable) == ("ArchiveRefused", False)
+    assert caught.value.next_step
+    assert not (artifacts._cache / hashlib.sha256(content).hexdigest()).exists()
+
+
+async def test_an_archive_is_looked_through_once(
+    artifacts: VerifiedArtifacts, releases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = packed(("top/bin/app", b"app"))
+    (releases / "a.tgz").write_bytes(content)
+    seen: list[Path] = []
+    real = artifacts_module.check_packing
+
+    def check(path: Path, artifact: Artifact) -> None:
+        seen.append(path)
+        real(path, artifact)
+
+    monkeypatch.setattr(artifacts_module, "check_packing", check)
+    one = asked("a.tgz", content).model_copy(update={"strip": 1})
+    await artifacts.keep(one)
+    await artifacts.keep(one)
+    assert len(seen) == 1
