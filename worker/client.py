@@ -10,19 +10,26 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from temporalio.client import Client, Interceptor
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import Runtime
 
+from worker import certificates
+from worker.certificates import CertificateError
 from worker.codec import converter_of
 from worker.engine import Engine
-from worker.engine_api import profile_of
+from worker.engine_api import profile_of, speaks
+from worker.engine_files import EngineFiles
+from worker.logs import get_logger
 from worker.settings import EMBEDDED_NAMESPACE, Settings
 
 CONNECT_SECONDS = 10.0
+CERTIFICATE_SECONDS = 60.0
+"""So often a worker looks whether the embedded engine's certificates end soon, or were renewed."""
 
 
 class EngineUnreachableError(Exception):
@@ -103,7 +110,12 @@ async def _connect_once(
 ) -> Client:
     converter = converter_of(settings)
     config = connect_config(settings)
+    profile = EngineFiles(settings.engine_dir).profile
     address = config.get("target_host", "localhost:7233")
+    if settings.embedded and not await asyncio.to_thread(speaks, profile):
+        raise EngineUnreachableError(
+            f"the embedded engine on {address} does not answer; next: `kedge up` starts it, `kedge doctor` looks closer"
+        )
     try:
         return await Client.connect(
             address,
@@ -125,3 +137,30 @@ async def _connect_once(
         raise EngineUnreachableError(
             f"no Temporal server answers on {address.rpartition('@')[2]}: {error}; next: {step}"
         ) from error
+
+
+async def follow_certificate(settings: Settings, take_up: Callable[[Client], None]) -> None:
+    """Renews the embedded engine's certificates in time, and connects anew once the client's is another one.
+
+    A worker may run for longer than a certificate is good. ``take_up`` gets each new client. Runs until it is cancelled.
+    """
+    if not settings.embedded:
+        return
+    folder = EngineFiles(settings.engine_dir).certificates
+    held = await asyncio.to_thread(_client_certificate, folder)
+    while True:
+        await asyncio.sleep(CERTIFICATE_SECONDS)
+        try:
+            found = await asyncio.to_thread(_client_certificate, folder)
+            if found == held:
+                continue
+            take_up(await connect(settings))
+        except (CertificateError, EngineUnreachableError, OSError) as error:
+            get_logger("worker").warning("cannot renew the connection yet", reason=str(error))
+            continue
+        held = found
+        get_logger("worker").info("connected with the renewed certificate")
+
+
+def _client_certificate(folder: Path) -> bytes:
+    return certificates.ensure(folder).client.read_bytes()

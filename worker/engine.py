@@ -233,7 +233,7 @@ class Engine:
 
     def _await(self, state: EngineState) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not (_listens(state.port) and engine_api.prepare(state.profile, SEARCH_ATTRIBUTES)):
+        while not engine_api.prepare(state.profile, SEARCH_ATTRIBUTES):
             if not processes.is_alive(state.process):
                 raise EngineError(
                     f"the Temporal server ended at its start; the end of {state.log}:\n"
@@ -299,13 +299,6 @@ def _drop_half_made(database: Path) -> None:
     if not namespaces:
         for name in (database.name, f"{database.name}-wal", f"{database.name}-shm"):
             database.with_name(name).unlink(missing_ok=True)
-
-
-def _listens(port: int) -> bool:
-    """Whether anybody listens there: cheaper to ask than the server itself."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def _is_free(port: int) -> bool:

@@ -6,7 +6,10 @@ Asked through the profile that clients use, so an engine that answers here answe
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import threading
+import tomllib
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +29,9 @@ from temporalio.service import RPCError, RPCStatusCode
 RETENTION = timedelta(days=1)
 """How long Temporal keeps the history of a run that ended; the evidence stays."""
 _CALL = timedelta(seconds=5)
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""How HTTP/2 begins: a fixed line, then settings, here none."""
+_SETTINGS = b"\4"
 
 Answer = TypeVar("Answer")
 
@@ -42,6 +48,31 @@ async def client_of(path: Path, **options: Any) -> Client:
     return await Client.connect(**{**profile_of(path), "connect_timeout": _CALL, **options})
 
 
+def speaks(path: Path) -> bool:
+    """Whether the engine takes the client certificate and speaks HTTP/2.
+
+    Asked before the SDK is: an attempt of the SDK's that hangs lives on for a while, and a process that ends meanwhile
+    is aborted by it.
+    """
+    try:
+        profile = tomllib.loads(path.read_text(encoding="utf-8"))["profile"]["default"]
+        host, _, port = profile["address"].rpartition(":")
+        tls = profile["tls"]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(tls["server_ca_cert_path"])
+        context.load_cert_chain(tls["client_cert_path"], tls["client_key_path"])
+        context.set_alpn_protocols(["h2"])
+        with (
+            socket.create_connection((host, int(port)), timeout=_CALL.total_seconds()) as reached,
+            context.wrap_socket(reached, server_hostname=tls["server_name"]) as served,
+        ):
+            served.sendall(_PREFACE)
+            # The fourth byte of a frame is its kind: the first one of every server tells its settings.
+            return served.recv(9)[3:4] == _SETTINGS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def prepare(path: Path, attributes: tuple[str, ...]) -> bool:
     """Makes the namespace and its search attributes where they are missing; False while the engine does not answer."""
     return _apart(_prepare(path, attributes))
@@ -53,6 +84,8 @@ def answers(path: Path, attributes: tuple[str, ...]) -> bool:
 
 
 async def _answers(path: Path, attributes: tuple[str, ...]) -> bool:
+    if not speaks(path):
+        return False
     try:
         client = await client_of(path)
         return await _lacks(client, attributes) == []
@@ -61,6 +94,8 @@ async def _answers(path: Path, attributes: tuple[str, ...]) -> bool:
 
 
 async def _prepare(path: Path, attributes: tuple[str, ...]) -> bool:
+    if not speaks(path):
+        return False
     try:
         client = await client_of(path)
         await _register(client)

@@ -6,14 +6,16 @@ import asyncio
 import signal
 import sys
 
+from temporalio.client import Client
+
 from kedge.drivers.checkpoints import ensure_key
 from kedge.model.errors import CodecError, DriverError
 from worker.background import announce_ready
-from worker.client import EngineUnreachableError, connect
+from worker.client import EngineUnreachableError, connect, follow_certificate
 from worker.logs import configure, get_logger
 from worker.sandbox import keep_bytecode
 from worker.settings import Settings, SettingsError
-from worker.wiring import drivers_of, worker_of
+from worker.wiring import drivers_of, ground_of, worker_of
 
 ENGINE_PATIENCE = 3600.0
 """Seconds a worker waits for an engine that is not there at its start."""
@@ -35,13 +37,21 @@ async def serve(settings: Settings) -> None:
     client = await connecting
     keep_bytecode(settings.home / "cache" / "bytecode")
     drivers = drivers_of(settings)
+    ground = ground_of(drivers, client)
+    worker = worker_of(settings, client, drivers, ground)
+
+    def take_up(renewed: Client) -> None:
+        worker.client = ground.client = renewed
+
+    following = asyncio.create_task(follow_certificate(settings, take_up))
     try:
-        async with worker_of(settings, client, drivers):
+        async with worker:
             announce_ready(settings)
             log.info("takes work", task_queue=settings.task_queue, home=str(settings.home))
             await stop.wait()
             log.info("stops", grace=settings.graceful_shutdown_seconds)
     finally:
+        following.cancel()
         stopping.cancel()
         await drivers.aclose()
     log.info("stopped")

@@ -70,8 +70,10 @@ def restrictions() -> SandboxRestrictions:
     return SandboxRestrictions.default.with_passthrough_modules(*PURE)
 
 
-def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
-    """A worker with every workflow and activity, ready to run."""
+def worker_of(
+    settings: Settings, client: Client, drivers: Drivers, ground: Ground | None = None
+) -> Worker:
+    """A worker with every workflow and activity, ready to run; on ``ground``, where there is one already."""
     seals = isinstance(client.data_converter.payload_codec, SealingCodec)
     runner = BoundRunner if seals else ContextFreeRunner
     return Worker(
@@ -80,7 +82,7 @@ def worker_of(settings: Settings, client: Client, drivers: Drivers) -> Worker:
         # Without one the SDK hashes every loaded module, and compiles those that have no bytecode: seconds at a start.
         build_id=f"kedge-{__version__}",
         workflows=EVERY_WORKFLOW,
-        activities=every_activity(ground_of(drivers, client)),
+        activities=every_activity(ground or ground_of(drivers, client)),
         workflow_runner=runner(restrictions=restrictions()),
         interceptors=[LoggingInterceptor(), PointsInterceptor()],
         max_concurrent_activities=settings.max_concurrent_activities,

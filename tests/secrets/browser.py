@@ -30,11 +30,11 @@ when a network interface comes or goes on the machine, as they do where containe
 class Browser:
     """One browser window."""
 
-    def __init__(self, driver: str, profile: Path) -> None:
+    def __init__(self, driver: str, profile: Path, *more: str) -> None:
         self._url = driver
         options = {
             "binary": str(shutil.which("chromium")),
-            "args": [*_ARGUMENTS, f"--user-data-dir={profile}"],
+            "args": [*_ARGUMENTS, *more, f"--user-data-dir={profile}"],
         }
         wanted = {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}
         session = self._call("POST", "/session", {"capabilities": wanted})
@@ -83,8 +83,8 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browsing(folder: Path) -> Iterator[Browser]:
-    """A browser with a new profile, and its driver."""
+def browsing(folder: Path, *more: str) -> Iterator[Browser]:
+    """A browser with a new profile, and its driver; ``more`` are arguments of the browser's."""
     log = folder / "chromedriver.log"
     with log.open("w") as out:
         driver = subprocess.Popen(
@@ -95,7 +95,7 @@ def browsing(folder: Path) -> Iterator[Browser]:
         while (listens := _LISTENS.search(log.read_text())) is None:
             assert driver.poll() is None, log.read_text()
             time.sleep(0.05)
-        browser = Browser(f"http://127.0.0.1:{listens[1]}", folder / "profile")
+        browser = Browser(f"http://127.0.0.1:{listens[1]}", folder / "profile", *more)
         try:
             yield browser
         finally:
