@@ -8,7 +8,7 @@ from activities.ground import Ground
 from activities.heartbeats import pulse
 from kedge.model.plan import Plan, ProgramName
 from kedge.model.run import LegFacts, PlanFacts, ReturnRequest, WaveFacts
-from kedge.plan.wayback import Return, choose
+from kedge.plan.wayback import Return, choose_around
 
 MARGIN = 60.0
 """Seconds a leg may take beyond the sum of its steps' time-outs: the connection, the lock, the journal."""
@@ -32,7 +32,13 @@ class PlanActivities:
         async with pulse():
             plan = await self._ground.plan(request.run.plan)
             await self._ground.went_back(request.run)
-            return choose(plan, request.seen, automatic=request.automatic)
+            return choose_around(
+                plan,
+                request.seen,
+                unseen=request.unseen,
+                given_up=request.given_up,
+                automatic=request.automatic,
+            )
 
 
 def facts_of(plan: Plan) -> PlanFacts:

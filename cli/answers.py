@@ -9,7 +9,7 @@ from cli import words
 from kedge.model.status import RunStatus, Waiting
 
 KEY = "<your key>"
-OVER = frozenset({"done", "aborted", "rolled-back", "preempted", "rejected"})
+OVER = frozenset({"done", "aborted", "rolled-back", "preempted", "rejected", "terminated"})
 
 
 @dataclass(frozen=True, slots=True)

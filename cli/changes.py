@@ -111,18 +111,19 @@ def _orders(before: RunStatus, after: RunStatus) -> Iterator[str]:
 
 
 def _waiting(before: RunView | None, after: RunView, program: Sequence[str]) -> Iterator[str]:
-    offered = answers(after.status, program)
-    was = () if before is None else answers(before.status, program)
-    waiting = after.status.waiting
+    offered = answers(after.asking, program)
+    was = () if before is None else answers(before.asking, program)
+    waiting = after.asking.waiting
     tally = waiting.tally if waiting is not None else None
     tally_was = None
-    if before is not None and before.status.waiting is not None:
-        tally_was = before.status.waiting.tally
+    if before is not None and before.asking.waiting is not None:
+        tally_was = before.asking.waiting.tally
     if offered and offered != was:
         if waiting is not None:
             what = f"{waiting.kind} {waiting.subject}"
             title = waiting.showing.title
-            yield f"waits for {what}" if title == what else f"waits for {what}: {title}"
+            who = "" if after.asking is after.status else f"{after.asking.run} "
+            yield f"{who}waits for {what}" if title == what else f"{who}waits for {what}: {title}"
         for answer in offered:
             yield f"  {answer.command}   ({answer.does})"
     if tally is not None and (tally_was is None or len(tally_was.signed) != len(tally.signed)):

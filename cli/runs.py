@@ -74,7 +74,7 @@ def _show_run(session: Session, run: str, *, result: bool) -> None:
         )
     document = status.model_dump(mode="json")
     document["policy_now"] = pinned
-    document["answers"] = [one.command for one in answers(status, session.program)]
+    document["answers"] = [one.command for one in answers(view.asking, session.program)]
     back = way_back(status, session.program)
     document["rollback"] = back.command if back is not None else None
     session.document(document)

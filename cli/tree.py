@@ -36,6 +36,7 @@ PHASES = {
     "aborted": "aborted",
     "rolled-back": "rolled back",
     "preempted": "pre-empted by a rollback",
+    "terminated": "terminated in Temporal: its workflow is gone",
     "rejected": "rejected",
 }
 WAYS_BACK = {
@@ -125,7 +126,7 @@ def _phase_style(status: RunStatus) -> str:
         return "bold green"
     if status.phase in {"parked", "paused", "gate"}:
         return "bold yellow"
-    if status.phase in {"aborted", "rolled-back", "preempted", "rejected"}:
+    if status.phase in {"aborted", "rolled-back", "preempted", "rejected", "terminated"}:
         return "bold red"
     return "cyan"
 
@@ -253,21 +254,38 @@ def _below(view: RunView, program: Sequence[str]) -> list[RenderableType]:
     if view.ended:
         return _end_lines(view, program)
     lines: list[RenderableType] = []
-    open_answers = answers(status, program)
-    if open_answers:
-        lines += ["", *waiting_lines(status, view.now)]
-        width = max(len(answer.does) for answer in open_answers)
-        for answer in open_answers:
-            # What it does comes first: a narrow screen may cut a command, never its meaning.
-            text = Text(f"   {answer.does:<{width}}  ", style="dim")
-            text.append(answer.command, style="bold not dim")
-            lines.append(text)
+    asked = _asked(view, program)
+    if asked:
+        lines += asked
     elif status.said:
         lines += ["", Text(status.said, style="dim")]
     back = way_back(status, program)
     if back is not None and view.back is None and view.way_back in {"switch-back", "restore"}:
         text = Text(f"{back.does}, at any moment: ", style="dim")
         text.append(back.command, style="bold not dim")
+        lines.append(text)
+    return lines
+
+
+def _asked(view: RunView, program: Sequence[str]) -> list[RenderableType]:
+    """What a run, or the rollback in its place, asks people, with the commands that answer it."""
+    asking = view.asking
+    open_answers = answers(asking, program)
+    if not open_answers:
+        return []
+    lines: list[RenderableType] = [""]
+    if asking is not view.status:
+        text = Text(asking.run, style="bold")
+        text.append(
+            f" takes it back: {PHASES.get(asking.phase, asking.phase)}", style="bold yellow"
+        )
+        lines.append(text)
+    lines += waiting_lines(asking, view.now)
+    width = max(len(answer.does) for answer in open_answers)
+    for answer in open_answers:
+        # What it does comes first: a narrow screen may cut a command, never its meaning.
+        text = Text(f"   {answer.does:<{width}}  ", style="dim")
+        text.append(answer.command, style="bold not dim")
         lines.append(text)
     return lines
 
@@ -323,4 +341,5 @@ def _end_lines(view: RunView, program: Sequence[str]) -> list[RenderableType]:
         more = Text("it goes on as ")
         more.append(words.command(*program, "watch", status.successor), style="bold")
         lines.append(more)
+        lines += _asked(view, program)
     return lines

@@ -40,7 +40,7 @@ def watch_run(session: Session, run: str, *, until_waiting: bool) -> None:
 
 
 def _is_enough(view: RunView, *, until_waiting: bool) -> bool:
-    return view.ended or (until_waiting and view.gone is None and bool(answers(view.status)))
+    return view.ended or (until_waiting and view.gone is None and bool(answers(view.asking)))
 
 
 async def _lines(session: Session, run: str, *, until_waiting: bool) -> RunView:

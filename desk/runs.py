@@ -33,7 +33,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
-from desk.views import Pieces, StepNow
+from desk.views import ENDED, Pieces, StepNow
 from kedge.model.base import Frozen
 from kedge.model.errors import DriverError, EngineError, KedgeError
 from kedge.model.order import Envelope
@@ -107,8 +107,18 @@ class Runs:
         self._worker_runs = worker_runs
 
     async def status(self, run: str, *, seconds: float = ANSWER_SECONDS) -> RunStatus:
-        """What a run says of itself. Raises ``NotFound``, or ``EngineError`` when nobody answers."""
-        return await self._ask(run, "status", RunStatus, seconds)
+        """What a run says of itself, and whether its workflow is there to do it.
+
+        Raises ``NotFound``, or ``EngineError`` when nobody answers.
+        """
+        status = await self._ask(run, "status", RunStatus, seconds)
+        if status.phase in ENDED:
+            return status
+        with self._faults(run):
+            described = await self._client.get_workflow_handle(run).describe(
+                rpc_timeout=timedelta(seconds=seconds)
+            )
+        return _as_ended(status, described)
 
     async def fleet(self, fleet: str, *, seconds: float = ANSWER_SECONDS) -> FleetStatus:
         """What a fleet's workflow says. Raises as :meth:`status`.
@@ -127,7 +137,8 @@ class Runs:
             async for execution in self._client.list_workflows(query):
                 if execution.status != WorkflowExecutionStatus.CONTINUED_AS_NEW:
                     found.setdefault(execution.id, _summary(execution))
-        return tuple(sorted(found.values(), key=lambda one: one.started, reverse=True))
+        runs = (_asking_for(one, found) for one in found.values())
+        return tuple(sorted(runs, key=lambda one: one.started, reverse=True))
 
     async def submit(self, target: str, envelope: Envelope) -> Submitted:
         """Sends an order and waits for the verdict.
@@ -209,11 +220,12 @@ class Runs:
         """
         status = await self.status(run, seconds=seconds)
         child = status.child
-        if child is None:
-            return Pieces(status=status)
+        back = status.successor if child in {None, status.successor} else None
         with contextlib.suppress(DriverError):
-            if status.kind == "upgrade" and child.startswith("rollback/"):
-                return Pieces(status=status, back=await self._way_back(child, seconds))
+            if status.kind == "upgrade" and back is not None:
+                return Pieces(status=status, back=await self._way_back(back, seconds))
+            if child is None:
+                return Pieces(status=status)
             if "/widening/" in child:
                 widening = await self._ask(child, "progress", WideningProgress, seconds)
                 if widening.child is None:
@@ -225,7 +237,7 @@ class Runs:
         return Pieces(status=status)
 
     async def _way_back(self, run: str, seconds: float) -> Pieces:
-        """The pieces of the way back that a run takes by itself."""
+        """The pieces of the rollback that goes on in a run's place."""
         status = await self.status(run, seconds=seconds)
         if status.child is None:
             return Pieces(status=status)
@@ -377,6 +389,45 @@ def _told(details: list[object]) -> Iterator[tuple[int, str, str]]:
             yield node, step, "" if said == step else said
 
 
+_BROKEN_OFF = {
+    WorkflowExecutionStatus.TERMINATED: "was terminated",
+    WorkflowExecutionStatus.CANCELED: "was cancelled",
+    WorkflowExecutionStatus.TIMED_OUT: "timed out",
+    WorkflowExecutionStatus.FAILED: "failed",
+}
+"""How a workflow is closed that did not come to its own end."""
+
+
+def _as_ended(status: RunStatus, described: WorkflowExecution) -> RunStatus:
+    """What a run says of itself, corrected where its workflow was ended: it waits for nobody then, and does nothing."""
+    how = _BROKEN_OFF.get(described.status) if described.status is not None else None
+    if how is None:
+        return status
+    said = (
+        f"its workflow {how} in Temporal, so nothing goes on here; it was at {status.phase}: {status.said}; "
+        f"`kedge rollback {status.fleet}` takes the fleet back, by the record"
+    )
+    update: dict[str, object] = {
+        "phase": "terminated",
+        "outcome": "terminated",
+        "said": said,
+        "waiting": None,
+        "child": None,
+        "held": False,
+        "ended": None if described.close_time is None else _stamp(described.close_time),
+    }
+    return status.model_copy(update=update)
+
+
+def _asking_for(one: RunSummary, found: Mapping[str, RunSummary]) -> RunSummary:
+    """A run as the list shows it: an upgrade that is taken back waits for what that rollback waits for."""
+    back = found.get(f"rollback/{one.fleet}/{one.run.rpartition('/')[2]}-auto")
+    if one.kind != "upgrade" or one.ended or one.waiting_for or back is None or back.ended:
+        return one
+    waiting = f"{back.waiting_for} of {back.run}" if back.waiting_for else ""
+    return one.model_copy(update={"waiting_for": waiting})
+
+
 def _summary(execution: WorkflowExecution) -> RunSummary:
     attributes: Mapping[str, object] = {
         pair.key.name: pair.value for pair in execution.typed_search_attributes
@@ -387,13 +438,15 @@ def _summary(execution: WorkflowExecution) -> RunSummary:
         return value if isinstance(value, str) else ""
 
     kind, _, rest = execution.id.partition("/")
+    gone = execution.status in _BROKEN_OFF and said("KedgePhase") not in ENDED
     return RunSummary(
         run=execution.id,
         kind=kind,
         fleet=said("KedgeFleet") or rest.rpartition("/")[0],
-        phase=said("KedgePhase"),
+        phase="terminated" if gone else said("KedgePhase"),
         release=said("KedgeRelease"),
-        waiting_for=said("KedgeWaitingFor"),
+        # What a workflow waited for that is not there any more can be answered by nobody.
+        waiting_for="" if execution.status in _BROKEN_OFF else said("KedgeWaitingFor"),
         started=_stamp(execution.start_time),
         ended=None if execution.close_time is None else _stamp(execution.close_time),
     )

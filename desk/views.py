@@ -21,7 +21,7 @@ DETAIL_LIMIT = 60
 NodeState = Literal["waiting", "running", "done", "failed"]
 WaveState = Literal["waiting", "running", "baking", "done", "stopped"]
 
-ENDED = frozenset({"done", "aborted", "rolled-back", "preempted", "rejected"})
+ENDED = frozenset({"done", "aborted", "rolled-back", "preempted", "rejected", "terminated"})
 """The phases in which a run is over."""
 
 
@@ -77,6 +77,16 @@ class RunView(Frozen):
     way_back: str = ""
     gone: float | None = None
     gone_why: str = ""
+    rollback: RunStatus | None = None
+    """The rollback that goes on in an upgrade's place, as it is now."""
+
+    @property
+    def asking(self) -> RunStatus:
+        """The run that asks people something when this one does: itself, or the rollback in its place."""
+        back = self.rollback
+        if back is None or back.phase in ENDED or self.status.waiting is not None:
+            return self.status
+        return back if back.waiting is not None or back.phase == "paused" else self.status
 
     @property
     def ended(self) -> bool:
@@ -93,7 +103,7 @@ class RunView(Frozen):
 class Pieces(Frozen):
     """The answers of one round of questions; ``steps`` are by node index.
 
-    ``back`` is the way back that an upgrade takes by itself, while it takes it.
+    ``back`` is the rollback that goes on in an upgrade's place: one that it takes by itself, or one that pre-empted it.
     """
 
     status: RunStatus
@@ -106,8 +116,9 @@ class Pieces(Frozen):
 def view_of(pieces: Pieces, plan: Plan | None, now: str) -> RunView:
     """Joins the pieces. Without the plan (it is in another home's store) there are no waves."""
     status = pieces.status
+    rollback = None if pieces.back is None else pieces.back.status
     if plan is None:
-        return RunView(status=status, now=now)
+        return RunView(status=status, now=now, rollback=rollback)
     waves = _upgrade_waves(pieces, plan) if status.kind == "upgrade" else (_way_back(pieces, plan),)
     boundary = None
     if plan.commit is not None:
@@ -116,7 +127,8 @@ def view_of(pieces: Pieces, plan: Plan | None, now: str) -> RunView:
         status=status,
         now=now,
         waves=waves,
-        back=None if pieces.back is None else _way_back(pieces.back, plan),
+        back=None if pieces.back is None or status.phase in ENDED else _way_back(pieces.back, plan),
+        rollback=rollback,
         boundary=boundary,
         lost=plan.commit.lost if plan.commit is not None else "",
         way_back=_way_back_now(status, plan),
@@ -270,8 +282,10 @@ def _order(plan: Plan) -> list[int]:
 def _way_back(pieces: Pieces, plan: Plan) -> WaveView:
     """A rollback as one wave: the nodes that have to go back."""
     status = pieces.status
+    # A failure of the whole run is no node's (``THE_RUN``).
+    nodes = range(len(plan.nodes))
     known: dict[int, NodeState] = {
-        failure.node: "failed" for failure in status.failures if failure.node < len(plan.nodes)
+        failure.node: "failed" for failure in status.failures if failure.node in nodes
     }
     if pieces.wave is not None:
         known |= _named(pieces.wave)

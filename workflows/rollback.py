@@ -12,6 +12,7 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
+    from activities.errors import AWAY
     from activities.nodes import NodeActivities
     from activities.plans import PlanActivities
     from kedge.model.base import Frozen, Json, digest_of
@@ -20,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         THE_RUN,
         WHOLE_FAILURES,
         Failure,
+        Observed,
         ObserveRequest,
         Phase,
         PlanFacts,
@@ -28,6 +30,7 @@ with workflow.unsafe.imports_passed_through():
         RunEnd,
         WaveRequest,
         WaveResult,
+        bounded,
         failure_of_the_run,
     )
     from kedge.model.status import RunStatus, Showing
@@ -45,6 +48,8 @@ class RollbackState(Frozen):
 
     serial: int
     given_up: tuple[int, ...] = ()
+    aside: tuple[Failure, ...] = ()
+    """Of nodes whose connection broke off on their way back: they are left alone until a person says to try again."""
     done: int = 0
     steps: int = 0
     replayed: int = 0
@@ -75,6 +80,8 @@ class Ended(Frozen):
 class Rollback(Ordered):
     """Fences every host, observes, decides, goes back wave by wave, and observes again until every node that was not
     given up runs its baseline. Each turn starts from an observation, so an interrupted way back needs no memory.
+
+    Hosts that cannot be reached hold nobody up: the others go back first, then the run parks for these.
     """
 
     @workflow.init
@@ -177,38 +184,51 @@ class Rollback(Ordered):
                 said="a newer run has the hosts: this one may not act on them any more",
             )
             return
-        given_up = set(self._state.given_up)
-        unreachable = tuple(failure for failure in seen.problems if failure.node not in given_up)
-        if unreachable:
-            await self._park("fence", unreachable, facts)
+        missing = self._missing(seen)
+        if any(failure.node == THE_RUN for failure in missing):
+            await self._park("fence", missing, facts)
             return
-        seen = seen.model_copy(
-            update={
-                "after": tuple(n for n in seen.after if n not in given_up),
-                "other": tuple(n for n in seen.other if n not in given_up),
-                "mixed": tuple(n for n in seen.mixed if n not in given_up),
-                "stopped": tuple(n for n in seen.stopped if n not in given_up),
-            }
-        )
+        unseen = tuple(sorted(failure.node for failure in missing))
         choice = await decide(
             PlanActivities.choose_way_back,
-            ReturnRequest(run=self._run, seen=seen, automatic=self._request.automatic),
+            ReturnRequest(
+                run=self._run,
+                seen=seen,
+                automatic=self._request.automatic,
+                unseen=unseen,
+                given_up=self._state.given_up,
+            ),
             "decide the way back",
         )
         record = choice.model_dump(mode="json", exclude={"waves", "parallel"})
         nodes = [node for wave in choice.waves for node in wave]
-        await self._note("way-back", {"what": "way-back", **record, "nodes": list[Json](nodes)})
-        await self._follow(choice, facts)
+        await self._note(
+            "way-back",
+            {
+                "what": "way-back",
+                **record,
+                "nodes": list[Json](nodes),
+                "unseen": list[Json](unseen),
+                "given_up": list[Json](self._state.given_up),
+            },
+        )
+        if missing and choice.verdict in ("nothing", "unclear"):
+            await self._park("fence", missing, facts, choice.said)
+        else:
+            await self._follow(choice, facts, len(missing))
 
-    async def _follow(self, choice: Return, facts: PlanFacts) -> None:
+    def _missing(self, seen: Observed) -> tuple[Failure, ...]:
+        """Why nodes cannot go back now: what the look found, and those whose connection broke off on their way back."""
+        found = tuple(
+            failure for failure in seen.problems if failure.node not in self._state.given_up
+        )
+        known = {failure.node for failure in found}
+        return found + tuple(one for one in self._state.aside if one.node not in known)
+
+    async def _follow(self, choice: Return, facts: PlanFacts, missing: int) -> None:
         if choice.verdict == "nothing":
-            left = (
-                f"; {len(self._state.given_up)} node(s) were given up"
-                if self._state.given_up
-                else ""
-            )
-            self._ended = Ended(phase="rolled-back", said=choice.said + left)
-        elif choice.verdict == "refuse":
+            self._ended = Ended(phase="rolled-back", said=choice.said)
+        elif choice.verdict in ("refuse", "unclear"):
             self._ended = Ended(phase="rejected", said=choice.said)
         elif (
             choice.verdict == "ask"
@@ -217,7 +237,7 @@ class Rollback(Ordered):
         ):
             await self._consent(choice.gate, choice, facts)
         else:
-            await self._go(choice, facts)
+            await self._go(choice, facts, missing)
 
     async def _consent(self, name: str, choice: Return, facts: PlanFacts) -> None:
         gate = next(gate for gate in facts.gates if gate.name == name)
@@ -242,7 +262,7 @@ class Rollback(Ordered):
         else:
             self._take_orders()
 
-    async def _go(self, choice: Return, facts: PlanFacts) -> None:
+    async def _go(self, choice: Return, facts: PlanFacts, missing: int) -> None:
         """Goes back part by part until all is done, or something else is to be done first."""
         self._waves = len(choice.waves)
         size = chunk_of(facts.legs[choice.program]) if choice.waves else 1
@@ -256,8 +276,8 @@ class Rollback(Ordered):
                     await self._pause()
                     return
                 self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
-                # Who was given up stays out, and keeps a place among the unavailable.
-                room = max(1, parallel - len(self._state.given_up))
+                # Nodes that stay out keep their places among the unavailable.
+                room = max(1, parallel - len(self._state.given_up) - missing)
                 result = await self._chunk(choice, facts, nodes[start : start + size], room)
                 self._change(
                     done=self._state.done + result.done,
@@ -267,6 +287,9 @@ class Rollback(Ordered):
                 if result.fenced:
                     said = "a newer run has the hosts: this one may not act on them any more"
                     self._ended = Ended(phase="preempted", said=said)
+                    return
+                if result.failures and all(one.type in AWAY for one in result.failures):
+                    self._set_aside(result.failures)
                     return
                 if result.failures:
                     await self._park("back", result.failures, facts)
@@ -316,6 +339,12 @@ class Rollback(Ordered):
             self._wave_child = None
             self._child_id = None
 
+    def _set_aside(self, failures: tuple[Failure, ...]) -> None:
+        """Nobody answered on these nodes, or not to the end: the next turn goes on with the others."""
+        nodes = {failure.node for failure in failures}
+        kept = tuple(one for one in self._state.aside if one.node not in nodes)
+        self._change(aside=bounded(kept + failures))
+
     # -- orders --------------------------------------------------------------------------------------------------
 
     async def _woken(self) -> None:
@@ -361,7 +390,9 @@ class Rollback(Ordered):
             self._take_orders()
         self._advertise("")
 
-    async def _park(self, where: str, failures: tuple[Failure, ...], facts: PlanFacts) -> None:
+    async def _park(
+        self, where: str, failures: tuple[Failure, ...], facts: PlanFacts, stands: str = ""
+    ) -> None:
         """Says what happened and waits for a decision: retry, skip (give these nodes up), or abort."""
         self._failures = failures
         number = self._state.parks + 1
@@ -369,7 +400,7 @@ class Rollback(Ordered):
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         said = (
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
-            f"{executed_again(failures)}{asked_again(failures)}"
+            f"{executed_again(failures)}{asked_again(failures)}{f'; {stands}' if stands else ''}"
         )
         # What is wrong with the whole run is not mended by giving nodes up.
         of_nodes = all(failure.node != THE_RUN for failure in failures)
@@ -403,7 +434,7 @@ class Rollback(Ordered):
         if chosen == "retry":
             missing = lacking(failures)
             consented = tuple(gate for gate in self._state.consented if gate not in missing)
-            self._change(retries=self._state.retries + 1, consented=consented)
+            self._change(retries=self._state.retries + 1, consented=consented, aside=())
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))

@@ -14,8 +14,9 @@ from kedge.model.review import Review
 
 Phase = Literal[
     "preflight", "gate", "widening", "parked", "paused", "finalizing", "fencing", "going-back", "done", "aborted",
-    "rolled-back", "preempted", "rejected",
+    "rolled-back", "preempted", "rejected", "terminated",
 ]  # fmt: skip
+"""``terminated`` is what user interfaces say of a run whose workflow Temporal ended: no run says it of itself."""
 
 
 class Run(Frozen):
@@ -501,6 +502,10 @@ class ReturnRequest(Frozen):
     run: Run
     seen: Observed
     automatic: bool
+    unseen: tuple[int, ...] = ()
+    """Nodes that cannot be reached now: the others go back without them."""
+    given_up: tuple[int, ...] = ()
+    """Nodes that a person said to leave as they are."""
 
 
 class Note(Frozen):

@@ -8,6 +8,9 @@ from kedge.model.base import Frozen, Name
 from kedge.model.plan import Plan, WayBack
 from kedge.model.run import Observed, PlanFacts
 
+MAX_NAMED = 20
+"""Nodes that a sentence names."""
+
 
 def way_back_at(ways: tuple[WayBack, ...], begun: int) -> WayBack:
     """The plan's way back once ``begun`` waves were begun; no entry at all is ``forbidden`` (fail-closed)."""
@@ -30,7 +33,7 @@ def automatic_way_back(facts: PlanFacts, *, begun: int, committed: bool) -> WayB
 class Return(Frozen):
     """What a rollback does: which nodes by which program, in batches in order (last wave first), or why not."""
 
-    verdict: Literal["go", "ask", "refuse", "nothing"]
+    verdict: Literal["go", "ask", "refuse", "nothing", "unclear"]
     program: Literal["back", "restore"] = "back"
     gate: Name | None = None
     said: str
@@ -39,6 +42,79 @@ class Return(Frozen):
     """Number of waves begun, as observed."""
     waves: tuple[tuple[int, ...], ...] = ()
     parallel: tuple[int, ...] = ()
+
+
+def choose_around(
+    plan: Plan,
+    seen: Observed,
+    *,
+    unseen: tuple[int, ...],
+    given_up: tuple[int, ...],
+    automatic: bool,
+) -> Return:
+    """Decide the rollback of the nodes that were seen, while ``unseen`` and ``given_up`` are left alone.
+
+    Nobody knows how far an unseen node went: it may run the old release or the new one. The others go back at once
+    where that makes no difference. Where it does (behind the point of no return, or where another way back begins), the
+    verdict is ``unclear`` and a person decides. A node that was given up is out of the fleet by a person's word.
+    """
+    alone = {*unseen, *given_up}
+    rest = _without(seen, alone)
+    choice = choose(plan, rest, automatic=automatic)
+    missing = tuple(sorted(set(unseen) - set(given_up)))
+    if choice.verdict == "nothing":
+        return choice.model_copy(update={"said": _seen_on_baseline(plan, missing, given_up)})
+    if not missing or choice.verdict == "refuse":
+        return choice
+    furthest = rest.model_copy(
+        update={
+            "after": (*rest.after, *missing),
+            "started_after": (*rest.started_after, *missing),
+        }
+    )
+    worst = choose(plan, furthest, automatic=automatic)
+    between = {
+        (way.kind, way.gate)
+        for begun in range(choice.begun, worst.begun + 1)
+        for way in (way_back_at(plan.way_back, begun),)
+    }
+    same = (worst.verdict, worst.program, worst.gate) == (
+        choice.verdict,
+        choice.program,
+        choice.gate,
+    )
+    if same and (len(between) == 1 or not choice.begun):
+        return choice
+    names = _named(plan, missing)
+    said = f"the way back depends on how far {names} went, which nobody can see: {worst.lost or worst.said}"
+    return Return(verdict="unclear", said=said, lost=worst.lost)
+
+
+def _without(seen: Observed, alone: set[int]) -> Observed:
+    """The same observation without these nodes."""
+    lists = ("before", "after", "other", "empty", "stopped", "started_after", "mixed")
+    return seen.model_copy(
+        update={name: tuple(n for n in getattr(seen, name) if n not in alone) for name in lists}
+    )
+
+
+def _seen_on_baseline(plan: Plan, unseen: tuple[int, ...], given_up: tuple[int, ...]) -> str:
+    """What may be said at the end: of nodes that were not looked at, nothing."""
+    if not unseen and not given_up:
+        return "every node runs its baseline"
+    alone = {*unseen, *given_up}
+    said = f"{len(plan.nodes) - len(alone)} of {len(plan.nodes)} nodes run their baseline"
+    for nodes, what in ((unseen, "not seen"), (given_up, "given up, and not known to be back")):
+        if nodes:
+            said += f"; {what}: {_named(plan, nodes)}"
+    return said
+
+
+def _named(plan: Plan, nodes: tuple[int, ...]) -> str:
+    """The first few names, and how many more there are."""
+    names = ", ".join(plan.nodes[node].name for node in nodes[:MAX_NAMED])
+    more = len(nodes) - MAX_NAMED
+    return f"{names} and {more} more" if more > 0 else names
 
 
 def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:

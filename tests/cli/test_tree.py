@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
+from cli.changes import changes
 from cli.tree import render
+from cli.watching import _is_enough
 from desk.views import Pieces, RunView, StepNow, view_of
 from kedge.model.order import OrderVerdict
+from kedge.model.run import Failure, Phase, failure_of_the_run
 from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.cli import worlds
 
@@ -87,6 +90,28 @@ def going_back() -> Pieces:
     )
 
 
+def parked_rollback(phase: Phase, *failures: Failure, outcome: str = "") -> Pieces:
+    """An upgrade whose rollback is parked."""
+    waiting = worlds.parked().waiting
+    assert waiting is not None
+    back = worlds.status(
+        run="rollback/etcd/1-auto",
+        kind="rollback",
+        phase="parked",
+        said="back: the run at no step: Lost: its wave did not come to its end",
+        before="3.5.1",
+        after="3.5.0",
+        nodes_done=1,
+        failures=failures,
+        waiting=waiting.model_copy(update={"subject": "back-1"}),
+    )
+    status = worlds.status(
+        phase=phase, said="going back by itself", failures=(worlds.failure(0),), outcome=outcome,
+        successor=back.run, child=None if outcome else back.run,
+    )  # fmt: skip
+    return Pieces(status=status, back=Pieces(status=back))
+
+
 def preflight() -> Pieces:
     return Pieces(
         status=worlds.status(phase="preflight", said="looks at 5 nodes", wave=0, nodes_done=0)
@@ -101,6 +126,15 @@ SCENES = {
     "a node failed and the run is parked": Pieces(status=worlds.parked()),
     "paused": Pieces(status=worlds.status(phase="paused", said="paused: waits for a resume or an abort")),
     "the canary goes back by itself": going_back(),
+    "the rollback of a run is parked": parked_rollback("going-back", worlds.failure(0)),
+    "a rollback failed as a whole run": parked_rollback("going-back", failure_of_the_run("Lost", "its wave did not come to its end", "back")),
+    "a run was pre-empted and the rollback in its place is parked": parked_rollback("preempted", worlds.failure(0), outcome="preempted"),
+    "its workflow was terminated": Pieces(
+        status=worlds.status(
+            phase="terminated", said="its workflow was terminated in Temporal, so nothing goes on here", nodes_done=2,
+            ended="2026-03-01T12:09:00Z", outcome="terminated",
+        )
+    ),
     "done": Pieces(
         status=worlds.status(
             phase="done", said="done: every node is on the new release", wave=3, nodes_done=5,
@@ -207,3 +241,25 @@ def test_who_broke_the_glass_is_shown_with_the_run() -> None:
     text = drawn(view_of(pieces.model_copy(update={"status": status}), worlds.plan(), worlds.NOW))
     assert "olga broke the glass to pause: writes are lost" in text
     assert f"kedge review {status.run}" in text
+
+
+@pytest.mark.parametrize("kind", ["rollback", "upgrade"])
+def test_a_failure_of_the_whole_run_is_no_nodes(kind: str) -> None:
+    pieces = parked_rollback("going-back", failure_of_the_run("Lost", "it was terminated", "back"))
+    assert pieces.back is not None
+    view = view_of(pieces if kind == "upgrade" else pieces.back, worlds.plan(), worlds.NOW)
+    shown = view.back if kind == "upgrade" else view.waves[0]
+    assert shown is not None
+    assert [node.index for node in shown.nodes] == []
+    assert "etcd-5: Lost" not in drawn(view)
+
+
+def test_watching_until_somebody_is_asked_ends_when_the_rollback_in_its_place_is_parked() -> None:
+    parked = view_of(parked_rollback("going-back", worlds.failure(0)), worlds.plan(), worlds.NOW)
+    assert parked.status.waiting is None
+    assert _is_enough(parked, until_waiting=True)
+    assert not _is_enough(parked, until_waiting=False)
+    assert not _is_enough(view_of(going_back(), worlds.plan(), worlds.NOW), until_waiting=True)
+    lines = changes(view_of(going_back(), worlds.plan(), worlds.NOW), parked)
+    assert any(line.startswith("rollback/etcd/1-auto waits for parked back-1") for line in lines)
+    assert any("decide rollback/etcd/1-auto --item back-1 --choice retry" in line for line in lines)

@@ -12,7 +12,7 @@ from kedge.drivers.ports import SessionEnd
 from kedge.model.base import Json
 from kedge.model.plan import Plan
 from kedge.model.run import Observed
-from kedge.plan.wayback import choose
+from kedge.plan.wayback import choose, choose_around
 from kedge.trust.warrant import _gates_back  # pyright: ignore[reportPrivateUsage]
 from tests.plan.samples import fleet, plan, release, small
 
@@ -205,3 +205,36 @@ def test_a_daemon_of_another_release_than_current_is_seen_as_mixed(looks: Looked
     observed = looks(release="old", running_release="old")
     assert (observed.before, observed.mixed) == ((0,), ())
     assert looks(release="old", running_release="foreign").other == (0,)
+
+
+def test_unseen_nodes_hold_nobody_up_where_it_makes_no_difference() -> None:
+    made = small(4)
+    looked = seen(made, (0, 1, 2))
+    chosen = choose_around(made, looked, unseen=(3,), given_up=(), automatic=False)
+    assert (chosen.verdict, chosen.program) == ("go", "back")
+    assert sorted(node for wave in chosen.waves for node in wave) == [0, 1, 2]
+    # Whatever was believed of it, a node that nobody sees is neither touched nor called back.
+    looked = seen(made, ()).model_copy(update={"after": (3,)})
+    chosen = choose_around(made, looked, unseen=(3,), given_up=(), automatic=False)
+    assert (chosen.verdict, chosen.said) == (
+        "nothing", f"3 of 4 nodes run their baseline; not seen: {made.nodes[3].name}"
+    )  # fmt: skip
+    chosen = choose_around(made, looked, unseen=(), given_up=(3,), automatic=False)
+    assert chosen.said.startswith("3 of 4 nodes run their baseline; given up")
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_an_unseen_node_behind_the_line_is_a_persons_to_decide(automatic: object) -> None:
+    made = restorable()
+    last = made.waves[-1].nodes[0]
+    others = tuple(node for node in range(4) if node != last)
+    chosen = choose_around(
+        made, seen(made, others), unseen=(last,), given_up=(), automatic=bool(automatic)
+    )
+    assert chosen.verdict == "unclear"
+    assert made.nodes[last].name in chosen.said
+    # Given up by a person, it does not hold the others any more.
+    chosen = choose_around(
+        made, seen(made, others), unseen=(), given_up=(last,), automatic=bool(automatic)
+    )
+    assert (chosen.verdict, chosen.program) == ("go", "back")
