@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from kedge.model.base import Json
+from kedge.plan.descriptions import DESCRIPTIONS, EXAMPLES
 from kedge.plan.parse import KINDS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -13,6 +14,12 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schema(kind: str) -> dict[str, Json]:
     """The JSON Schema of a kind of document. Raises ``KeyError`` for a kind there is not."""
     made: dict[str, Json] = KINDS[kind].model_json_schema(by_alias=True, mode="validation")
+    definitions = made.get("$defs")
+    for model, part in {
+        kind: made,
+        **(definitions if isinstance(definitions, dict) else {}),
+    }.items():
+        _describe(model, part)
     required = made.get("required")
     # The model knows its own kind; a document has to say it.
     said: list[Json] = (
@@ -21,6 +28,19 @@ def schema(kind: str) -> dict[str, Json]:
         else ["kind"]
     )
     return {"$schema": DIALECT, **_shorthand(made), "required": said}
+
+
+def _describe(model: str, part: Json) -> None:
+    """Put sentences and examples to the properties of one model."""
+    properties = part.get("properties") if isinstance(part, dict) else None
+    for name, wanted in properties.items() if isinstance(properties, dict) else ():
+        if not isinstance(wanted, dict):
+            continue
+        wanted.pop("title", None)
+        for table, key in ((DESCRIPTIONS, "description"), (EXAMPLES, "examples")):
+            found = table.get(f"{model}.{name}", table.get(f"*.{name}"))
+            if found is not None:
+                wanted[key] = [found] if table is EXAMPLES else found
 
 
 def _shorthand(made: dict[str, Json]) -> dict[str, Json]:
