@@ -21,6 +21,7 @@ from temporalio.client import Client
 from temporalio.service import TLSConfig
 
 from kedge.model.base import Frozen
+from tests.stock import stock_temporal
 from worker import certificates
 from worker.client import connect
 from worker.engine import Engine, EngineState
@@ -118,6 +119,27 @@ async def test_with_it_one_is_served(closed: Closed) -> None:
     """The control of the test above."""
     client = await connect(closed.settings)
     assert (await client.count_workflows()).count == 0
+
+
+def test_the_stock_command_line_reaches_it_by_profile_and_by_flags(closed: Closed) -> None:
+    """As docs/engine.md says."""
+    held = EngineFiles(closed.settings.engine_dir).certificates
+    flags = [
+        *("--address", closed.state.address, "--tls-server-name", "kedge-engine"),
+        *("--tls-cert-path", str(held / "client.pem"), "--tls-key-path", str(held / "client.pem")),
+        *("--tls-ca-path", str(held / "ca.pem")),
+    ]
+    plain = {"PATH": os.environ["PATH"], "HOME": str(closed.settings.home)}
+    argv = [stock_temporal(), "operator", "namespace", "describe", "-n", "default", "-o", "json"]
+    for words, environment, code in (
+        ([], {**plain, "TEMPORAL_CONFIG_FILE": str(closed.state.profile)}, 0),
+        (flags, plain, 0),
+        (flags[:2], plain, 1),
+    ):
+        done = subprocess.run(
+            [*argv, *words], env=environment, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == code, done.stderr
 
 
 def test_another_program_in_the_engines_place_is_not_talked_to(closed: Closed) -> None:
