@@ -279,7 +279,7 @@ class _Server:
             "Unreachable",
             f"the host program does not run on this machine: {said or 'it does not answer'}",
             retryable=True,
-            next_step=f"Try it by hand: {self._python} -I -S {self._folder}/<digest>.pyz serve /tmp/s",
+            next_step=f"Try it by hand: {self._python} -I -S -X utf8 {self._folder}/<digest>.pyz serve /tmp/s",
         )
 
     async def _start(self) -> None:
@@ -302,7 +302,7 @@ class _Server:
         }
         with (self._folder / "server.log").open("wb") as log:
             self._running = subprocess.Popen(
-                [self._python, "-I", "-S", str(program), "serve", self._address],
+                [self._python, "-I", "-S", "-X", "utf8", str(program), "serve", self._address],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -6,7 +6,6 @@ all of what it started.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,8 @@ from kedge.host.layout import Node
 
 OUTPUT_MAX = 1 << 20
 KILL_AFTER = 2.0
+# What may still be in the pipe of a command that ended. What it left running may write there without end.
+PIPE_MAX = 1 << 20
 
 # rest(seconds, descriptor) -> whether the descriptor is ready
 Rest = Callable[[float, int], bool]
@@ -67,9 +68,10 @@ def follow(
     kept, cut, out = b"", False, one.stdout.fileno() if one.stdout else -1
     os.set_blocking(out, False)
     pauses = locks.steps(0.001, 0.05)
-    open_end, late = True, False
+    open_end, late, left = True, False, PIPE_MAX
     while True:
         code = one.poll()
+        part = None
         if open_end and (code is not None or rest(next(pauses), out)):
             part = _read(out)
             open_end = part != b""
@@ -78,13 +80,13 @@ def follow(
                 pauses = locks.steps(0.001, 0.05)
             if len(kept) > keep:
                 kept, cut = (kept[-keep:] if keep else b"") if tail else kept[:keep], True
-            if part and code is not None:
-                continue
         elif code is None:
             rest(next(pauses), -1)
         if code is not None:
-            break
-        if time.monotonic() - begun > timeout:
+            left -= len(part or b"")
+            if not part or left <= 0:
+                break
+        elif time.monotonic() - begun > timeout:
             late = True
             end(one, rest)
             timeout = float("inf")
@@ -114,15 +116,3 @@ def end(one: subprocess.Popen[bytes], rest: Rest) -> None:
             rest(0.01, -1)
         if one.returncode is not None:
             break
-
-
-def as_json(output: bytes) -> Any:
-    """Output as JSON; ValueError also for NaN and infinities, which are no data."""
-    try:
-        return json.loads(output.decode("utf-8"), parse_constant=_no_constant)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
-def _no_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is no data")

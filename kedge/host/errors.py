@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 from typing import Any, Dict, Optional
 
+from kedge.host import outside
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MESSAGE_MAX = 2000
 
 
 class Fault(Exception):
@@ -26,9 +29,9 @@ class Fault(Exception):
         """The `error` object of a `failed` line."""
         return {
             "type": self.kind,
-            "message": self.message,
+            "message": outside.text(self.message, MESSAGE_MAX),
             "retryable": self.retryable,
-            "detail": self.detail,
+            "detail": outside.value(self.detail),
         }
 
 
@@ -149,6 +152,13 @@ class HostError(Fault):
 
 class ReaderGone(Exception):
     """Nobody reads this session any more: it ends before its next operation."""
+
+
+def unexpected(error: Exception) -> Fault:
+    """The fault for what nobody thought of: it ends the session with a name, so that the failure is noticed."""
+    kind = type(error).__name__
+    said = f"the host program met something it was not made for: {kind}: {error}"
+    return HostError(said[:500], {"error": kind})
 
 
 def from_os(error: OSError) -> Fault:

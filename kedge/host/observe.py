@@ -13,6 +13,8 @@ from kedge.host.layout import DIGEST, NAME, REPLACED, Node
 from kedge.host.places import Place
 from kedge.host.processes import Incarnation
 
+NAMES_MAX = 4096
+
 
 def current_release(node: Node) -> Optional[str]:
     """The digest `current` points to, or None when there is no such link."""
@@ -24,7 +26,7 @@ def current_release(node: Node) -> Optional[str]:
 def current_config(node: Node) -> Optional[str]:
     """The generation `config/current` points to, or None."""
     target = files.link_target(node.config_current)
-    return target if target and "/" not in target else None
+    return target if target and NAME.match(target) else None
 
 
 def running(node: Node) -> Tuple[Optional[Incarnation], Dict[str, Any]]:
@@ -91,4 +93,4 @@ def snapshots(node: Node) -> List[str]:
 
 def _names(place: Place) -> List[str]:
     """Names that kedge may have given: what else somebody put there is not told."""
-    return [name for name in places.listed(place) if NAME.match(name)]
+    return [name for name in places.listed(place) if NAME.match(name)][:NAMES_MAX]

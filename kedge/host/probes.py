@@ -8,18 +8,30 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Dict, List
 
-from kedge.host import commands, files, http1, locks, observe, processes, services, verdicts
-from kedge.host.errors import NotHealthy, ProbeFailed
+from kedge.host import (
+    commands,
+    files,
+    http1,
+    locks,
+    observe,
+    outside,
+    processes,
+    services,
+    verdicts,
+    waits,
+)
+from kedge.host.errors import Fault, NotHealthy, ProbeFailed, ReaderGone
 from kedge.host.verdicts import FAIL, PASS, UNKNOWN, Verdict
 
 if TYPE_CHECKING:
     from kedge.host.context import Context
 
 RUNS_KEPT = 16
+# How long a condition may take to be compared: a pattern can take a text for ever.
+JUDGE_SECONDS = 1.0
 
 
 def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
@@ -35,7 +47,9 @@ def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     }
     try:
         found: Verdict = looked[kind](ctx, spec)
-    except (http1.Broken, OSError, ValueError, subprocess.SubprocessError) as error:
+    except (Fault, ReaderGone):
+        raise
+    except Exception as error:  # noqa: BLE001 -- whatever a daemon answers is a verdict, and never ends the session
         said = str(error) or type(error).__name__
         if isinstance(error, OSError):
             said = error.strerror or said
@@ -82,7 +96,7 @@ def _http(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     if spec["text"]:
         body: Any = {"text": answer.body.decode("utf-8", "replace").strip()}
     else:
-        body = commands.as_json(answer.body)
+        body = outside.parsed(answer.body)
     return judge(ctx, spec, body)
 
 
@@ -108,7 +122,7 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         return Verdict(UNKNOWN, f"{_named(spec)}: the output is too large", None, {})
     if spec["parse"] == "json":
         try:
-            body = commands.as_json(ended.output)
+            body = outside.parsed(ended.output)
         except ValueError as error:
             why = f"{_named(spec)}: printed no JSON ({str(error)[:80]}): {str(shown)[:120]!r}"
             return Verdict(UNKNOWN, why, {"output": shown}, {})
@@ -122,7 +136,7 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
 
 def _is_json(output: bytes) -> bool:
     try:
-        return isinstance(commands.as_json(output), (dict, list))
+        return isinstance(outside.parsed(output), (dict, list))
     except ValueError:
         return False
 
@@ -165,7 +179,8 @@ def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
     why: List[str] = []
     for path, matcher in spec["expect"].items():
         values = verdicts.at_path(body, path)
-        found = verdicts.every([verdicts.match(one, matcher, known) for one in values])
+        with waits.limited(JUDGE_SECONDS):
+            found = verdicts.every([verdicts.match(one, matcher, known) for one in values])
         seen = [verdicts.shown(one) for one in values]
         saw[path] = seen[0] if len(seen) == 1 else seen[:16]
         told.append(found)

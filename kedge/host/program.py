@@ -17,6 +17,9 @@ USAGE = "usage: host.pyz session | serve SOCKET | journal ROOT | version\n"
 
 def main(arguments: List[str]) -> int:
     """Do what the arguments say; gives the exit code."""
+    if arguments[:1] in (["session"], ["serve"]) and sys.getfilesystemencoding() != "utf-8":
+        sys.stderr.write("names of files are not UTF-8 here: call it with -X utf8, in any locale\n")
+        return 2
     if arguments == ["session"]:
         return _session()
     if len(arguments) == 2 and arguments[0] == "serve":

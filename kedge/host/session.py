@@ -15,6 +15,7 @@ from kedge.host import (
     files,
     observe,
     operations,
+    outside,
     points,
     probes,
     request,
@@ -30,6 +31,7 @@ from kedge.host.told import Told, without_secrets
 from kedge.host.waits import SLICE, Pulse
 
 INPUT_WAIT = 60.0
+SAID_MAX = 500
 # These change nothing or look anew each time: a record of them must never stand for a look.
 FRESH = ("fence", "observe", "ensure", "secrets")
 # In what these say there may be words of a daemon or a command.
@@ -61,8 +63,8 @@ class Wire:
         return parts.partition(b"\n")[0]
 
     def say(self, *told: Dict[str, Any]) -> None:
-        """Write lines; ReaderGone when nobody reads. Waits for a slow reader in slices."""
-        left = memoryview(b"".join(files.to_json(one) + b"\n" for one in told))
+        """Write lines, whatever is in them; ReaderGone when nobody reads. Waits for a slow reader in slices."""
+        left = memoryview(b"".join(files.to_json(outside.value(one)) + b"\n" for one in told))
         poller = select.poll()
         poller.register(self.writing, select.POLLOUT)
         try:
@@ -197,7 +199,8 @@ class Session:
         except Fault as fault:
             raise without_secrets(fault, ctx.told) from fault.__cause__
         told: Dict[str, Any] = ctx.told.value(result) if op.name in TALKATIVE else result
-        return told
+        cleaned: Dict[str, Any] = outside.value(told)
+        return cleaned
 
     def _record(self, op: Operation, told: Dict[str, Any]) -> None:
         asked = self.asked
@@ -210,7 +213,7 @@ class Session:
             words, self.words = self.words, None
             # Reading secrets says progress too; that one needs no looking through.
             said, self.words = words.text(said), words
-        self.wire.say({"ev": "progress", "key": self.key, "said": said})
+        self.wire.say({"ev": "progress", "key": self.key, "said": outside.text(said, SAID_MAX)})
 
 
 def converse(wire: Wire) -> int:
@@ -225,6 +228,10 @@ def converse(wire: Wire) -> int:
             fault = found
         except OSError as error:
             fault = errors.from_os(error)
+        except ReaderGone:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a mistake of ours is said, not left to a broken connection
+            fault = errors.unexpected(error)
         return _finish(wire, session, fault)
     except ReaderGone:
         return 1
@@ -243,7 +250,7 @@ def _finish(wire: Wire, session: Optional[Session], fault: Optional[Fault]) -> i
         if session is not None and session.journal.looked:
             # As this session left it: who keeps that can tell later whether a line was changed or taken out.
             observed["journal"] = list(session.journal.head())
-    except (OSError, Fault):
+    except Exception:  # noqa: BLE001 -- what cannot be observed is not, and how it ended is said all the same
         observed = {}
     wire.say({"ev": "end", "ok": fault is None, "observed": observed})
     if fault is None:

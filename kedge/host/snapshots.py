@@ -16,7 +16,7 @@ import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from kedge.host import files, observe, places, points
+from kedge.host import files, observe, outside, places, points
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoSnapshot, ReaderGone
 from kedge.host.fence import Fence
 from kedge.host.layout import REPLACED, Node
@@ -62,7 +62,8 @@ def snapshot(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         places.make(sibling / "files", 0o700)
         points.reach("snapshot.copying")
         with places.opened(sibling / "files") as top:
-            kept = {"id": name, "asked": asked, "entries": _copy_out(ctx, op, top)}
+            kept = {"id": name, "asked": asked}
+            kept["entries"] = _written(_copy_out(ctx, op, top))
         starts = observe.running(node)[1].get("starts", 0)
         kept.update(step=op["step"], before=op["before"], starts=starts, at=time.time())
         kept["digest"] = hashlib.sha256(files.to_json(kept["entries"])).hexdigest()
@@ -112,11 +113,23 @@ def standing(node: Node, op: Dict[str, Any]) -> Optional[str]:
 
 
 def manifest(node: Node, name: str) -> Dict[str, Any]:
-    """What a snapshot holds; NoSnapshot when it is not there."""
+    """What a snapshot holds, with the names of its files as they are; NoSnapshot when it is not there."""
     kept = files.read_json(node.snapshot(name) / "manifest.json")
     if not isinstance(kept, dict) or "entries" not in kept:
         raise NoSnapshot(f"there is no complete snapshot {name!r} on this host")
-    return kept
+    return {**kept, "entries": _renamed(kept["entries"], outside.path_of)}
+
+
+def _written(entries: List[Entry]) -> List[Entry]:
+    """Entries as a manifest has them: a name need not be UTF-8, a line of JSON is."""
+    return _renamed(entries, outside.name)
+
+
+def _renamed(entries: List[Entry], how: Callable[[str], str]) -> List[Entry]:
+    return [
+        {key: how(one[key]) if key in ("path", "to") else one[key] for key in one}
+        for one in entries
+    ]
 
 
 def _copy_out(ctx: Context, op: Dict[str, Any], top: Directory) -> List[Entry]:

@@ -6,14 +6,44 @@ session any more. The wall clock may jump; no wait notices.
 
 from __future__ import annotations
 
+import contextlib
 import select
+import signal
+import threading
 import time
-from typing import Callable, Optional
+from types import FrameType
+from typing import Callable, Iterator, Optional
 
 from kedge.host.fence import Fence
 
 SLICE = 0.25
 SAY_EVERY = 1.0
+
+
+class LateError(Exception):
+    """It took longer than it may."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Let what runs inside take so long at most; LateError then. For work of the processor that looks at nothing itself.
+
+    By a timer's signal, which the matching of patterns looks for; where there is another thread, nothing is limited.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _late(_number: int, _frame: Optional[FrameType]) -> None:
+    raise LateError("it takes too long to compare")
 
 
 class Pulse:

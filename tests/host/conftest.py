@@ -116,7 +116,7 @@ class Served:
         self.points.mkdir()
         self.socket = str(top / "s")
         self.process = subprocess.Popen(
-            [python, "-I", "-S", str(self.program), "serve", self.socket],
+            [python, "-I", "-S", "-X", "utf8", str(self.program), "serve", self.socket],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "KEDGE_POINTS": str(self.points)},
