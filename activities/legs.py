@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 
 from temporalio import activity
 
-from activities.errors import LOST, sentence, to_temporal
+from activities.errors import LOST, saw_of, sentence, to_temporal, unexpected
 from activities.ground import Ground
 from activities.heartbeats import Pulse, pulse
 from activities.records import journal_of, sent_by, step_of
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
+from kedge.model.outside import line
 from kedge.model.plan import Artifact, Plan, PlannedNode
 from kedge.model.run import (
     Failure,
@@ -101,12 +102,18 @@ class LegActivities:
             ops = _operations(plan, request)
             end = await self._session(plan, node, request, ops, on_event)
         except DriverError as error:
-            await self._refused(request, name, error)
-            return error, _failure(error, request, name, "")
+            return await self._refused(request, name, error)
+        except Exception as error:  # noqa: BLE001 - no leg is left without a record and an end
+            return await self._refused(request, name, unexpected(error, name))
         finally:
             beating.at.pop(request.node, None)
         archives = sent_by(ops, (*plan.after.artifacts, *plan.before.artifacts))
-        await self._write_down(request, node, end, archives)
+        try:
+            await self._write_down(request, node, end, archives)
+        except DriverError:
+            raise  # the store's: what was done stands in the host's journal, and is written down by the next try
+        except Exception as error:  # noqa: BLE001 - as above
+            return await self._refused(request, name, unexpected(error, name))
         fault = end.fault(node.name)
         if fault is not None:
             step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
@@ -155,16 +162,19 @@ class LegActivities:
         )
         return await self._ground.transport.session(node, asked, on_event)
 
-    async def _refused(self, request: LegRequest, name: str, error: DriverError) -> None:
+    async def _refused(
+        self, request: LegRequest, name: str, error: DriverError
+    ) -> tuple[DriverError, Failure]:
         """One record of an attempt of which no end was heard: not allowed, nobody there, the connection lost."""
         where = f"{name}/{request.program}/{request.leg}/{request.serial}.{activity.info().attempt}"
         run = request.run
         record: dict[str, Json] = {
             **_about(request, name),
             "steps": [],
-            "failed": {"key": "", "type": error.kind, "message": error.message[:500]},
+            "failed": {"key": "", "type": error.kind, "message": line(error.message, 500)},
         }
         await self._ground.note(run.fleet, f"{run.id}@{run.epoch}/{where}/unheard", record)
+        return error, _failure(error, request, name, "")
 
     async def _write_down(
         self,
@@ -185,7 +195,7 @@ class LegActivities:
                 "steps": [step_of(event, archives) for event in end.done],
                 "failed": None
                 if failed is None or error is None
-                else {"key": failed.key, "type": error.type, "message": error.message[:500]},
+                else {"key": failed.key, "type": error.type, "message": line(error.message, 500)},
                 "journal": journal_of(end),
             },
         )
@@ -226,7 +236,6 @@ def _about(request: LegRequest, node: str) -> dict[str, Json]:
 
 
 def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> Failure:
-    saw = {key: value for key, value in error.detail.items() if len(str(value)) <= 4000}
     if error.kind in OF_RELEASES:
         # It lies with no node, and no node is gone on without because of it.
         return failure_of_the_run(error.kind, error.message, request.program)
@@ -238,5 +247,5 @@ def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> F
         step=step,
         type=error.kind,
         said=sentence(error, name),
-        saw=saw,
+        saw=saw_of(error),
     )

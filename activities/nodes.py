@@ -9,7 +9,7 @@ from functools import partial
 from temporalio import activity
 
 from activities import sessions
-from activities.errors import sentence
+from activities.errors import saw_of, sentence
 from activities.ground import Ground, now
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
@@ -282,7 +282,7 @@ def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
     return Failure(
         node=node, name=name, program="forward", leg=0, step=step, type=error.kind,
         said=sentence(error, name),
-        saw={key: value for key, value in error.detail.items() if len(str(value)) <= 4000},
+        saw=saw_of(error),
     )  # fmt: skip
 
 

@@ -59,10 +59,8 @@ def result_of(op: str, result: Mapping[str, Json]) -> dict[str, Json]:
         value = result[name]
         if name in ("waited", "seconds") and isinstance(value, (int, float)):
             kept[f"{name}_ms"] = round(value * 1000)
-        elif name == "saw":
-            kept["saw"] = _bounded(value)
         else:
-            kept[name] = value
+            kept[name] = _bounded(value)
     return kept
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from activities.errors import AWAY
+from activities.errors import AWAY, unexpected
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Transport
 from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
@@ -35,12 +35,22 @@ async def talk(
     """
     for pause in PAUSES:
         try:
-            return await transport.session(node, asked, _unheard)
+            return await _once(transport, node, asked)
         except DriverError as error:
             if error.kind not in AWAY:
                 raise
         await asyncio.sleep(pause)
-    return await transport.session(node, asked, _unheard)
+    return await _once(transport, node, asked)
+
+
+async def _once(transport: Transport, node: PlannedNode, asked: SessionRequest) -> SessionEnd:
+    try:
+        return await transport.session(node, asked, _unheard)
+    except DriverError:
+        raise
+    except Exception as error:
+        # One node's, and not of the look: the others are seen all the same.
+        raise unexpected(error, node.name) from error
 
 
 def _unheard(event: HostEvent) -> None:

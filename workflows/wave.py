@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         TeamRequest,
         WaveRequest,
         WaveResult,
+        bounded,
     )
     from kedge.model.status import WaveProgress
 
@@ -102,7 +103,7 @@ class Wave:
             done=len(self._done),
             steps=self._steps,
             replayed=self._replayed,
-            failures=tuple(self._failures),
+            failures=bounded(tuple(self._failures)),
             remaining=tuple(self._waiting),
             fenced=self._fenced,
             held=self._held,

@@ -17,19 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
 
+from kedge.drivers import protocol
 from kedge.drivers.files import write_atomic
-from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
+from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
+from kedge.drivers.protocol import ProtocolError
 from kedge.host import bundle
-from kedge.model.base import Digest, Json
+from kedge.model.base import Digest
 from kedge.model.errors import DriverError
+from kedge.model.outside import line
 from kedge.model.plan import PlannedNode
 
-MAX_LINE = 16 * 1024 * 1024
-"""The longest line of the host program that is read, in bytes; its own bounds are far below."""
 MOST_SESSIONS = 400
 """Sessions at a time unless told otherwise: fewer than the server lets wait to be accepted, since a
 full queue refuses connections as if nobody listened."""
@@ -43,8 +43,6 @@ _PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR"
 """What the host program sees of this process's environment, and what begins with ``KEDGE_SECRET_``: secrets of daemons.
 Keys of Temporal and of the payload codec are not among it.
 """
-
-_NONE: Final[Mapping[str, Json]] = {}
 
 
 class LocalTransport:
@@ -68,7 +66,7 @@ class LocalTransport:
         on_event: Callable[[HostEvent], None],
     ) -> SessionEnd:
         """See :meth:`kedge.drivers.ports.Transport.session`."""
-        line = _request_line(node, request)
+        asked = _request_line(node, request)
         if self._nowhere:
             raise DriverError(
                 "Unreachable",
@@ -77,15 +75,27 @@ class LocalTransport:
                 next_step="`kedge up` on the machine of the nodes starts a worker there",
             )
         async with self._slots:
-            return await self._session(node.name, line, on_event)
+            return await self._session(node.name, request, asked, on_event)
 
     async def _session(
-        self, name: str, line: bytes, on_event: Callable[[HostEvent], None]
+        self,
+        name: str,
+        request: SessionRequest,
+        asked: bytes,
+        on_event: Callable[[HostEvent], None],
     ) -> SessionEnd:
-        conversation = await self._server.connect(lambda: _Conversation(line, on_event))
+        conversation = await self._server.connect(
+            lambda: _Conversation(asked, protocol.Conversation(request.ops), on_event)
+        )
         try:
             return await conversation.end
-        except (OSError, EOFError, ValueError) as error:
+        except ProtocolError as error:
+            raise DriverError(
+                "ProtocolError",
+                f"{name}: the host program does not speak its protocol: {error}",
+                retryable=False,
+            ) from error
+        except (OSError, EOFError) as error:
             raise DriverError(
                 "TransportLost",
                 f"{name}: the host program's answer broke off: {str(error) or type(error).__name__}",
@@ -124,18 +134,20 @@ class _Conversation(asyncio.Protocol):
     """One session on one connection: the request goes out at once, lines are taken as they come.
 
     ``end`` is done when the last line was read. It has ``EOFError`` or ``OSError`` when the
-    session breaks off, ``ValueError`` for lines that are not of the protocol. Lines are read in
+    session breaks off, ``ProtocolError`` for what is not of the protocol. Lines are read in
     the callback and not by a task: a leg has two dozen of them.
     """
 
-    def __init__(self, line: bytes, on_event: Callable[[HostEvent], None]) -> None:
+    def __init__(
+        self, asked: bytes, told: protocol.Conversation, on_event: Callable[[HostEvent], None]
+    ) -> None:
         self.end: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
-        self._line = line
+        self._asked = asked
+        self._told = told
         self._on_event = on_event
         self._transport: asyncio.Transport | None = None
-        self._rest = b""
-        self._done: list[HostEvent] = []
-        self._failed: HostEvent | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
 
     def close(self) -> None:
         """Lets the connection go, whatever is under way."""
@@ -147,84 +159,45 @@ class _Conversation(asyncio.Protocol):
         """Sends the request."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream is all we connect to
         self._transport = transport
-        transport.write(self._line)
+        transport.write(self._asked)
 
     def data_received(self, data: bytes) -> None:
         """Takes the lines that are whole by now."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE:
-            self._break_off(ValueError(f"a line of more than {MAX_LINE} bytes"))
-        try:
-            for line in lines:
-                if not self.end.done():
-                    self._take(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits for the session
-            self._break_off(error)
+        first, *others = data.split(b"\n")
+        self._parts.append(first)
+        self._size += len(first)
+        for part in others:
+            whole = b"".join(self._parts)
+            self._parts, self._size = [part], len(part)
+            self._take(whole)
+        if self._size > protocol.MAX_LINE:
+            self._break_off(ProtocolError(f"a line of more than {protocol.MAX_LINE} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end without a last line: what failed before is told, otherwise it broke off."""
-        if self._failed is not None and not self.end.done():
-            self.end.set_result(SessionEnd(ok=False, done=tuple(self._done), failed=self._failed))
+        end = self._told.broken()
+        if end is not None and not self.end.done():
+            self.end.set_result(end)
         self._break_off(exc or EOFError("it ended without its last line"))
 
     def _break_off(self, error: Exception) -> None:
         if not self.end.done():
             self.end.set_exception(error)
+        if self._transport is not None:
+            # Nothing more of it is read: it may say anything without end.
+            self._transport.abort()
 
-    def _take(self, told: Any) -> None:
-        event = parse_line(told)
-        if isinstance(event, HostEvent):
-            if event.ev == "done":
-                self._done.append(event)
-            elif event.ev == "failed":
-                self._failed = event
-            self._on_event(event)
+    def _take(self, whole: bytes) -> None:
+        if self.end.done():
             return
-        ok = event.ok and self._failed is None
-        if not ok and self._failed is None:
-            raise ValueError("the host program said that it failed, but not at what")
-        self.end.set_result(
-            SessionEnd(ok=ok, done=tuple(self._done), failed=self._failed, observed=event.observed)
-        )
-
-
-def parse_line(told: Any) -> HostEvent | SessionEnd:
-    """One line of the host program; ``ValueError`` when it is none of those in its protocol."""
-    if not isinstance(told, dict):
-        raise ValueError("the host program said what is not its protocol: no object")  # noqa: TRY004 - input, not a slip
-    if told.get("ev") == "end":
-        return SessionEnd(
-            ok=told.get("ok") is True, done=(), observed=told.get("observed") or _NONE
-        )
-    return parse_event(told)
-
-
-def parse_event(told: Mapping[str, Any]) -> HostEvent:
-    """One line about an operation; ``ValueError`` when it is not of the protocol."""
-    try:
-        kind = told["ev"]
-        if kind not in {"begin", "progress", "done", "failed"}:
-            raise ValueError(f"the host program said {str(kind)[:80]!r}")
-        fault = None
-        if kind == "failed":
-            error = told["error"]
-            fault = HostFault(
-                error["type"], error["message"], bool(error["retryable"]), error.get("detail") or {}
-            )
-        return HostEvent(
-            ev=kind,
-            key=told.get("key") or "",
-            op=told.get("op") or "",
-            said=told.get("said", ""),
-            replayed=bool(told.get("replayed")),
-            skipped=bool(told.get("skipped")),
-            result=told.get("result") or _NONE,
-            before=told.get("before") or _NONE,
-            after=told.get("after") or _NONE,
-            error=fault,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the host program said what is not its protocol: {error}") from error
+        try:
+            event = self._told.read(whole)
+            if event is not None:
+                self._on_event(event)
+            elif self._told.end is not None:
+                self.end.set_result(self._told.end)
+        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits for the session
+            self._break_off(error)
 
 
 class _Server:
@@ -323,7 +296,8 @@ class _Server:
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
-            return (self._folder / "server.log").read_text(errors="replace").strip()[-500:]
+            words = (self._folder / "server.log").read_text(errors="replace")
+            return line(words.strip()[-500:])
         return ""
 
     async def stop(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn, Protocol
 
-from kedge.drivers.ports import HostEvent, HostFault, SessionEnd, SessionRequest
+from kedge.drivers import protocol
+from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.drivers.sim_faults import Fault, NodeOptions, Occasion
 from kedge.drivers.sim_host import ACTS, Act, Record, Result, SimHost, State, died
 from kedge.drivers.sim_probes import View, holds, keep_captured, look
@@ -91,7 +92,9 @@ class SimSession:
             for op in ops:
                 done.append(await self._one(op))
         except host_errors.Fault as refused:
-            error = HostFault(refused.kind, refused.message, refused.retryable, refused.detail)
+            error = protocol.fault(
+                refused.kind, refused.message, refused.detail, retryable=refused.retryable
+            )
             failed = HostEvent("failed", op.key if op else "", op.name if op else "", error=error)
             self._say(failed)
             seen = self._host.observe(time.time())
@@ -357,13 +360,14 @@ class SimSession:
                 pass
             if time.monotonic() - told >= 1.0 and self._occasion is not None:
                 told = time.monotonic()
-                self._say(HostEvent("progress", self._occasion.key, self._occasion.op, said=said))
+                waits = HostEvent("progress", self._occasion.key, self._occasion.op, said=said)
+                self._say(protocol.said(waits))
 
 
 def _told(key: str, record: Record, *, replayed: bool) -> HostEvent:
     before = record.before.brief(record.at)
     after = before if record.after is record.before else record.after.brief(record.at)
-    return HostEvent(
+    event = HostEvent(
         "done",
         key,
         record.op,
@@ -373,3 +377,4 @@ def _told(key: str, record: Record, *, replayed: bool) -> HostEvent:
         before=before,
         after=after,
     )
+    return protocol.said(event)

@@ -13,7 +13,7 @@ import re
 from typing import Any, Dict, List, Tuple
 
 TEXT_MAX = 1 << 20
-TEXTS_MAX = 2 << 20
+TEXTS_MAX = 1_200_000
 ITEMS_MAX = 20_000
 DEPTH_MAX = 24
 DIGITS_MAX = 100

@@ -45,7 +45,8 @@ class OrderError(KedgeError):
 
 class DriverError(KedgeError):
     """The world failed under a driver. ``kind`` is the host program's error type or one of
-    ``Unreachable``, ``TransportLost``, ``HostKeyRefused``, ``NotFound``, ``StoreError``, or one of those in
+    ``Unreachable``, ``TransportLost``, ``ProtocolError`` (a host program that says what is not its protocol),
+    ``Unexpected``, ``HostKeyRefused``, ``NotFound``, ``StoreError``, or one of those in
     :mod:`kedge.model.trusted`.
     """
 

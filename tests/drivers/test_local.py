@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kedge.drivers import local as local_module
-from kedge.drivers.local import LocalTransport, parse_event
+from kedge.drivers.local import LocalTransport
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.host import bundle
 from kedge.model.base import Json
@@ -236,21 +236,6 @@ async def test_a_program_that_does_not_start_is_said_with_its_words(tmp_path: Pa
     assert caught.value.kind == "Unreachable"
     assert "no such luck" in caught.value.message
     assert caught.value.next_step
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        {},
-        {"ev": "shout", "key": "k"},
-        {"ev": "failed", "key": "k", "op": "stop"},
-        {"ev": "failed", "key": "k", "op": "stop", "error": {"type": "X"}},
-        {"ev": "failed", "key": "k", "op": "stop", "error": "text"},
-    ],
-)
-def test_a_line_that_is_not_of_the_protocol_is_refused(told: dict[str, Json]) -> None:
-    with pytest.raises(ValueError, match="host program said"):
-        parse_event(told)
 
 
 async def test_a_request_that_is_no_json_is_refused(
