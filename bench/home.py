@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import secrets
 import shutil
 import tarfile
@@ -227,7 +228,10 @@ def make_fleet(folder: Path, name: str, nodes: int, transport: str) -> Fleet:
         "transport": transport,
         "root": str(folder / "nodes" / "{node.name}"),
         "files": {"daemon.conf": "name = {node.name}\nrelease = {release.version}\n"},
-        "run": {"argv": ["{node.current}/daemon"]},
+        "run": {
+            "argv": ["{node.current}/daemon"],
+            **({"user": "root"} if os.geteuid() == 0 else {}),
+        },
         "nodes": [{"name": f"n{index:05}"} for index in range(nodes)],
     }
     return Fleet.model_validate(said, strict=False)

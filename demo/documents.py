@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import socket
@@ -29,6 +30,9 @@ _PORTS = (21_000, 31_000)
 _HARDENING = """\
 etcd 3.5.1 with stricter defaults: HTTP requests are answered for the host name etcd.internal only.
 """
+
+# The show's folder may lie where no other user comes, below /root say.
+_AS_ROOT = "  user: root # this show was begun by root; a fleet of your own has a user for its daemons, or leaves it out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,8 @@ vars:
 
 run:
   argv: [./etcd, "{{settings.flags}}"]
-
+  ports: ["{{node.address}}:{{node.labels.client_port}}", "{{node.address}}:{{node.labels.peer_port}}"]
+{_AS_ROOT + chr(10) if os.geteuid() == 0 else ""}
 settings:
   name: "{{node.name}}"
   data-dir: "{{node.data}}"

@@ -10,10 +10,11 @@ import os
 import signal
 import subprocess
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set
 
-from kedge.host import launch, locks, observe
+from kedge.host import family, files, launch, locks, observe, processes, users
 from kedge.host.layout import Node
+from kedge.host.users import User
 
 OUTPUT_MAX = 1 << 20
 KILL_AFTER = 2.0
@@ -33,19 +34,38 @@ class Ended(NamedTuple):
     seconds: float
 
 
+class Command(subprocess.Popen[bytes]):
+    """A command that runs. Everything it starts has its mark."""
+
+    mark = b""
+
+
+def user_of(node: Node) -> User:
+    """As whom commands of a runbook run on this node: as its daemon does."""
+    generation = observe.current_config(node)
+    kept = files.read_json(node.config(generation) / "service.json") if generation else None
+    return users.of_spec(node, kept if isinstance(kept, dict) else None)
+
+
 def spawn(
-    node: Node, spec: Dict[str, Any], errors: int = subprocess.STDOUT
-) -> subprocess.Popen[bytes]:
+    node: Node,
+    spec: Dict[str, Any],
+    user: Optional[User] = None,
+    *,
+    key: str = "",
+    errors: int = subprocess.STDOUT,
+) -> Command:
     """Start the command of a spec with argv, env and cwd; its output comes through one pipe, `errors` says where the
-    rest goes.
+    rest goes. Without a `user` it runs as kedge does here: what reads secrets. What it starts is known by `key`.
     """
     digest = observe.current_release(node)
     cwd = os.path.join(node.root, spec["cwd"] or ".")
-    env = launch.environment(spec["env"])
+    env = launch.environment(user.home if user else os.environ.get("HOME"), spec["env"])
+    env[family.COMMAND] = mark = family.command_mark(node, key or os.urandom(16).hex())
     release = str(node.release(digest)) if digest else None
     argv: List[str] = list(spec["argv"])
     program = launch.program_of(argv[0], release, cwd, env["PATH"])
-    return subprocess.Popen(
+    made = Command(
         argv,
         executable=program,
         cwd=cwd,
@@ -54,12 +74,14 @@ def spawn(
         stdout=subprocess.PIPE,
         stderr=errors,
         start_new_session=True,
+        # The session is one thread: nothing of it can hold a lock that the child would wait for.
+        preexec_fn=(lambda: users.become(user)) if user and user.drops else None,
     )
+    made.mark = f"{family.COMMAND}={mark}".encode()
+    return made
 
 
-def follow(
-    one: subprocess.Popen[bytes], timeout: float, keep: int, rest: Rest, *, tail: bool
-) -> Ended:
+def follow(one: Command, timeout: float, keep: int, rest: Rest, *, tail: bool) -> Ended:
     """Read the output until the command ends or its time is over; keep `keep` bytes of an end of it.
 
     A command that started something which keeps the pipe open is over when it itself is over.
@@ -104,15 +126,18 @@ def _read(out: int) -> Optional[bytes]:
         return None
 
 
-def end(one: subprocess.Popen[bytes], rest: Rest) -> None:
-    """End a command and what it started: SIGTERM, two seconds, SIGKILL."""
+def end(one: Command, rest: Rest) -> None:
+    """End a command and all that it started, in whatever session: SIGTERM, two seconds, SIGKILL."""
+    signs = family.Signs(one.mark, processes.of_pid(one.pid))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(one.pid, number)
-        except OSError:
-            break
+        sent: Set[processes.Incarnation] = set()
         until = time.monotonic() + KILL_AFTER
-        while one.poll() is None and time.monotonic() < until:
+        while time.monotonic() < until:
+            alive = family.surely(signs).sure
+            one.poll()
+            if not alive:
+                return
+            for each in set(alive) - sent:
+                processes.send(each, number)
+            sent |= set(alive)
             rest(0.01, -1)
-        if one.returncode is not None:
-            break

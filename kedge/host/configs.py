@@ -9,7 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Dict, Tuple
 
-from kedge.host import files, observe, places, points, secret
+from kedge.host import files, observe, places, points, secret, users
 from kedge.host.errors import Conflict, DigestMismatch, Fault
 from kedge.host.layout import Node
 from kedge.host.places import Place
@@ -50,6 +50,7 @@ def configure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         if not there:
             places.rename(sibling, node.config(generation))
         points.reach("configure.between-renames")
+        users.give(node, generation, users.of_spec(node, op["service"]))
         files.relink(node.config_current, generation)
         points.reach("configure.after-rename")
     return result

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import signal
 import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from kedge.host import files, places, points, processes
+from kedge.host import cgroups, files, places, points, processes, users
 from kedge.host.errors import ServiceDied
 from kedge.host.places import Place
 from kedge.host.processes import Incarnation
+from kedge.host.users import User
 
 KEEP_LOGS = 5
 READY = b"r"
@@ -40,12 +42,13 @@ class Launch(NamedTuple):
     log: Place
     service: Place
     kept: Dict[str, Any]
+    user: User
+    cgroup: Optional[str]
 
 
-def environment(more: Dict[str, str]) -> Dict[str, str]:
-    """The environment of what kedge starts."""
-    home = {"HOME": os.environ["HOME"]} if "HOME" in os.environ else {}
-    return {**ENVIRONMENT, **home, **more}
+def environment(home: Optional[str], more: Dict[str, str]) -> Dict[str, str]:
+    """The environment of what kedge starts; `home` is that of the user it runs as."""
+    return {**ENVIRONMENT, **({"HOME": home} if home else {}), **more}
 
 
 def program_of(argv0: str, release: Optional[str], cwd: str, path: str) -> str:
@@ -122,6 +125,9 @@ def _prepare(what: Launch) -> Ready:
     _keep_from_daemons()
     rotate(what.log)
     out = files.opened(what.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    if what.user.drops:
+        # A daemon may open its own /dev/stderr once more.
+        os.fchown(out, what.user.uid, what.user.gid)
     return Ready(
         nowhere=os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC),
         out=out,
@@ -142,13 +148,15 @@ def _child(what: Launch, ready: Ready, writing: int) -> None:
         os.dup2(ready.nowhere, 0)
         os.dup2(ready.out, 1)
         os.dup2(ready.out, 2)
+        inside = json.dumps(cgroups.join(what.cgroup))
         points.reach("start.before-record")
-        who = f',"at":{time.time()!r},"boot":"{one.boot}","pid":{one.pid},"start":{one.start}}}'
+        who = f',"at":{time.time()!r},"boot":"{one.boot}","cgroup":{inside},"pid":{one.pid},"start":{one.start}}}'
         files.write_atomic(what.service, ready.head + who.encode(), sync_name=False)
         points.reach("start.between-fork-and-exec")
-        os.chdir(what.cwd)
         os.umask(0o022)
         plain_signals(ready.ignored)
+        users.become(what.user)
+        _stand(what)
         os.write(writing, READY)
         said = b""
         os.execve(what.program, what.argv, what.env)  # noqa: S606 -- that there is no shell is the point
@@ -161,6 +169,15 @@ def _child(what: Launch, ready: Ready, writing: int) -> None:
         os.write(writing, said + repr(error).encode()[:200])
     finally:
         os._exit(127)
+
+
+def _stand(what: Launch) -> None:
+    """Go to the daemon's folder as its user; the error names the folder that is closed to it."""
+    try:
+        os.chdir(what.cwd)
+    except PermissionError as error:
+        above = users.blocked_here(what.cwd) or what.cwd
+        raise OSError(error.errno, users.unreachable(what.user, what.cwd, above).message) from error
 
 
 def _keep_from_daemons() -> None:

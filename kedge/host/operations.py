@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict
 
-from kedge.host import configs, observe, probes, prune, releases, runs, secret, services, snapshots
+from kedge.host import (
+    configs,
+    observe,
+    probes,
+    prune,
+    releases,
+    runs,
+    secret,
+    services,
+    snapshots,
+    stops,
+)
 from kedge.host.context import Context
 
 Act = Callable[[Context, Dict[str, Any]], Dict[str, Any]]
@@ -34,7 +45,7 @@ OPERATIONS: Dict[str, Act] = {
     "secrets": secret.check,
     "stage": releases.stage,
     "verify": _verify,
-    "stop": services.stop,
+    "stop": stops.stop,
     "start": services.start,
     "switch": releases.switch,
     "configure": configs.configure,

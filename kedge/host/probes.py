@@ -101,7 +101,7 @@ def _http(ctx: Context, spec: Dict[str, Any]) -> Verdict:
 
 
 def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
-    one = commands.spawn(ctx.node, spec)
+    one = commands.spawn(ctx.node, spec, commands.user_of(ctx.node))
     try:
         ended = commands.follow(
             one, spec["timeout"], commands.OUTPUT_MAX, ctx.pulse.rest, tail=False
@@ -254,7 +254,7 @@ def healthy(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     one = service.running() if op["service"] else None
     if op["service"] and one is None:
         kept = processes.told(files.read_json(ctx.node.service))
-        raise services.died(service, kept or processes.Incarnation(0, 0, ""))
+        raise services.died(ctx, service, kept or processes.Incarnation(0, 0, ""))
     watched = processes.watch(one) if one else -1
     begun = time.monotonic()
     since = None
@@ -264,7 +264,7 @@ def healthy(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
             found = look(ctx, op["probe"])
             now = time.monotonic()
             if one is not None and not one.alive():
-                raise services.died(service, one)
+                raise services.died(ctx, service, one)
             since = (now if since is None else since) if found.verdict == PASS else None
             if since is not None and now - since >= op["for"]:
                 keep_captured(ctx, found.captured)

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _boot = ""
@@ -75,8 +75,8 @@ def boot_id() -> str:
     return _boot
 
 
-def start_of(pid: int) -> Optional[int]:
-    """The start time of a living process, or None when there is none of that number."""
+def fields_of(pid: int) -> Optional[List[bytes]]:
+    """What proc(5) stat tells of a living process from its state on; None when there is none of that number."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -94,7 +94,23 @@ def start_of(pid: int) -> Optional[int]:
     # Of a daemon that ends the first thread may be gone while others still hold its data and its ports.
     if fields[0] == b"Z" and int(fields[17]) <= 1:
         return None
-    return int(fields[19])
+    return fields
+
+
+def start_of(pid: int) -> Optional[int]:
+    """The start time of a living process, or None when there is none of that number."""
+    fields = fields_of(pid)
+    return None if fields is None else int(fields[19])
+
+
+def program_name(pid: int) -> str:
+    """The name of a process, plain and short; a process may give itself any."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as told:
+            name = told.read(64).decode("utf-8", "replace").strip()
+    except OSError:
+        return "gone"
+    return "".join(one if one.isascii() and one.isprintable() else "?" for one in name) or "?"
 
 
 def of_pid(pid: int) -> Optional[Incarnation]:

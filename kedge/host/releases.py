@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
 
-from kedge.host import archive, files, filetypes, observe, places, points, secret, streams
+from kedge.host import archive, files, filetypes, needs, observe, places, points, secret, streams
 from kedge.host.errors import (
     ArchiveRefused,
     Conflict,
@@ -36,6 +36,7 @@ def stage(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     node, digest = ctx.node, op["digest"]
     # What the new configuration will need: missing now, nothing was stopped yet.
     secret.resolve(ctx, op["secrets"])
+    needs.fits(ctx, op["daemon"])
     if places.is_directory(node.release(digest)):
         try:
             return _there(node, digest, ctx.pulse.tick)

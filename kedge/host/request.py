@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from kedge.host import probespec
+from kedge.host import probespec, sockets
 from kedge.host.checks import (
     REQUIRED,
     absolute,
@@ -111,6 +111,8 @@ def command_seconds(value: Any, where: str) -> float:
 
 
 SECRET = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
+ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63})?\Z")
+GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}\Z")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 SOURCES: Dict[str, Dict[str, Any]] = {
     "file": {"file": (absolute, REQUIRED)},
@@ -154,6 +156,52 @@ def service_variables(value: Any, where: str) -> Dict[str, Any]:
     return {**variables(plain, where), **mixed}
 
 
+def user(value: Any, where: str) -> Optional[Dict[str, Any]]:
+    """As whom a daemon runs: `{"name": "USER", "groups": [...]}`, null for kedge to choose."""
+    if value is None:
+        return None
+    spec = {"name": (account, REQUIRED), "groups": (optional_groups, None)}
+    return fields(value, spec, where)
+
+
+def account(value: Any, where: str) -> str:
+    """A user's name or number, and after a colon a group's: `postgres`, `70`, `70:70`."""
+    if not isinstance(value, str) or not ACCOUNT.match(value):
+        raise BadRequest(f"{where}: a user is needed: a name or a number, with a group USER:GROUP")
+    return value
+
+
+def optional_groups(value: Any, where: str) -> Optional[List[str]]:
+    """Groups by name or number, or null for those that the account has."""
+    return None if value is None else list(list_of(group, most=64)(value, where))
+
+
+def group(value: Any, where: str) -> str:
+    """A group's name or number."""
+    if not isinstance(value, str) or not GROUP.match(value):
+        raise BadRequest(f"{where}: a group is needed: a name or a number")
+    return value
+
+
+def port(value: Any, where: str) -> str:
+    """A port, or an address and a port."""
+    try:
+        return sockets.port_of(text(value, where)).written
+    except ValueError as error:
+        raise BadRequest(f"{where}: {error}") from error
+
+
+ports = list_of(port, most=256)
+
+
+def daemon(value: Any, where: str) -> Optional[Dict[str, Any]]:
+    """What a daemon will need that can be looked at before another one is stopped for it."""
+    return None if value is None else fields(value, DAEMON, where)
+
+
+DAEMON: Dict[str, Any] = {"user": (user, None), "ports": (ports, [])}
+
+
 def service(value: Any, where: str) -> Dict[str, Any]:
     """How the daemon is run."""
     spec = {
@@ -161,8 +209,11 @@ def service(value: Any, where: str) -> Dict[str, Any]:
         "argv": (argv, REQUIRED),
         "env": (service_variables, {}),
         "cwd": (folder, None),
+        **DAEMON,
     }
     found = fields(value, spec, where)
+    # What is not said is not kept either, so that a configuration of before is the same one still.
+    found = {key: one for key, one in found.items() if key not in ("user", "ports") or one}
     if not found["argv"][0]:
         raise BadRequest(f"{where}.argv: the program's name is empty")
     return found
@@ -205,6 +256,7 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "strip": (natural, 0),
         "program": (optional_below, None),
         "secrets": (secrets, {}),
+        "daemon": (daemon, None),
     },
     "secrets": {"secrets": (secrets, REQUIRED)},
     "verify": {"digest": (digest, REQUIRED)},

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
-from kedge.host import commands, files, launch, locks, places, points, probes, processes
-from kedge.host.errors import Busy, CommandFailed, HostError, Unresolved
+from kedge.host import commands, family, files, launch, locks, places, points, probes, processes
+from kedge.host.errors import Busy, CommandFailed, Fault, HostError, Unresolved
 from kedge.host.places import Place
 from kedge.host.verdicts import FAIL, PASS
 
@@ -70,11 +71,13 @@ def _begun_before(
     """What an earlier attempt came to; None when it certainly executed nothing, or had no effect."""
     if places.exists(paths.outcome):
         return _outcome(ctx, op, paths)
-    alive = processes.known(files.read_json(paths.command))
-    if alive is not None:
+    # Also the command of a runner that was killed before it could write down what it had started.
+    first = processes.told(files.read_json(paths.command))
+    alive = family.of_command(ctx.node, ctx.key, first).every
+    if alive:
         raise Busy(
-            f"{op['argv'][0]} still runs (pid {alive.pid}), but what watched it was killed",
-            {"pid": alive.pid},
+            f"{op['argv'][0]} still runs ({family.named(alive)}), but what watched it was killed",
+            {"pid": alive[0].pid},
         )
     if intent.get("boot") == processes.boot_id() and not places.exists(paths.spawning):
         return None
@@ -169,11 +172,13 @@ def _runner(
 
 def _watched(ctx: Context, op: Dict[str, Any], paths: Paths, fenced: locks.Lock) -> Dict[str, Any]:
     try:
-        one = commands.spawn(ctx.node, op)
-    except (OSError, ValueError) as error:
+        user = commands.user_of(ctx.node)
+        one = commands.spawn(ctx.node, op, user, key=ctx.key)
+    except (Fault, OSError, ValueError, subprocess.SubprocessError) as error:
         fenced.close()
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return {"exit": None, "output": "", "seconds": 0.0, "error": f"not executed: {text}"}
+    points.reach("run.before-command-record")
     who = processes.of_pid(one.pid)
     if who is not None:
         files.write_atomic(paths.command, files.to_json(who.wire()), sync=False)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Dict, Optional, Type
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Type
 
 from kedge.host import (
+    cgroups,
     configs,
+    family,
     files,
     launch,
     observe,
@@ -22,8 +24,10 @@ from kedge.host import (
     processes,
     releases,
     secret,
+    sockets,
+    users,
 )
-from kedge.host.errors import BadRequest, Conflict, NoRelease, ServiceDied, StopTimeout
+from kedge.host.errors import BadRequest, Conflict, NoRelease, ServiceDied
 from kedge.host.layout import Node
 from kedge.host.places import Place
 from kedge.host.processes import Incarnation
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
     from kedge.host.context import Context
 
 TAIL = 4096
-KILL_WAIT = 10.0
+# What a start that failed left running has so long to end after SIGTERM; it is never killed for it.
+CLEARING = 10.0
 
 
 class SupervisedProcess:
@@ -54,7 +59,14 @@ class SupervisedProcess:
         release = node.release(digest)
         cwd = os.path.join(node.root, spec.get("cwd") or ".")
         told = spec.get("env") or {}
-        env = launch.environment({name: secret.put(one, values) for name, one in told.items()})
+        user = users.of_spec(node, spec)
+        env = launch.environment(
+            user.home, {name: secret.put(one, values) for name, one in told.items()}
+        )
+        mark = family.mark_of(node)
+        env[family.DAEMON] = mark
+        users.give(node, generation, user)
+        users.give_data(ctx, user)
         program = launch.program_of(spec["argv"][0], str(release), cwd, env["PATH"])
         kept = {
             "release": digest,
@@ -65,12 +77,11 @@ class SupervisedProcess:
         }
         if values:
             kept["secrets"] = secret.marks(values)
-        what = launch.Launch(program, spec["argv"], env, cwd, node.log, node.service, kept)
+        group = cgroups.place(mark)
+        what = launch.Launch(
+            program, spec["argv"], env, cwd, node.log, node.service, kept, user, group
+        )
         return launch.launch(what)
-
-    def signal(self, one: Incarnation, number: int) -> None:
-        """Send one signal to this life of the daemon, if it still lives."""
-        processes.send(one, number)
 
     def last_words(self) -> str:
         """The end of what it wrote."""
@@ -114,8 +125,7 @@ def start(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         raise Conflict("the node has no configuration that says what to run: configure it first")
     one, kept = observe.running(node)
     if one is None:
-        configs.service_spec(node, generation)
-        releases.verify(node, digest, ctx.pulse.tick)
+        _ready(ctx, digest, generation)
         ctx.acting()
         one = _begin(ctx, service, digest, generation)
     else:
@@ -124,6 +134,56 @@ def start(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         _mark(ctx)
     settle(ctx, service, one, op["settle"])
     return {"pid": one.pid}
+
+
+def _ready(ctx: Context, digest: str, generation: str) -> None:
+    """All that must be so before a daemon is started: its release is whole, and nothing of the node runs."""
+    node = ctx.node
+    spec = configs.service_spec(node, generation)
+    users.reaches(users.of_spec(node, spec), node.root)
+    releases.verify(node, digest, ctx.pulse.tick)
+    _alone(ctx)
+    sockets.free(spec.get("ports") or ())
+
+
+def _alone(ctx: Context) -> None:
+    """Conflict while anything of this node lives: two daemons of one node never run at once.
+
+    What this very step left running in an attempt that was killed is ended first.
+    """
+    found = family.of_daemon(ctx.node)
+    kept = files.read_json(ctx.node.service)
+    if found.sure and isinstance(kept, dict) and kept.get("key") == ctx.key:
+        found = clear(ctx)
+    if found.every:
+        raise Conflict(
+            f"the daemon's first process has ended, and of the node's {family.named(found.every)} lives on:"
+            " stop it first. Two daemons of one node never run at once",
+            {"alive": family.listed(found.every)},
+        )
+
+
+def clear(ctx: Context) -> family.Look:
+    """End what lives on of a daemon whose first process has ended: SIGTERM, and no more than that; what is left."""
+    ctx.pulse.said = "ends what a daemon left running"
+    until = time.monotonic() + CLEARING
+    sent: List[Incarnation] = []
+    while True:
+        found = family.of_daemon(ctx.node)
+        left = until - time.monotonic()
+        if not found.sure or left <= 0:
+            return found
+        with ctx.fence.act():
+            for one in found.sure:
+                if one not in sent:
+                    processes.send(one, signal.SIGTERM)
+                    sent.append(one)
+        watched = processes.watch(found.sure[0])
+        try:
+            ctx.pulse.rest(min(left, 0.05) if watched < 0 else min(left, 0.5), watched)
+        finally:
+            if watched >= 0:
+                os.close(watched)
 
 
 def _same(found: Optional[str], wanted: str, what: str) -> None:
@@ -169,15 +229,15 @@ def settle(ctx: Context, service: SupervisedProcess, one: Incarnation, seconds: 
         left = seconds - one.age() if seconds else 0.0
         if not ended and left > 0:
             until = time.monotonic() + left
-            ended = ctx.pulse.until(until, watched) if watched >= 0 else _poll(ctx, one, until)
+            ended = ctx.pulse.until(until, watched) if watched >= 0 else poll(ctx, one, until)
         if ended or not one.alive():
-            raise died(service, one)
+            raise died(ctx, service, one)
     finally:
         if watched >= 0:
             os.close(watched)
 
 
-def _poll(ctx: Context, one: Incarnation, until: float) -> bool:
+def poll(ctx: Context, one: Incarnation, until: float) -> bool:
     """`until` for kernels that cannot watch a process: whether it ended."""
     while one.alive():
         if time.monotonic() >= until:
@@ -186,107 +246,46 @@ def _poll(ctx: Context, one: Incarnation, until: float) -> bool:
     return True
 
 
-def died(service: SupervisedProcess, one: Incarnation) -> ServiceDied:
-    """The error that says how a daemon ended."""
+def died(ctx: Context, service: SupervisedProcess, one: Incarnation) -> ServiceDied:
+    """The error that says how a daemon ended. What lives on of it is ended first: it failed as a whole."""
     status = processes.exit_status(one.pid)
     how = ""
     if status is not None:
         how = f" with exit status {status}" if status >= 0 else f" by signal {-status}"
+    points.reach("start.before-clearing")
+    left = family.of_daemon(ctx.node)
     words = service.last_words()
+    detail: Dict[str, Any] = {"exit": status, "log": words}
+    if left.every:
+        still = clear(ctx)
+        detail.update(alive=family.listed(left.every), left=family.listed(still.every))
+        return ServiceDied(_background(how, status, left, still), detail)
+    cgroups.drop(cgroup_of(ctx.node))
     last = words.strip().splitlines()[-1:] or ["it wrote nothing"]
-    detail = {"exit": status, "log": words}
     return ServiceDied(f"the daemon ended{how}: {last[0][:200]}", detail)
 
 
-def stop(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
-    """Signal the daemon once and wait for its end; SIGKILL only when the operation says so."""
-    node = ctx.node
-    service = service_of(node)
-    one = service.running()
-    was_running = bool(ctx.before["running"])
-    if one is None:
-        if places.exists(node.should_run):
-            with ctx.fence.act():
-                files.drop(node.should_run)
-                files.sync_dir(node.own)
-        return {"waited": _since(node, ctx.before["pid"]), "was_running": was_running}
-    number = signal.Signals[f"SIG{op['signal']}"]
-    ctx.acting()
-    watched = processes.watch(one)
-    try:
-        sure = _signal_once(ctx, service, one, number, again=op["again"])
-        gone = _wait_end(ctx, one, watched, op["grace"])
-        if not gone and not sure:
-            # Whether the earlier session sent it is not known; a whole grace says that it did not.
-            _send(ctx, service, one, number)
-            gone = _wait_end(ctx, one, watched, op["grace"])
-        if not gone and op["kill"]:
-            with ctx.fence.act():
-                service.signal(one, signal.SIGKILL)
-            gone = _wait_end(ctx, one, watched, KILL_WAIT)
-    finally:
-        if watched >= 0:
-            os.close(watched)
-    if not gone:
-        raise StopTimeout(
-            f"still alive {op['grace']:g} s after SIG{op['signal']}; it was not killed",
-            {"pid": one.pid, "log": service.last_words()},
+def _background(how: str, status: Optional[int], left: family.Look, still: family.Look) -> str:
+    """The sentence about a first process that ended before the others."""
+    names = family.named(left.every)
+    if status in (0, None):
+        said = (
+            f"the daemon went into the background: its first process ended{how}, and {names} ran on. kedge watches"
+            " the process that it starts: have the daemon stay in the foreground (an option such as --foreground or"
+            " `daemonize no`, or `exec` in a start script)"
         )
-    processes.exit_status(one.pid)
-    return {"waited": _since(node, one.pid), "was_running": True}
+    else:
+        said = f"the daemon's first process ended{how}, and {names} ran on"
+    if still.every:
+        return f"{said}. {family.named(still.every)} still runs: the next stop ends it"
+    return f"{said}. What ran on was stopped"
 
 
-def _signal_once(
-    ctx: Context, service: SupervisedProcess, one: Incarnation, number: int, *, again: bool
-) -> bool:
-    """Send the signal unless this life of the daemon had it; whether it surely had it now.
-
-    The intent is written before and the fact after. A session killed in the instant between leaves an
-    intent alone: then the signal may or may not have been sent, and it is not sent now.
-    """
-    kept = files.read_json(ctx.node.stopping) or {}
-    same = processes.told(kept) == one and kept.get("signal") == number
-    if same and not (again and kept.get("key") != ctx.key):
-        with ctx.fence.act():
-            files.drop(ctx.node.should_run)
-        return bool(kept.get("sent"))
-    _send(ctx, service, one, number)
-    return True
-
-
-def _send(ctx: Context, service: SupervisedProcess, one: Incarnation, number: int) -> None:
-    # Not fsynced: after a power failure the daemon is gone, and its boot with it.
-    node = ctx.node
-    told = {**one.wire(), "signal": number, "key": ctx.key, "sent": False}
-    with ctx.fence.act():
-        files.drop(node.should_run)
-        told["since"] = time.clock_gettime(time.CLOCK_BOOTTIME)
-        files.note(node.stopping, told)
-        points.reach("stop.before-signal")
-        service.signal(one, number)
-        points.reach("stop.between-signal-and-note")
-        files.note(node.stopping, {**told, "sent": True})
-    points.reach("stop.after-signal")
-    files.sync_dir(node.own)
-
-
-def _wait_end(ctx: Context, one: Incarnation, watched: int, seconds: float) -> bool:
-    ctx.pulse.said = "waits for the daemon to stop"
-    until = time.monotonic() + seconds
-    if watched < 0:
-        return _poll(ctx, one, until)
-    return ctx.pulse.until(until, watched) or not one.alive()
-
-
-def _since(node: Node, pid: Optional[int]) -> float:
-    """Seconds since the signal to that process, also when an earlier session sent it."""
-    kept = files.read_json(node.stopping)
-    if not isinstance(kept, dict) or pid is None or kept.get("pid") != pid:
-        return 0.0
-    since = kept.get("since")
-    if kept.get("boot") != processes.boot_id() or not isinstance(since, float):
-        return 0.0
-    return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - since), 4)
+def cgroup_of(node: Node) -> Optional[str]:
+    """The cgroup that was made for the last start, or None."""
+    kept = files.read_json(node.service)
+    found = kept.get("cgroup") if isinstance(kept, dict) else None
+    return found if isinstance(found, str) and "/kedge-" in found else None
 
 
 def ensure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
@@ -296,4 +295,6 @@ def ensure(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     one = service_of(ctx.node).running()
     if one is not None:
         return {"should_run": True, "started": False, "pid": one.pid}
+    # Of a daemon whose first process was killed others may live on, and nobody watches them.
+    clear(ctx)
     return {"should_run": True, "started": True, **start(ctx, {"settle": op["settle"]})}

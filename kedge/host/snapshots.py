@@ -16,7 +16,7 @@ import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from kedge.host import files, observe, outside, places, points
+from kedge.host import family, files, observe, outside, places, points
 from kedge.host.errors import Conflict, DigestMismatch, Fault, HostError, NoSnapshot, ReaderGone
 from kedge.host.fence import Fence
 from kedge.host.layout import REPLACED, Node
@@ -276,8 +276,11 @@ def restore(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     kept = manifest(node, standing(node, op) or op["id"])
     intent = files.read_json(node.restoring)
     if not isinstance(intent, dict) or intent.get("key") != ctx.key:
-        if observe.running(node)[0] is not None:
-            raise Conflict("the daemon runs: stop it before its files are replaced")
+        alive = family.of_daemon(node).every
+        if alive:
+            raise Conflict(
+                f"the daemon runs ({family.named(alive)}): stop it before its files are replaced"
+            )
         ctx.acting()
         intent = _prepare(ctx, op, kept)
         with ctx.fence.act():

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Frozen, Json, Name
-from kedge.model.notation import Content, FileName, Key, Path, Problem, Text, refuse
+from kedge.model.notation import Content, Count, FileName, Key, Path, Problem, Text, refuse
 from kedge.model.release import Platform
 from kedge.model.secret import MOST_SECRETS, SecretName, SecretSource
 
@@ -42,6 +42,11 @@ class Join(Frozen):
     model_config = ConfigDict(populate_by_name=True)
 
 
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63})?")
+_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
+_PORT = re.compile(r"(?:(?:\[[0-9A-Fa-f:.]+\]|[0-9.]+):)?([0-9]{1,5})")
+
+
 class Daemon(Frozen):
     """How the daemon is run. The element ``{settings.flags}`` of ``argv`` becomes one ``--name=value`` for each
     setting, in the order of their names.
@@ -50,6 +55,63 @@ class Daemon(Frozen):
     argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
     env: dict[Key, Text] = {}
     cwd: Text = "{node.root}"
+    user: Annotated[
+        Count | Text | None,
+        Field(
+            description="The account that the daemon and the runbook's commands run as: a name or a number, with a"
+            " group `USER:GROUP`. It owns `data/` and reads `files` and secrets. Left out, a host program that is root"
+            " makes up a number for each node, and one that is not root runs the daemon as itself. A daemon runs as"
+            " root only where this says `root`."
+        ),
+    ] = None
+    groups: Annotated[
+        tuple[Count | Text, ...] | None,
+        Field(
+            max_length=64,
+            description="The further groups of that account; left out, those that the host has for it.",
+        ),
+    ] = None
+    ports: Annotated[
+        tuple[Count | Text, ...],
+        Field(
+            max_length=256,
+            description="The TCP ports that the daemon listens on: `PORT` or `ADDRESS:PORT`. kedge starts no daemon"
+            " while somebody else listens there, and a stop is done when nobody does any more.",
+        ),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        refuse(self._problems())
+        return self
+
+    def _problems(self) -> list[Problem]:
+        problems: list[Problem] = []
+        if self.user is not None and not _written(self.user, _ACCOUNT):
+            said = "is no user: a name or a number such as postgres or 70, with a group postgres:postgres"
+            problems.append((("user",), said))
+        if self.groups is not None and self.user is None:
+            problems.append((("groups",), "are those of a user: say `user` too"))
+        problems += [
+            (("groups", at), "is no group: a name or a number")
+            for at, one in enumerate(self.groups or ())
+            if not _written(one, _GROUP)
+        ]
+        problems += [
+            (("ports", at), "is no port: 1 to 65535, or ADDRESS:PORT")
+            for at, one in enumerate(self.ports)
+            if not _written(one, _PORT, most=65535)
+        ]
+        return problems
+
+
+def _written(value: int | str, wanted: re.Pattern[str], most: int | None = None) -> bool:
+    """Whether a value is of that form; a placeholder is looked at where it is filled in."""
+    text = str(value)
+    if "{" in text:
+        return True
+    found = wanted.fullmatch(text)
+    return found is not None and (most is None or 1 <= int(found[1]) <= most)
 
 
 class NodeOverrides(Frozen):

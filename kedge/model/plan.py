@@ -68,6 +68,10 @@ class ServiceTemplate(Frozen):
     argv: tuple[str, ...] = Field(min_length=1)
     env: dict[str, str] = {}
     cwd: str = "{node.root}"
+    user: str | None = None
+    """The account it runs as; None is left to the host (docs/host-protocol.md)."""
+    groups: tuple[str, ...] | None = None
+    ports: tuple[str, ...] = ()
 
 
 class Configuration(Frozen):

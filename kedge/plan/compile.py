@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kedge.model.errors import PlanError
-from kedge.model.fleet import Fleet, Join, Node
+from kedge.model.fleet import Daemon, Fleet, Join, Node
 from kedge.model.notation import Path
 from kedge.model.plan import (
     Artifact,
@@ -343,7 +343,18 @@ def planned_release(
                 sorted({key for other in releases for key in other.configuration.removed})
             ),
             files=fleet.files,
-            service=ServiceTemplate(argv=fleet.run.argv, env=fleet.run.env, cwd=fleet.run.cwd),
+            service=_service(fleet.run),
             secrets=fleet.secrets,
         ),
+    )
+
+
+def _service(run: Daemon) -> ServiceTemplate:
+    return ServiceTemplate(
+        argv=run.argv,
+        env=run.env,
+        cwd=run.cwd,
+        user=None if run.user is None else str(run.user),
+        groups=None if run.groups is None else tuple(str(one) for one in run.groups),
+        ports=tuple(str(one) for one in run.ports),
     )

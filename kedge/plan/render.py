@@ -90,6 +90,7 @@ class Ground:
                     operation["strip"] = artifact.strip
                 if artifact.program is not None:
                     operation["program"] = artifact.program
+                operation["daemon"] = self.configured[side].needs(values)
                 sources = self.configured[side].secrets(planned, values)
                 if sources:
                     operation["secrets"] = sources
@@ -199,6 +200,11 @@ class Configured:
         service = configuration.service
         self._env = [(name, compiled_text(text)) for name, text in sorted(service.env.items())]
         self._cwd = compiled_text(service.cwd)
+        self._user = None if service.user is None else compiled_text(service.user)
+        self._groups = (
+            None if service.groups is None else [compiled_text(one) for one in service.groups]
+        )
+        self._ports = [compiled_text(one) for one in service.ports]
         self._marks = {f"secret.{name}": f"{MARK}{name}{MARK}" for name in configuration.secrets}
         self._sources = {
             name: compiled(source.model_dump(mode="json", exclude_none=True))
@@ -227,6 +233,8 @@ class Configured:
         env: dict[str, Json] = {name: parts(put(values)) for name, put in self._env}
         line: list[Json] = [put(values) for put in argv]
         service: dict[str, Json] = {"argv": line, "env": env, "cwd": self._cwd(values)}
+        # What is not said is not sent: a configuration of before keeps its generation.
+        service |= {key: one for key, one in self.needs(values).items() if one}
         made: Operation = {"files": files, "service": service}
         secrets = self._used(values, [*files.values(), *env.values()])
         if secrets:
@@ -241,6 +249,14 @@ class Configured:
             return {}
         found = self.operation(node, values).get("secrets")
         return dict(found) if isinstance(found, dict) else {}
+
+    def needs(self, values: Values) -> dict[str, Json]:
+        """As whom the daemon runs and on which ports it listens: what a host can look at before a stop."""
+        user: Json = None
+        if self._user is not None:
+            groups: Json = None if self._groups is None else [put(values) for put in self._groups]
+            user = {"name": self._user(values), "groups": groups}
+        return {"user": user, "ports": [put(values) for put in self._ports]}
 
     def _used(self, values: Values, texts: Iterable[Json]) -> dict[str, Json]:
         names = {

@@ -55,6 +55,15 @@ def problems(fleet: Fleet, releases: Sequence[Release], extra: Mapping[str, str]
         (("run", "argv", at), text) for at, text in enumerate(fleet.run.argv)
     ]
     texts.append((("run", "cwd"), fleet.run.cwd))
+    texts += [
+        (("run", name), str(text))
+        for name, several in (
+            ("user", (fleet.run.user,)),
+            ("groups", fleet.run.groups or ()),
+            ("ports", fleet.run.ports),
+        )
+        for text in several
+    ]
     for path, text in texts:
         found += [("fleet", path, f"{said}; {_SEEN}") for said in _secrets_in(text, held)]
     named = ("before", "after") if len(releases) > 1 else ("release",)[: len(releases)]

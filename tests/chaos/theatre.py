@@ -27,6 +27,7 @@ from kedge.model.release import Release
 from kedge.model.run import RunEnd, Submitted
 from kedge.model.status import FleetStatus, RunStatus
 from tests.chaos import truth
+from tests.daemons import AS_US
 from tests.spine.scene import Scene, make_keys, make_policy, make_release, settle
 from worker import engine_files, processes
 from worker.background import WORKER_ARGV, BackgroundWorker
@@ -432,7 +433,7 @@ async def troupe_of(theatre: Theatre, *, nodes: int = 2, linger: float = 0.2) ->
             "transport": "local",
             "root": str(home / "nodes" / "{node.name}"),
             # Another environment for each release, so that there is something to configure.
-            "run": {"argv": argv, "env": {"RELEASE": "{release.version}"}},
+            "run": {"argv": argv, "env": {"RELEASE": "{release.version}"}, **AS_US},
             "nodes": [{"name": f"{name}-{index}"} for index in range(nodes)],
         },
         strict=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from demo import hosts
 from demo.cluster import Member
 from demo.hosts import HostsError, done_in, look_at, steps_of, stop_all
 from kedge.host.errors import HostError
+
+AS_US: dict[str, object] = {"user": {"name": "root"}} if os.geteuid() == 0 else {}
 
 
 def session(root: Path, run: str, token: list[int], ops: list[dict[str, object]]) -> None:
@@ -45,7 +48,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     node = tmp_path / "one"
     key = "upgrade/x/1@7/one/forward/"
-    service = {"argv": ["./sleep", "1000"], "env": {}, "cwd": str(node)}
+    service = {"argv": ["./sleep", "1000"], "env": {}, "cwd": str(node), **AS_US}
     ops: list[dict[str, object]] = [
         {"op": "stage", "digest": digest, "length": archive.stat().st_size, "source": str(archive)},
         {"op": "switch", "digest": digest},

@@ -256,17 +256,6 @@ def test_ensure_starts_what_should_run_and_only_that(host: Any) -> None:
     assert host.good({"key": "e", "op": "ensure"}).result("e")["should_run"] is False
 
 
-def test_a_number_used_again_by_another_process_is_not_the_daemon(host: Any) -> None:
-    host.good(*host.leg(host.release("1"), "g1"))
-    kept = host.root / ".kedge/service.json"
-    told = json.loads(kept.read_text())
-    kept.write_text(json.dumps({**told, "start": told["start"] - 1}))
-    said = host.good({"key": "s2", "op": "stop", "kill": True, "grace": 0})
-    assert said.result("s2")["was_running"] is False
-    os.kill(told["pid"], 0)
-    kept.write_text(json.dumps(told))
-
-
 def test_prune_keeps_what_is_named_and_what_is_used(host: Any) -> None:
     releases = [host.release(str(number)) for number in range(4)]
     host.good(*[host.stage(one, f"s{number}") for number, one in enumerate(releases)])

@@ -301,6 +301,7 @@ def test_a_pattern_that_a_text_can_keep_busy_for_ever_is_given_up(
 def test_whatever_a_command_prints_is_told_and_recorded(
     host: Any, tmp_path: Path, raw: bytes
 ) -> None:
+    host.run_as_us()
     (tmp_path / "out").write_bytes(raw)
     key = f"k{time.monotonic_ns()}"
     said = ended(host, {"key": key, "op": "run", "argv": ["cat", str(tmp_path / "out")]})

@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _as_us(host: Any) -> None:
+    host.run_as_us()
+
+
 def command(host: Any, script: str, key: str = "c", **more: Any) -> dict[str, Any]:
     """A command that notes in the ledger, outside the root, that it was executed."""
     text = f'echo "run $$ c" >> "$LEDGER"; {script}'

@@ -105,7 +105,7 @@ def test_a_secret_that_was_changed_is_not_told_while_the_daemon_still_has_it(
     assert "[not told" in said
     assert MARK not in said
     # Once it is started with the new one, that is known, and the old log is not the current one.
-    host.good({"key": "start-3", "op": "start"})
+    host.good({"key": "stop-3", "op": "stop", "grace": 5}, {"key": "start-3", "op": "start"})
     assert "I was given [secret db]" in said_by(host, "/bin/sh", "-c", "cat logs/service.log")
 
 

@@ -28,6 +28,7 @@ from cli.exits import Exit
 from kedge.trust import codec
 from tests.cli import scene as scenes
 from tests.conftest import Tell
+from tests.daemons import AS_US
 from tests.secrets.conftest import found
 from tests.spine.scene import archive
 from worker.codec import ring_file
@@ -199,6 +200,7 @@ def write_documents(top: Path, kept: Path, keys: dict[str, str]) -> None:
         "run": {
             "argv": ["{node.current}/daemon"],
             "env": {"PASSWORD": "{settings.password}", "TOKEN": "{secret.token}", "WORD": "{vars.word}"},
+            **AS_US,
         },
         "settings": {"password": "{secret.password}"},
         "files": {"app.conf": "password = {settings.password}\ntoken = {secret.token}\nvault = {secret.vault}\n"},

@@ -39,6 +39,7 @@ from kedge.model.status import FleetStatus, RunStatus
 from kedge.plan.compile import compile_plan, planned_nodes
 from kedge.plan.digest import plan_digest
 from kedge.trust.orders import bytes_to_sign, make, seal
+from tests.daemons import AS_US
 from worker.processes import identify
 from worker.settings import Settings
 from worker.wiring import drivers_of, worker_of
@@ -450,7 +451,10 @@ def make_scene(
             "transport": transport,
             "options": options or {},
             "root": str(home / "nodes" / "{node.name}"),
-            "run": {"argv": ["{node.current}/daemon", "{node.name}", str(home / "truth.log")]},
+            "run": {
+                "argv": ["{node.current}/daemon", "{node.name}", str(home / "truth.log")],
+                **(AS_US if transport == "local" else {}),
+            },
             "nodes": [{"name": f"n{index}"} for index in range(nodes)],
             **(fleet or {}),
         },

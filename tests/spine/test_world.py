@@ -24,6 +24,7 @@ from kedge.model.release import Release
 from kedge.model.run import FleetState, Run, UpgradeRequest
 from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
+from tests.daemons import AS_US
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, archive, eventually, settle
 from worker.client import connect
@@ -73,7 +74,7 @@ def listening(nodes: int, home: str) -> dict[str, Json]:
         {"name": f"n{at}", "labels": {"old": ports[2 * at], "new": ports[2 * at + 1]}}
         for at in range(nodes)
     ]
-    return {"run": {"argv": argv}, "nodes": members}
+    return {"run": {"argv": argv, **AS_US}, "nodes": members}
 
 
 REACHED: Json = {

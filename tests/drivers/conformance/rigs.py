@@ -33,6 +33,8 @@ sleep 300 & child=$!
 [ {version} = sick ] || touch data/healthy
 wait $child
 """
+AS_US: dict[str, Json] = {"user": {"name": "root"}} if os.geteuid() == 0 else {}
+"""Folders of tests are closed to a user of the node's own."""
 WELL: dict[str, Json] = {"command": {"argv": ["test", "-e", "data/healthy"]}}
 
 
@@ -192,7 +194,7 @@ def stop(key: str = "stop", **more: Json) -> Op:
 
 
 def configure(key: str = "configure", generation: str = "g1", **files: Json) -> Op:
-    service: dict[str, Json] = {"argv": ["bin/daemon"]}
+    service: dict[str, Json] = {"argv": ["bin/daemon"], **AS_US}
     return {
         "key": key, "op": "configure", "generation": generation, "files": {**files},
         "service": service,

@@ -537,6 +537,7 @@ async def test_what_a_node_stands_on_is_not_pruned(rig: Rig) -> None:
 
 async def test_a_command_runs_once(rig: Rig) -> None:
     node = rig.node()
+    await rig.good(node, configure("whose"))
     first = await rig.good(node, commanded())
     again = await rig.good(node, commanded())
     assert first.done[0].result["exit"] == 0
@@ -559,6 +560,7 @@ async def test_a_command_whose_end_nobody_saw_is_never_guessed(rig: Rig) -> None
 
 async def test_a_command_is_executed_again_once_for_each_time_somebody_says_so(rig: Rig) -> None:
     node = rig.node()
+    await rig.good(node, configure("whose"))
     rig.lose_command(node)
     await rig.survive(node, commanded())
     ran = rig.commands(node)
@@ -590,6 +592,7 @@ async def test_a_check_resolves_a_command_whose_end_nobody_saw(rig: Rig) -> None
 
 async def test_a_command_done_again_on_purpose_has_another_key(rig: Rig) -> None:
     node = rig.node()
+    await rig.good(node, configure("whose"))
     await rig.good(node, commanded("run/1"), commanded("run/2"))
     assert rig.commands(node) == 2
 
