@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from kedge.model.base import Frozen, Json, Seconds
 from kedge.model.errors import DriverError
 
-Act = Literal["fail", "hang", "die", "unreachable", "unhealthy", "crash"]
+Act = Literal["fail", "hang", "die", "unreachable", "unhealthy", "crash", "background"]
 
 FINAL = frozenset(
     {"Fenced", "BadRequest", "Conflict", "DigestMismatch", "ArchiveRefused", "NoRelease"}
@@ -44,6 +44,7 @@ class Fault(Frozen):
     unreachable  the session cannot be opened (with an ``op``: the node is gone there)
     unhealthy    every probe over the network or by command fails
     crash        the daemon started by this ``start`` dies ``seconds`` later
+    background   the daemon started by this ``start`` goes into the background at once
     ============ ==========================================================================
 
     ``at`` is the instant of fail, hang and die: ``before`` anything is done, ``acted`` when it

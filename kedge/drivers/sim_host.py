@@ -371,7 +371,11 @@ ACTS: dict[str, Callable[[Act], Result]] = {
 """Operations that are one act. ``probe``, ``healthy`` and ``run`` wait, and are the session's."""
 
 
-def died(host: SimHost) -> ServiceDied:
+def died(host: SimHost, *, background: bool = False) -> ServiceDied:
     """The error of a daemon that does not live, with the host program's detail."""
     said = f"the daemon ended: release {(host.state.running_release or 'none')[:12]}"
+    if background:
+        said = (
+            "the daemon went into the background: its first process ended. What ran on was stopped"
+        )
     return ServiceDied(said, {"exit": None, "log": ""})

@@ -220,10 +220,11 @@ class SimSession:
         host, now = self._host, time.time()
         result = ACTS[op.name](Act(host, op.key, op.params, before, now))
         if (op.name == "start" or result.get("started")) and host.state.pid is not None:
-            if fault is not None and fault.do == "crash":
+            background = fault is not None and fault.do == "background"
+            if fault is not None and (background or fault.do == "crash"):
                 host.become(dies_at=now + (fault.seconds or 0.0))
             if not host.state.alive(now + op.params["settle"] * self._pace):
-                raise died(host)
+                raise died(host, background=background)
         return result
 
     def _command(self, op: Operation) -> Result:

@@ -10,7 +10,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from kedge.drivers.local import LocalTransport
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest, Token, Transport
@@ -21,7 +21,7 @@ from kedge.model.errors import DriverError
 from kedge.model.plan import PlannedNode
 
 Op = dict[str, Json]
-Version = Literal["one", "two", "sick", "dead"]
+Version = Literal["one", "two", "sick", "dead", "wrapped", "forks"]
 Instant = Literal["before", "acted", "recorded"]
 
 DAEMON = """#!/bin/sh
@@ -35,6 +35,11 @@ wait $child
 """
 AS_US: dict[str, Json] = {"user": {"name": "root"}} if os.geteuid() == 0 else {}
 """Folders of tests are closed to a user of the node's own."""
+SCRIPTS = {
+    # What stands before the daemon where it is not executed itself: without exec, and in the background.
+    "wrapped": '#!/bin/sh\nulimit -n 512\n"$(dirname "$0")/server"\n',
+    "forks": '#!/bin/sh\n"$(dirname "$0")/server" & exit 0\n',
+}
 WELL: dict[str, Json] = {"command": {"argv": ["test", "-e", "data/healthy"]}}
 
 
@@ -54,11 +59,15 @@ class Truth(NamedTuple):
 def archive(folder: Path, version: str) -> Release:
     """A release whose daemon keeps a record of its own starts and stops."""
     content = DAEMON.format(version=version).encode()
+    members = {"bin/daemon": content}
+    if version in SCRIPTS:
+        members = {"bin/daemon": SCRIPTS[version].encode(), "bin/server": content}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        member = tarfile.TarInfo("bin/daemon")
-        member.size, member.mode = len(content), 0o755
-        tar.addfile(member, io.BytesIO(content))
+        for name, program in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(program), 0o755
+            tar.addfile(member, io.BytesIO(program))
     path = folder / f"{version}.tar"
     path.write_bytes(packed.getvalue())
     digest = hashlib.sha256(packed.getvalue()).hexdigest()
@@ -73,7 +82,7 @@ class Rig(abc.ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.releases: dict[Version, Release] = {
-            version: archive(folder, version) for version in ("one", "two", "sick", "dead")
+            version: archive(folder, version) for version in get_args(Version)
         }
         self.heard: list[HostEvent] = []
 
@@ -263,6 +272,7 @@ class SimRig(Rig):
         self.sim.program(
             Fault(do="unhealthy", release=self.releases["sick"].digest),
             Fault(do="crash", op="start", release=self.releases["dead"].digest, seconds=0.0),
+            Fault(do="background", op="start", release=self.releases["forks"].digest),
         )
 
     def die(self, node: PlannedNode, op: str, at: Instant) -> None:

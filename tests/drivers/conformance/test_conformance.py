@@ -349,6 +349,27 @@ async def test_a_daemon_that_ends_at_once_does_not_settle(rig: Rig) -> None:
     assert end.observed["running"] is False
 
 
+async def test_a_daemon_behind_a_start_script_is_gone_before_the_next_one_starts(rig: Rig) -> None:
+    node = rig.node()
+    await rig.installed(node, "wrapped")
+    await rig.good(node, *rig.install("two"), token=(1, 2, 1))
+    await rig.saw(node, starts=2, stops=1)
+
+
+async def test_a_daemon_in_the_background_fails_its_start_and_leaves_nothing(rig: Rig) -> None:
+    node = rig.node()
+    end = await rig.run(node, *rig.install("forks")[:-1], start("s-forks", settle=1.0))
+    assert end.failed is not None
+    assert end.failed.error is not None
+    assert end.failed.error.type == "ServiceDied"
+    assert "went into the background" in end.failed.error.message
+    assert end.observed["running"] is False
+    # The way back finds nothing in its way: not the port, and not the data.
+    end = await rig.good(node, *rig.install("one"), healthy(), token=(1, 2, 1))
+    assert end.observed["running"] is True
+    assert end.observed["running_release"] == rig.releases["one"].digest
+
+
 async def test_a_probe_looks_once(rig: Rig) -> None:
     node = rig.node()
     await rig.installed(node)
