@@ -21,6 +21,7 @@ import asyncssh
 from temporalio.client import Client, RPCError, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy
 
+from desk import codec
 from kedge.drivers.registry import Drivers
 from kedge.drivers.signers import sign_with_key
 from kedge.model.base import Json, canonical
@@ -251,6 +252,7 @@ async def opened(nodes: int, transport: str, **settings: Any) -> AsyncIterator[H
         log_level="warning",
         **settings,
     )
+    codec.ensure(known)
     engine, worker = Engine(known), BackgroundWorker(known)
     drivers = drivers_of(known)
     try:

@@ -22,7 +22,7 @@ def make(session: Session, grace: str) -> None:
     session.say(
         Text("payloads are sealed from now on", style="bold green"),
         *_lines(shown),
-        "keep a copy of that file where you keep keys: without it no history can be read any more",
+        "keep a copy of these files where you keep keys: without them no history can be read any more",
     )
     session.document(shown)
 
@@ -30,8 +30,12 @@ def make(session: Session, grace: str) -> None:
 def show(session: Session) -> None:
     """The ring, without its keys."""
     shown = desk_codec.show(session.desk().settings)
-    if not shown.where:
-        session.say("payloads are in the open here; `kedge codec init` makes a ring of keys")
+    if not shown.required:
+        session.say("payloads are in the open here: the setting payloads = open says so")
+    elif not shown.keys:
+        session.say(
+            "no ring of keys yet; `kedge up` makes those of a new home, `kedge codec init` those of another"
+        )
     session.say(*_lines(shown))
     session.document(shown)
 
@@ -113,16 +117,18 @@ def login(
 
 
 def _lines(shown: RingShown) -> list[Text]:
-    if not shown.where:
-        return []
-    lines = [Text(f"   ring     {shown.where}")]
-    for key in shown.keys:
-        made = f", made {key.made}" if key.made else ""
-        lines.append(Text(f"   key      {key.id} {key.use}{made}"))
+    lines = []
+    for use, where in (("workers", shown.where), ("clients", shown.clients)):
+        if where:
+            lines.append(Text(f"   {use:<8} {where}"))
+        for key in shown.keys:
+            if key.ring == use:
+                made = f", made {key.made}" if key.made else ""
+                lines.append(Text(f"   key      {key.id} {key.use}{made}"))
     if shown.plaintext_until:
         lines.append(
             Text(
-                f"   grace    payloads in the open are read until {shown.plaintext_until}",
+                f"   grace    payloads in the open, and sealed as before, are read until {shown.plaintext_until}",
                 style="yellow",
             )
         )

@@ -14,7 +14,7 @@ from cli.session import begin
 
 app = typer.Typer(
     cls=ListingGroup,
-    help="Payloads that Temporal sees only sealed: the ring of keys, and the codec server for its UI.",
+    help="Payloads that Temporal sees only sealed: the two rings of keys, and the codec server for its UI.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -38,7 +38,7 @@ def init(
     ] = "",
     json: options.JsonOption = False,
 ) -> None:
-    """Make a ring with one key. From then on this home gives Temporal nothing that is not sealed."""
+    """Make the rings that are missing, for workers and for clients. From then on this home gives Temporal sealed payloads only."""
     from cli.codec import make
 
     make(begin(ctx, json=json), grace)
@@ -46,7 +46,7 @@ def init(
 
 @app.command()
 def show(ctx: typer.Context, *, json: options.JsonOption = False) -> None:
-    """Say where the ring is and which keys it has, by their names."""
+    """Say where the rings are and which keys they have, by their names."""
     from cli.codec import show as show_ring
 
     show_ring(begin(ctx, json=json))
@@ -59,18 +59,18 @@ def rotate(
     prepare: Annotated[
         bool,
         typer.Option(
-            "--prepare", help="The new key only reads, until it is everywhere and activated."
+            "--prepare", help="The new keys only read, until they are everywhere and activated."
         ),
     ] = False,
     activate: Annotated[
         str,
         typer.Option(
-            "--activate", metavar="KEY", help="Seal with this key of the ring from now on."
+            "--activate", metavar="KEY", help="Seal with this key of its ring from now on."
         ),
     ] = "",
     json: options.JsonOption = False,
 ) -> None:
-    """Seal with a new key from now on. The old one still reads; runs under way notice nothing."""
+    """Seal with new keys from now on, one in each ring. The old ones still read; runs under way notice nothing."""
     from cli.codec import rotate as rotate_ring
 
     rotate_ring(begin(ctx, json=json), prepare=prepare, activate=activate)
@@ -84,7 +84,7 @@ def retire(
     yes: options.YesOption = False,
     json: options.JsonOption = False,
 ) -> None:
-    """Take a key out of the ring: what was sealed with it can never be read again."""
+    """Take a key out of its ring: what was sealed with it can never be read again."""
     from cli.codec import retire as retire_key
 
     retire_key(begin(ctx, json=json), key, yes=yes)
@@ -97,7 +97,7 @@ def grace(
     *,
     json: options.JsonOption = False,
 ) -> None:
-    """Read payloads that were never sealed for a while; nothing is ever written in the open."""
+    """Read payloads from before for a while: in the open, or sealed with one ring. None is written any more."""
     from cli.codec import grace as give_grace
 
     give_grace(begin(ctx, json=json), time)

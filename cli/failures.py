@@ -22,7 +22,7 @@ _NEXT: dict[type[KedgeError], str] = {
     PlanError: "change the document that is named, then `kedge plan` again",
     OrderError: "`kedge order show FILE` shows what is in an order",
     EngineError: "`kedge up` starts the engine and a worker, `kedge doctor` looks closer",
-    CodecError: "`kedge codec show` tells about the ring of keys here",
+    CodecError: "`kedge codec show` lists the rings of keys here",
     SettingsError: "mend the setting; `kedge doctor` shows those in force",
     DriverError: "`kedge doctor` looks closer",
 }

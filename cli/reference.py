@@ -72,7 +72,7 @@ SHAPES = """
 | `runbook lint` | `{"files", "problems"}` |
 | `runbook schema` | the schema, or all of them by name |
 | `codec login` | `{"server", "person", "expires", "kind", "secret"}`; `kind` is `token` or `code` |
-| `codec init`, `show`, `rotate`, `retire`, `grace` | `{"where", "required", "keys": [{"id", "use", "made"}], "plaintext_until"}`; `use` is `seals` or `reads`, `where` is empty where payloads are in the open |
+| `codec init`, `show`, `rotate`, `retire`, `grace` | `{"where", "clients", "required", "keys": [{"id", "ring", "use", "made"}], "plaintext_until"}`; `ring` is `workers` or `clients`, `use` is `seals` or `reads`; `where` and `clients` say where the two rings are |
 | `doctor` | `{"checks": [{"name", "verdict", "said", "next_step"}]}`; `verdict` is `ok`, `wrong` or `unknown`; exit code 5 when the engine or a worker is missing, 2 for anything else that is wrong |
 
 A `verdict` is `{"accepted", "rule", "said", "digest", "verb", "target", "subject", "choice", "person", "roles", "key", …}`;

@@ -31,11 +31,11 @@ from kedge.model.errors import CodecError, DriverError, EngineError, OrderError
 from kedge.model.policy import Policy
 from kedge.trust.codec_access import LOGIN, Challenge
 from worker import processes
-from worker.codec import rings_of
 from worker.codec_server import Rules, application
 from worker.codec_sessions import Sessions
 from worker.logs import get_logger
 from worker.processes import ProcessIdentity
+from worker.rings import rings_of
 from worker.settings import Settings
 
 LONGEST_LIFE = 12 * 3600.0
@@ -129,7 +129,7 @@ async def serve(desk: Desk, how: Serving, say: Callable[[str], None]) -> None:
 
     rings = rings_of(desk.settings)
     if rings is None:
-        raise CodecError("NoRing", "there is no ring of keys here, and so nothing to open", next_step="kedge codec init")  # fmt: skip
+        raise CodecError("NoRing", "payloads are in the open here, and so there is nothing to open", next_step="unset KEDGE_PAYLOADS, and payloads are sealed")  # fmt: skip
     _check(how)
     listener = listen(how.host, how.port, "the codec server")
     rules = _rules(desk.settings, how, listener.getsockname()[1])

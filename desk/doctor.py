@@ -120,16 +120,24 @@ def _modified(path: Path) -> float:
 
 
 def _codec(settings: Settings) -> Check:
-    """The ring of payload keys: none is no fault, a home that lost its own is."""
+    """The rings of payload keys: a new home has none yet; a home that lost its own, or has one only, is at fault."""
     try:
         shown = desk_codec.show(settings)
     except CodecError as error:
         step = error.next_step or "`kedge codec show`"
         return Check(name="codec", verdict="wrong", said=error.message, next_step=step)
-    if not shown.where:
-        said = "payloads are in the open; `kedge codec init` seals them"
+    if not shown.required:
+        said = "payloads are in the open: whoever reaches Temporal reads and forges them"
+        step = "unset KEDGE_PAYLOADS (payloads in kedge.toml) before the next home"
+        return Check(name="codec", verdict="wrong", said=said, next_step=step)
+    if not shown.keys:
+        said = "no ring of payload keys yet; `kedge up` makes both"
         return Check(name="codec", verdict="ok", said=said)
-    said = f"payloads are sealed with key {shown.keys[0].id} of {shown.where}"
+    if not shown.clients:
+        said = f"{shown.where} is one ring for all, from before clients had their own"
+        step = "kedge down, then `kedge codec init --grace 7d`"
+        return Check(name="codec", verdict="wrong", said=said, next_step=step)
+    said = f"payloads are sealed with key {shown.keys[0].id} of {shown.where or shown.clients}"
     if shown.plaintext_until:
         said += f"; open ones are read until {shown.plaintext_until}"
     return Check(name="codec", verdict="ok", said=said)

@@ -27,7 +27,7 @@ from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from kedge.trust.keys import parse_public_key
-from worker.codec import required_mark
+from worker.rings import required_mark
 from worker.settings import CONFIG_FILE, Settings
 
 if TYPE_CHECKING:
@@ -237,18 +237,22 @@ class _Init:
 
     def _codec(self) -> None:
         shown = desk_codec.show(self._settings)
-        made = not shown.where
-        if made and self._in_the_open():
+        if not shown.required:
+            use = "none: the setting payloads = open gives Temporal everything as it is"
+            self._items.append(Item(what="payload keys", path="", use=use, state="open"))
+            return
+        made = not shown.clients
+        if made and (shown.where or self._in_the_open()):
             # A ring is for every machine of a cluster alike, and how long histories in the open are read is no guess.
             use = (
-                "none: there may be runs already that Temporal sees as they are; "
-                "kedge codec init --grace 7d makes a ring"
+                "none, or one ring for all: there may be runs already that were begun so; "
+                "kedge codec init --grace 7d makes the rings"
             )
             self._items.append(Item(what="payload keys", path="", use=use, state="open"))
             return
         if made:
             shown = desk_codec.init(self._settings)
-        use = "Temporal and its database see what is sealed with them; keep a copy where this machine is not"
+        use = "Temporal and its database see what is sealed with them; keep a copy of both rings where this machine is not"
         path = Path(shown.where) if os.sep in shown.where else shown.where
         self._item("payload keys", path, use, made=made)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,9 @@ from kedge.model.order import Envelope
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus, WaveProgress, WideningProgress
 from kedge.trust import orders
+from kedge.trust.envelope import envelope_digest
+from kedge.trust.payload_kinds import question, question_name
+from worker.codec import ClientCodec, answering
 
 ANSWER_SECONDS = 15.0
 """How long one answer of a workflow may take before it counts as not answering."""
@@ -172,9 +176,14 @@ class Runs:
                     answer: Submitted = await handle.execute_update(
                         "submit_order", envelope, id=update, result_type=Submitted
                     )
-                    return answer
             except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 raise await self._silence(target) from error
+        if answer.verdict.digest != envelope_digest(envelope):
+            raise EngineError(
+                f"the verdict that came from {target} is about another order than the one that was sent",
+                next_step="look at the run with `kedge status`; if it stays, find out who else polls the task queue",
+            )
+        return answer
 
     async def signal(self, target: str, envelope: Envelope) -> None:
         """Sends an order as a plain signal: it is judged all the same, but nobody waits for the verdict."""
@@ -273,14 +282,28 @@ class Runs:
             try:
                 # The SDK's own limit is for one try, and it tries again for ten seconds.
                 async with asyncio.timeout(seconds + 1):
-                    answer: _Answer = await handle.query(
-                        query, result_type=kind, rpc_timeout=timedelta(seconds=seconds)
-                    )
+                    with self._named() as sent:
+                        answer: _Answer = await handle.query(
+                            query, args=sent, result_type=kind, rpc_timeout=timedelta(seconds=seconds)
+                        )  # fmt: skip
             except RPCError as error:
                 if error.status in _UNANSWERED:
                     raise await self._silence(workflow) from error
                 raise
             return answer
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[list[str]]:
+        """The nonce that goes with a question, where payloads are sealed: only an answer to it is taken then."""
+        if not isinstance(self._client.data_converter.payload_codec, ClientCodec):
+            yield []
+            return
+        asked = question(secrets.token_hex(16))
+        token = answering.set(question_name(json.dumps(asked).encode()))
+        try:
+            yield [asked]
+        finally:
+            answering.reset(token)
 
     async def _workflow(self, target: str) -> WorkflowHandle[object, object]:
         """A handle to an order's target; a fleet's workflow is started when it is not there."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from desk import codec as desk_codec
 from desk import ui_state
 from kedge.drivers.checkpoints import COMMENT, ensure_key
 from kedge.model.base import Frozen
 from kedge.model.errors import EngineError, SettingsError
 from worker.background import BackgroundWorker, WorkerError
 from worker.client import EngineUnreachableError, connect_config
-from worker.codec import rings_of
 from worker.engine import Engine
 from worker.engine import EngineError as EngineFault
 from worker.processes import ProcessError
@@ -88,7 +88,7 @@ async def start(settings: Settings, say: Say, *, worker: bool = True) -> Place:
 def _start(settings: Settings, say: Say, *, worker: bool) -> Place:
     # Before the worker needs them: a key or a ring that cannot be used is told to who can mend it.
     key = ensure_key(settings.checkpoint_key)
-    rings_of(settings)
+    desk_codec.ensure(settings)
     started: list[str] = []
     engine = None
     if settings.embedded:

@@ -45,7 +45,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the developer's own Temporal and kedge variables out of every test."""
     for name in ("ADDRESS", "NAMESPACE", "PROFILE", "CONFIG_FILE", "API_KEY"):
         monkeypatch.delenv(f"TEMPORAL_{name}", raising=False)
-    monkeypatch.delenv("KEDGE_CODEC_KEYS", raising=False)
+    for name in ("KEYS", "CLIENT_KEYS"):
+        monkeypatch.delenv(f"KEDGE_CODEC_{name}", raising=False)
     for name in Settings.model_fields:
         if name != "temporal_binary":
             monkeypatch.delenv(f"KEDGE_{name.upper()}", raising=False)
@@ -53,9 +54,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def engine_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings whose engine the ``engine`` fixture runs: one per test process."""
+    """Settings whose engine the ``engine`` fixture runs: one per test process.
+
+    Payloads are in the open there, so that tests forge what only the record stops. ``tests/secrets`` and the tests that run
+    the commands seal.
+    """
     home: Path = tmp_path_factory.mktemp("engine")
-    return Settings.load(home=home)
+    return Settings.load(home=home, payloads="open")
 
 
 @pytest.fixture(scope="session")

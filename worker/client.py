@@ -20,11 +20,11 @@ from temporalio.runtime import Runtime
 
 from worker import certificates
 from worker.certificates import CertificateError
-from worker.codec import converter_of
 from worker.engine import Engine
 from worker.engine_api import profile_of, speaks
 from worker.engine_files import EngineFiles
 from worker.logs import get_logger
+from worker.rings import converter_of
 from worker.settings import EMBEDDED_NAMESPACE, Settings
 
 CONNECT_SECONDS = 10.0
@@ -86,7 +86,7 @@ async def connect(
     runtime: Runtime | None = None,
     patience: float = 0.0,
 ) -> Client:
-    """A client with the data converter of these settings (:mod:`worker.codec`), connected.
+    """A client with the data converter of these settings (:mod:`worker.rings`), connected.
 
     One try takes at most ``CONNECT_SECONDS``; tries are repeated for ``patience`` seconds (a
     worker waits for an engine that is starting, a person does not). Raises
@@ -108,9 +108,9 @@ async def _connect_once(
     identity: str | None,
     runtime: Runtime | None,
 ) -> Client:
-    converter = converter_of(settings)
     config = connect_config(settings)
     profile = EngineFiles(settings.engine_dir).profile
+    converter = converter_of(settings)
     address = config.get("target_host", "localhost:7233")
     if settings.embedded and not await asyncio.to_thread(speaks, profile):
         raise EngineUnreachableError(

@@ -1,30 +1,32 @@
-"""What Temporal gets to see of kedge's payloads: ciphertext, once this home or process has a ring of keys.
+"""What Temporal gets to see of kedge's payloads: ciphertext.
 
 Sealed are: arguments and results of workflows and activities, signals, updates, queries and their answers, heartbeats,
 messages and details of failures, memos, summaries and details of workflows, activities and timers. Not sealed, because
 Temporal itself works with them, and so never to hold a secret: workflow, run and activity ids, types, names of
 signals, updates and queries, task queues, search attributes, the type of a failure, identities of workers, times.
 
-Reading is strict. What was never sealed, was changed, or belongs to another workflow is not believed: whoever
-expects a value gets a ``CodecError`` instead (a workflow task fails and is tried again), and a signal or an order that
-takes anything gets a note of the refusal, which is no order. A key that is not in the ring is an error of the whole
-task: another worker may have it.
+Two codecs, two rings (:mod:`kedge.trust.payload_kinds`). :class:`ClientCodec` is every client's: whatever it seals is a
+client's word. :class:`WorkerCodec` is a worker's: :mod:`worker.sealed` labels what a workflow writes, and judges what it
+reads by the labels that this codec found to be sealed.
+
+Reading is strict. A payload that was never sealed, was changed, is of another kind, or belongs to another workflow is not
+believed: whoever expects a value gets a ``CodecError`` instead, and a signal or an order that takes anything gets a note of
+the refusal, which is no order. A key that is not in the ring is an error of the whole task: another worker may have it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import re
-import time
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
 from temporalio.contrib.pydantic import PydanticPayloadConverter, pydantic_data_converter
 from temporalio.converter import (
     ActivitySerializationContext,
@@ -33,29 +35,49 @@ from temporalio.converter import (
     DefaultFailureConverterWithEncodedAttributes,
     EncodingPayloadConverter,
     PayloadCodec,
+    PayloadConverter,
     SerializationContext,
     WithSerializationContext,
     WorkflowSerializationContext,
 )
 
-from kedge.drivers.codec_ring import FixedRing, RingFile, Rings
-from kedge.drivers.files import sync_directory, write_atomic
+from kedge.drivers.codec_ring import Rings
 from kedge.model.errors import CodecError
-from kedge.trust.codec import NONCE_BYTES, Ring, Sealed, open_sealed, ring_of_words, seal
-from worker.logs import get_logger
-from worker.settings import Settings
+from kedge.trust import payload_kinds as kinds
+from kedge.trust.codec import NONCE_BYTES, Sealed, open_sealed, seal
 
 ENCODING = b"binary/encrypted"
 """What Temporal's own samples call it; its tools know by it that a codec is needed."""
 REFUSED = b"binary/kedge-refused"
-KEYS_VARIABLE = "KEDGE_CODEC_KEYS"
-"""Keys for machines that have no file for them: base64, separated by blanks, the first one active."""
-_COMPLAIN_EVERY = 60.0
-_ID = re.compile(r"[0-9a-f]{16}")
+KIND, REQUEST = "kedge-kind", "kedge-request"
+"""Labels of payloads inside a worker. They never reach Temporal: there their values stand beside what is sealed."""
+
+answering: ContextVar[str | None] = ContextVar("answering", default=None)
+"""The name of the question whose answer this task waits for; None where it asked none by name."""
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRings:
+    """Both rings; a client may have no workers' ring."""
+
+    clients: Rings
+    workers: Rings | None = None
+
+    def of(self, kind: str) -> Rings:
+        """The ring for a kind. Raises ``CodecError`` (``NoRing``) where it is not here."""
+        if kinds.ring_of(kind) == "clients":
+            return self.clients
+        if self.workers is None:
+            raise CodecError(
+                "NoRing",
+                "this payload is sealed between workers, and their ring of keys is not here",
+                next_step="read it through the codec server (`kedge codec login`), or on a worker",
+            )
+        return self.workers
 
 
 class Refusals(EncodingPayloadConverter):
@@ -85,82 +107,272 @@ class KedgePayloadConverter(CompositePayloadConverter):
         super().__init__(*PydanticPayloadConverter().converters.values(), Refusals())
 
 
-class SealingCodec(PayloadCodec, WithSerializationContext):
-    """Seals what goes to Temporal and opens what comes from there.
+class KedgeFailureConverter(DefaultFailureConverterWithEncodedAttributes):
+    """Words and details of a failure are sealed, and bound to what of it stays in the open."""
+
+    def to_failure(
+        self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure
+    ) -> None:
+        """See base class."""
+        super().to_failure(exception, payload_converter, failure)
+        for one in chain(failure):
+            info = one.application_failure_info
+            words, details = failure_kinds(one)
+            label([one.encoded_attributes] if one.HasField("encoded_attributes") else [], words, "")
+            label(info.details.payloads, details, "")
+
+
+def chain(failure: Failure) -> Iterable[Failure]:
+    """A failure and its causes."""
+    yield failure
+    while failure.HasField("cause"):
+        failure = failure.cause
+        yield failure
+
+
+def failure_kinds(failure: Failure) -> tuple[str, str]:
+    """The kinds of the words and the details of a failure."""
+    info = failure.application_failure_info
+    final = info.non_retryable
+    return kinds.failure(info.type, final=final), kinds.details(info.type, final=final)
+
+
+def label(payloads: Iterable[Payload], kind: str, request: str) -> None:
+    """Say what these payloads are sealed as, and what they answer."""
+    for payload in payloads:
+        payload.metadata[KIND] = kind.encode()
+        payload.metadata[REQUEST] = request.encode()
+
+
+def label_of(payload: Payload) -> tuple[str, str]:
+    """What a payload was sealed as, and what it answers; empty for one that was refused."""
+    return _text(payload.metadata.get(KIND, b"")), _text(payload.metadata.get(REQUEST, b""))
+
+
+def refusal(error: CodecError) -> Payload:
+    """The note that stands for a refused payload."""
+    said = {"kind": error.kind, "said": error.message, "next": error.next_step}
+    return Payload(metadata={"encoding": REFUSED}, data=json.dumps(said).encode())
+
+
+class ClientCodec(PayloadCodec, WithSerializationContext):
+    """Seals a client's words with the clients' ring, and opens what this process may read.
 
     ``bound`` is ``<namespace>/<workflow id>`` where the SDK says whom a payload is for, ``<namespace>`` or nothing where
-    it does not. Payloads bound to nothing or to the namespace alone are taken by every workflow of it: they come from
-    the codec server, which Temporal's own tools do not tell the workflow.
+    it does not: so do Temporal's own tools, by way of the codec server. ``reads`` says which kinds are read.
     """
 
-    def __init__(self, rings: Rings, bound: str = "", now: Callable[[], datetime] = _now) -> None:
-        self._rings = rings
+    def __init__(
+        self,
+        rings: KeyRings,
+        bound: str = "",
+        now: Callable[[], datetime] = _now,
+        reads: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self.rings = rings
         self._bound = bound
         self._now = now
+        self._reads = reads
 
-    def with_context(self, context: SerializationContext) -> SealingCodec:
+    def with_context(self, context: SerializationContext) -> ClientCodec:
         """The codec for one workflow and its activities."""
-        if isinstance(context, (WorkflowSerializationContext, ActivitySerializationContext)):
-            bound = (
-                f"{context.namespace}/{context.workflow_id}"
-                if context.workflow_id
-                else context.namespace
-            )
-            if bound != self._bound:
-                return SealingCodec(self._rings, bound, self._now)
-        return self
+        return ClientCodec(self.rings, _bound(context, self._bound), self._now, self._reads)
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Seals every payload, sealed ones too: nothing gets past by looking sealed. Raises ``CodecError``."""
-        ring = self._rings.ring()
-        return [self.sealed(ring, payload) for payload in payloads]
+        return [self.sealed(payload, kinds.CLIENT, "") for payload in payloads]
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Opens every payload; refused ones become notes of it. Raises ``CodecError`` for keys that are not here."""
-        ring = self._rings.ring()
-        return [self.opened(ring, payload) for payload in payloads]
+        return [self._answer(payload) for payload in payloads]
 
-    def sealed(self, ring: Ring, payload: Payload) -> Payload:
-        """One payload, sealed."""
-        made = seal(ring, payload.SerializeToString(), self._bound, os.urandom(NONCE_BYTES))
-        metadata = {"encoding": ENCODING, "encryption-key-id": made.key.encode()}
+    def _answer(self, payload: Payload) -> Payload:
+        opened = self.opened(payload)
+        kind, request = label_of(opened)
+        wanted = answering.get()
+        if kind == kinds.ANSWER and wanted is not None and request != wanted:
+            return refusal(
+                CodecError(
+                    "Tampered",
+                    "an answer is to another question than the one that was asked",
+                    next_step="ask again; if it stays, find out who else polls the task queue",
+                )
+            )
+        return unlabelled(opened)
+
+    def sealed(self, payload: Payload, kind: str, request: str) -> Payload:
+        """One payload, sealed as that kind."""
+        inner = unlabelled(payload).SerializeToString()
+        ring = self.rings.of(kind).ring()
+        made = seal(ring, inner, self._bound, os.urandom(NONCE_BYTES), kind, request)
+        metadata = {
+            "encoding": ENCODING,
+            "encryption-key-id": made.key.encode(),
+            "encryption-kind": kind.encode(),
+        }
         if made.bound:
             metadata["encryption-for"] = made.bound.encode()
+        if request:
+            metadata["encryption-request"] = request.encode()
         return Payload(metadata=metadata, data=made.content)
 
-    def opened(self, ring: Ring, payload: Payload) -> Payload:
-        """One payload, opened, or the note of its refusal."""
+    def opened(self, payload: Payload) -> Payload:
+        """One payload, opened and labelled, or the note of its refusal."""
         try:
-            return self.strictly_opened(ring, payload)
+            return self.strictly_opened(payload)
         except CodecError as error:
-            if error.kind == "UnknownKey":
+            if error.kind in ("UnknownKey", "NoRing"):
                 raise
-            said = {"kind": error.kind, "said": error.message, "next": error.next_step}
-            return Payload(metadata={"encoding": REFUSED}, data=json.dumps(said).encode())
+            return refusal(error)
 
-    def strictly_opened(self, ring: Ring, payload: Payload) -> Payload:
-        """One payload, opened. Raises ``CodecError``."""
+    def strictly_opened(self, payload: Payload) -> Payload:
+        """One payload, opened and labelled. Raises ``CodecError``."""
         if payload.metadata.get("encoding") != ENCODING:
-            if ring.reads_plaintext(self._now()):
-                return payload
-            raise CodecError(
-                "Plaintext",
-                "a payload came in the open, and this home takes sealed ones only",
-                next_step="send it through the codec (temporal --codec-endpoint), or with kedge; "
-                "`kedge codec grace TIME` reads open ones for a while",
-            )
+            return self._of_before(payload)
         bound = _text(payload.metadata.get("encryption-for", b""))
-        namespace = self._bound.partition("/")[0]
-        if self._bound and bound not in (self._bound, namespace, ""):
+        key = _text(payload.metadata.get("encryption-key-id", b""))
+        if "encryption-kind" not in payload.metadata:
+            return self._of_before(payload, Sealed(key, bound, payload.data))
+        kind = _text(payload.metadata["encryption-kind"])
+        request = _text(payload.metadata.get("encryption-request", b""))
+        self._check_bound(bound, kind)
+        if not self._reads(kind):
+            raise _wrong_kind(kind)
+        self._check_ring(key, kind)
+        sealed = Sealed(key, bound, payload.data, kind, request)
+        found = Payload()
+        found.ParseFromString(open_sealed(self.rings.of(kind).ring(), sealed))
+        label([found], kind, request)
+        return found
+
+    def _check_bound(self, bound: str, kind: str) -> None:
+        allowed = {self._bound}
+        if kind == kinds.CLIENT:
+            allowed |= {self._bound.partition("/")[0], ""}
+        if self._bound and bound not in allowed:
             raise CodecError(
                 "WrongWorkflow",
                 f"a payload was sealed for {bound[:200]!r}, not for {self._bound!r}",
                 next_step="find out who moved it; the payload is not believed",
             )
-        sealed = Sealed(_text(payload.metadata.get("encryption-key-id", b"")), bound, payload.data)
+
+    def _check_ring(self, key: str, kind: str) -> None:
+        """A key of the other ring is no key that may come later: what it sealed is forged."""
+        own = kinds.ring_of(kind)
+        other = self.rings.workers if own == "clients" else self.rings.clients
+        if other is None or key not in other.ring().keys:
+            return
+        if key not in self.rings.of(kind).ring().keys:
+            raise CodecError(
+                "Tampered",
+                f"a payload says that it is {kind[:100]!r}, and is not sealed with the ring of the {own}",
+                next_step="find out who has keys of that ring; the payload is not believed",
+            )
+
+    def _of_before(self, payload: Payload, sealed: Sealed | None = None) -> Payload:
+        """What was written before there were two rings, or in the open: read in a time of grace only."""
+        workers = self.rings.workers
+        grace = workers is not None and workers.ring().reads_plaintext(self._now())
+        if not grace or workers is None:
+            what = "in the open" if sealed is None else "sealed without its kind, as before"
+            raise CodecError(
+                "Plaintext",
+                f"a payload came {what}, and this home takes sealed ones of a known kind only",
+                next_step="send it through the codec (temporal --codec-endpoint), or with kedge; "
+                "`kedge codec grace TIME` reads such payloads for a while",
+            )
         found = Payload()
-        found.ParseFromString(open_sealed(ring, sealed))
+        if sealed is None:
+            found.CopyFrom(payload)
+        else:
+            self._check_bound(sealed.bound, kinds.CLIENT)
+            found.ParseFromString(open_sealed(workers.ring(), sealed))
+        label([found], kinds.GRACE, "")
         return found
+
+
+class WorkerCodec(ClientCodec):
+    """A worker's: payloads keep the labels with which they were sealed, and are sealed as they are labelled.
+
+    For an activity, what it returns answers the request that it was given. Arguments that were not sealed as this
+    activity's are refused.
+    """
+
+    def __init__(
+        self,
+        rings: KeyRings,
+        bound: str = "",
+        now: Callable[[], datetime] = _now,
+        activity: str | None = None,
+    ) -> None:
+        super().__init__(rings, bound, now)
+        self._activity = activity
+        self._request: str | None = None
+
+    def with_context(self, context: SerializationContext) -> WorkerCodec:
+        """The codec for one workflow, or for one activity: each time a new one, for it knows its request."""
+        own = isinstance(context, ActivitySerializationContext)
+        name = (context.activity_type or "") if isinstance(context, ActivitySerializationContext) else None  # fmt: skip
+        return WorkerCodec(
+            self.rings, _bound(context, self._bound), self._now, name if own else None
+        )
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Seals every payload as it is labelled."""
+        return [self._sealed_as_labelled(payload) for payload in payloads]
+
+    def _sealed_as_labelled(self, payload: Payload) -> Payload:
+        kind, request = label_of(payload)
+        if self._request is not None:
+            return self.sealed(payload, kind or kinds.RESULT, self._request)
+        return self.sealed(payload, kind or kinds.NOTE, request)
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        """Opens every payload, with the label that it was sealed with; refused ones become notes of it."""
+        opened = [self.opened(payload) for payload in payloads]
+        if self._activity is None:
+            return opened
+        return [self._argument(payload) for payload in opened]
+
+    def _argument(self, payload: Payload) -> Payload:
+        kind, request = label_of(payload)
+        if kind == kinds.NOTE:
+            # Details of an earlier heartbeat: no activity reads them.
+            return Payload(metadata={"encoding": b"binary/null"})
+        if kind in (kinds.activity_input(self._activity or ""), kinds.GRACE):
+            if self._request is None:
+                self._request = request
+            return unlabelled(payload)
+        if payload.metadata.get("encoding") == REFUSED:
+            return payload
+        return refusal(_wrong_kind(kind))
+
+
+def _wrong_kind(kind: str) -> CodecError:
+    return CodecError(
+        "WrongKind",
+        f"a payload is sealed as {kind[:100]!r}, and something else is expected here",
+        next_step="find out who moved it; the payload is not believed",
+    )
+
+
+def _bound(context: SerializationContext, otherwise: str) -> str:
+    if isinstance(context, (WorkflowSerializationContext, ActivitySerializationContext)):
+        if context.workflow_id:
+            return f"{context.namespace}/{context.workflow_id}"
+        return context.namespace
+    return otherwise
+
+
+def unlabelled(payload: Payload) -> Payload:
+    """The payload without labels: a copy, where there are any."""
+    if KIND not in payload.metadata and REQUEST not in payload.metadata:
+        return payload
+    made = Payload()
+    made.CopyFrom(payload)
+    made.metadata.pop(KIND, None)
+    made.metadata.pop(REQUEST, None)
+    return made
 
 
 def _text(value: bytes) -> str:
@@ -168,7 +380,7 @@ def _text(value: bytes) -> str:
 
 
 class NoCodec(PayloadCodec):
-    """For homes without a ring: writes in the open, and says what is wrong when it meets something sealed."""
+    """For homes whose payloads are in the open: says what is wrong when it meets something sealed."""
 
     async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
         """The payloads as they are."""
@@ -182,131 +394,33 @@ class NoCodec(PayloadCodec):
                 raise CodecError(
                     "NoRing",
                     f"what Temporal has here is sealed with key {key}, and there is no ring of keys here",
-                    next_step=f"bring the ring: KEDGE_CODEC_RING names its file, {KEYS_VARIABLE} holds its keys",
+                    next_step="bring the clients' ring: KEDGE_CODEC_CLIENT_RING names its file, KEDGE_CODEC_CLIENT_KEYS "
+                    "holds its keys",
                 )
         return list(payloads)
 
 
-class LivingRing:
-    """A ring that is followed while a process runs: a rotated one is taken up, a lost one changes nothing.
-
-    A process that has read its ring once goes on with it when the file is lost or broken: what it writes is sealed
-    all the same. It complains in the log.
-    """
-
-    def __init__(self, rings: Rings) -> None:
-        self._rings = rings
-        self._last = rings.ring()
-        self._complained = -_COMPLAIN_EVERY
-
-    def ring(self) -> Ring:
-        """The ring as it is now, or as it was last good."""
-        try:
-            self._last = self._rings.ring()
-        except CodecError as error:
-            if time.monotonic() - self._complained >= _COMPLAIN_EVERY:
-                self._complained = time.monotonic()
-                get_logger("codec").error("the ring is lost, the last one is used", reason=error.message, next=error.next_step)  # fmt: skip
-        return self._last
+def open_converter() -> DataConverter:
+    """Payloads in the open."""
+    return dataclasses.replace(pydantic_data_converter, payload_codec=NoCodec())
 
 
-def ring_file(settings: Settings) -> RingFile:
-    """Where the ring of these settings is, whether or not it is there."""
-    return RingFile(settings.codec_ring or settings.home / "trust" / "codec.json")
+def client_converter(
+    rings: KeyRings, reads: Callable[[str], bool] = lambda _: True
+) -> DataConverter:
+    """A client's data converter; messages and stacks of failures become payloads too."""
+    return _converter(ClientCodec(rings, reads=reads))
 
 
-def required_mark(settings: Settings) -> Path:
-    """The file that says that this home had a ring: without one nothing is written any more."""
-    return settings.home / "codec.required"
+def worker_converter(rings: KeyRings) -> DataConverter:
+    """A worker's data converter, for workflows and activities. Raises ``CodecError`` without a workers' ring."""
+    rings.of(kinds.RESULT)
+    return _converter(WorkerCodec(rings))
 
 
-def mark(settings: Settings, keys: Iterable[str]) -> None:
-    """Notes that this home has a ring, and the names of its keys: a wrong one is known by them. Raises ``OSError``."""
-    path = required_mark(settings)
-    text = "This home seals what it gives to Temporal (docs/secrets.md). Keys:"
-    write_atomic(path, "\n".join([text, *sorted(keys), ""]).encode())
-    sync_directory(path.parent)
-
-
-def marked_keys(settings: Settings) -> tuple[str, ...]:
-    """The names of the keys this home is known to have sealed with; empty where it never had a ring."""
-    try:
-        words = required_mark(settings).read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return ()
-    return tuple(word for word in words if _ID.fullmatch(word))
-
-
-def checked(ring: Ring, settings: Settings) -> Ring:
-    """The ring, if it is this home's. Raises ``CodecError`` (``RingRefused``) for another one, before anything is
-    written with it that nobody here could read.
-    """
-    missing = [key for key in marked_keys(settings) if key not in ring.keys]
-    if missing:
-        raise CodecError(
-            "RingRefused",
-            f"this is not the ring of {settings.home}: it has no key {', '.join(missing[:4])}, with which payloads here are sealed",
-            next_step="bring the home's own ring back; keys that nobody needs any more go with `kedge codec retire`",
-        )
-    return ring
-
-
-class OwnRing:
-    """A home's own ring in its file: another one is refused whenever it comes, also while a process runs."""
-
-    def __init__(self, file: Rings, settings: Settings) -> None:
-        self._file = file
-        self._settings = settings
-        self._good: Ring | None = None
-
-    def ring(self) -> Ring:
-        """The ring as it is now. Raises ``CodecError``."""
-        found = self._file.ring()
-        if found is not self._good:
-            self._good = checked(found, self._settings)
-        return found
-
-
-def rings_of(settings: Settings) -> Rings | None:
-    """The ring these settings mean; None where payloads are in the open.
-
-    Raises ``CodecError`` for a ring that is required and not there, or cannot be used.
-    """
-    words = os.environ.get(KEYS_VARIABLE, "")
-    marked = required_mark(settings).exists()
-    if words.strip():
-        ring = checked(ring_of_words(words), settings)
-        if not marked and settings.home.is_dir():
-            # Without names: which keys a variable has is changed where it is set. Who may not write here notes nothing.
-            with contextlib.suppress(OSError):
-                mark(settings, ())
-        return LivingRing(FixedRing(ring))
-    file = ring_file(settings)
-    wanted = settings.codec_required or settings.codec_ring is not None
-    if marked and not wanted and not file.there() and not marked_keys(settings):
-        raise CodecError(
-            "NoRing",
-            f"{settings.home} gave sealed payloads to Temporal, with keys that are not here now",
-            next_step=f"set {KEYS_VARIABLE} as it was, or put {file.path} back; only a home without runs may begin anew in the open "
-            f"(remove {required_mark(settings)})",
-        )
-    if wanted or file.there() or marked:
-        return LivingRing(OwnRing(file, settings))
-    return None
-
-
-def converter_of(settings: Settings) -> DataConverter:
-    """The data converter for every connection of these settings. Raises ``CodecError`` as :func:`rings_of`."""
-    rings = rings_of(settings)
-    if rings is None:
-        return dataclasses.replace(pydantic_data_converter, payload_codec=NoCodec())
-    return sealing_converter(rings)
-
-
-def sealing_converter(rings: Rings) -> DataConverter:
-    """A data converter that seals with these rings; messages and stacks of failures become payloads too."""
+def _converter(codec: PayloadCodec) -> DataConverter:
     return DataConverter(
         payload_converter_class=KedgePayloadConverter,
-        payload_codec=SealingCodec(rings),
-        failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+        payload_codec=codec,
+        failure_converter_class=KedgeFailureConverter,
     )

@@ -6,7 +6,8 @@ else is about signing in: ``/challenge`` and ``/login`` for a token by SSH key, 
 Rules: a request needs a token, as ``Authorization: Bearer`` or as the cookie of a browser; a browser's request must come
 from an origin that was named, or from here; the name in ``Host`` must be one of the server's own, so that no other name
 can be pointed here; bodies are bounded. Who may read one fleet sees the payloads of its workflows; others stay sealed.
-Nothing of a payload is ever logged.
+Nothing of a payload is ever logged. What ``/encode`` seals is a client's word, whoever asks: orders, which carry
+signatures of their own, and nothing that a workflow takes for a worker's.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 from temporalio.api.common.v1 import Payload
 
-from kedge.drivers.codec_ring import Rings
 from kedge.model.base import Frozen, canonical
 from kedge.model.errors import CodecError, KedgeError
+from kedge.trust import payload_kinds as kinds
 from kedge.trust.codec_access import Reader, fleet_of
 from kedge.trust.refusal import RefusalError
-from worker.codec import ENCODING, SealingCodec
+from worker.codec import ENCODING, ClientCodec, KeyRings, unlabelled
 from worker.codec_sessions import Sessions
 from worker.logs import get_logger
 
@@ -89,7 +90,7 @@ class _RefusedError(Exception):
 
 
 def application(
-    rings: Rings, sessions: Sessions, rules: Rules, look: Callable[[], Awaitable[None]]
+    rings: KeyRings, sessions: Sessions, rules: Rules, look: Callable[[], Awaitable[None]]
 ) -> Starlette:
     """The server as an ASGI application; ``look`` reads the policies anew."""
     server = CodecServer(rings, sessions, rules, look)
@@ -115,7 +116,7 @@ class CodecServer:
     """The answers to requests."""
 
     def __init__(
-        self, rings: Rings, sessions: Sessions, rules: Rules, look: Callable[[], Awaitable[None]]
+        self, rings: KeyRings, sessions: Sessions, rules: Rules, look: Callable[[], Awaitable[None]]
     ) -> None:
         self._look = look
         self._rings = rings
@@ -153,19 +154,19 @@ class CodecServer:
         """Opens payloads of fleets that the reader may read; all others come back as they were."""
         reader = self._reader(request)
         payloads = await self._payloads(request)
-        ring, codec = self._rings.ring(), SealingCodec(self._rings)
-        opened = [self._opened(codec, ring, payload, reader) for payload in payloads]
+        codec = ClientCodec(self._rings)
+        opened = [self._opened(codec, payload, reader) for payload in payloads]
         self._log.info("opened", person=reader.person, key=reader.key, payloads=len(opened))
         return _listed(opened)
 
-    def _opened(self, codec: SealingCodec, ring: Any, payload: Payload, reader: Reader) -> Payload:
+    def _opened(self, codec: ClientCodec, payload: Payload, reader: Reader) -> Payload:
         if payload.metadata.get("encoding") != ENCODING:
             return payload
         fleet = fleet_of(payload.metadata.get("encryption-for", b"").decode("utf-8", "replace"))
         if fleet and fleet not in reader.fleets:
             return payload
         try:
-            return codec.strictly_opened(ring, payload)
+            return unlabelled(codec.strictly_opened(payload))
         except CodecError as error:
             note = json.dumps({"kedge_refused": error.message}).encode()
             return Payload(metadata={"encoding": b"json/plain"}, data=note)
@@ -177,9 +178,9 @@ class CodecServer:
         namespace = request.headers.get("x-namespace", "")
         if namespace and not _NAMESPACE.fullmatch(namespace):
             raise _RefusedError(400, "X-Namespace is not the name of a namespace")
-        ring, codec = self._rings.ring(), SealingCodec(self._rings, namespace)
+        codec = ClientCodec(self._rings, namespace)
         self._log.info("sealed", person=reader.person, key=reader.key, payloads=len(payloads))
-        return _listed([codec.sealed(ring, payload) for payload in payloads])
+        return _listed([codec.sealed(payload, kinds.CLIENT, "") for payload in payloads])
 
     async def _payloads(self, request: Request) -> list[Payload]:
         body = await self._json(request, MAX_BODY)

@@ -15,7 +15,7 @@ from worker.client import EngineUnreachableError, connect, follow_certificate
 from worker.logs import configure, get_logger
 from worker.sandbox import keep_bytecode
 from worker.settings import Settings, SettingsError
-from worker.wiring import drivers_of, ground_of, worker_of
+from worker.wiring import asking_client, drivers_of, ground_of, worker_of
 
 ENGINE_PATIENCE = 3600.0
 """Seconds a worker waits for an engine that is not there at its start."""
@@ -41,7 +41,8 @@ async def serve(settings: Settings) -> None:
     worker = worker_of(settings, client, drivers, ground)
 
     def take_up(renewed: Client) -> None:
-        worker.client = ground.client = renewed
+        worker.client = renewed
+        ground.client = asking_client(renewed)
 
     following = asyncio.create_task(follow_certificate(settings, take_up))
     try:

@@ -10,6 +10,7 @@ workflows. So that question is answered outside. Workflow code runs in the sandb
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from temporalio.converter import (
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from temporalio.workflow import Info
+
+from worker.sealed import SealedInstance, Seals
 
 _OTHERS = frozenset(
     {
@@ -49,7 +52,7 @@ def keep_bytecode(folder: Path) -> None:
 class ContextFreeRunner(SandboxedWorkflowRunner):
     """For data converters of which no part takes a serialization context, as pydantic's; not for others.
 
-    Not for :class:`worker.codec.SealingCodec`: see :class:`BoundRunner`.
+    Not for :class:`worker.codec.WorkerCodec`: see :class:`BoundRunner`.
     """
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
@@ -78,12 +81,19 @@ class _ContextFree(WorkflowInstance):
 
 
 class BoundRunner(SandboxedWorkflowRunner):
-    """For data converters that look at the workflow of a context and at nothing else in it."""
+    """For data converters that look at the workflow of a context and at nothing else in it; behind :mod:`worker.sealed`."""
+
+    grace: Callable[[], bool] = staticmethod(lambda: False)
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        """A sandboxed instance that is asked for the contexts of other workflows only."""
-        own = WorkflowSerializationContext(det.info.namespace, det.info.workflow_id)
-        return _Bound(super().create_instance(det), own)
+        """A sandboxed instance that is asked for the contexts of other workflows only, and believes sealed words only."""
+        return judged(super().create_instance(det), det.info, Seals(det.info, grace=self.grace))
+
+
+def judged(instance: WorkflowInstance, info: Info, seals: Seals) -> WorkflowInstance:
+    """An instance behind its judge, that is asked for the contexts of other workflows only."""
+    own = WorkflowSerializationContext(info.namespace, info.workflow_id)
+    return SealedInstance(_Bound(instance, own), seals)
 
 
 class _Bound(_ContextFree):

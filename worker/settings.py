@@ -4,7 +4,7 @@ A value is taken from the first of: an argument, ``KEDGE_<NAME>``, the standard 
 (``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE``, ``TEMPORAL_PROFILE``, ``TEMPORAL_CONFIG_FILE``), the
 file ``<home>/kedge.toml``, the default here. API keys and TLS keys are never settings: they are
 read from Temporal's own profile or variables at the moment of connecting. So are the keys of the payload codec, from
-their file or from ``KEDGE_CODEC_KEYS``.
+their files or from ``KEDGE_CODEC_KEYS`` and ``KEDGE_CODEC_CLIENT_KEYS``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pydantic_settings import SettingsError as SourceError
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 LogFormat = Literal["json", "console"]
+Payloads = Literal["sealed", "open"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 CONFIG_FILE = "kedge.toml"
@@ -106,10 +107,12 @@ class Settings(BaseSettings):
     """After so many records the worker signs a checkpoint, besides those at gates and at ends of runs."""
     checkpoint_seconds: float = Field(default=60.0, gt=0, le=86_400)
     """A record waits no longer for one than this."""
+    payloads: Payloads = "sealed"
+    """What Temporal is given: ``sealed`` payloads, or ``open`` ones, which whoever reaches Temporal reads and forges."""
     codec_ring: Path | None = None
-    """The ring of keys that payloads are sealed with; ``<home>/trust/codec.json`` when not set. Set: it must be there."""
-    codec_required: bool = False
-    """Nothing is written to Temporal without a ring of keys, also in a home that never had one."""
+    """The workers' ring of payload keys; ``<home>/trust/codec.json`` when not set. Set: it must be there."""
+    codec_client_ring: Path | None = None
+    """The clients' ring of payload keys; ``<home>/trust/codec-clients.json`` when not set. Set: it must be there."""
 
     log_format: LogFormat = "json"
     log_level: LogLevel = "info"
@@ -158,7 +161,9 @@ class Settings(BaseSettings):
             TomlConfigSettingsSource(settings_cls, toml_file=Path(home) / CONFIG_FILE),
         )
 
-    @field_validator("home", "temporal_binary", "temporal_config_file", "policy_pins", "codec_ring")
+    @field_validator(
+        "home", "temporal_binary", "temporal_config_file", "policy_pins", "codec_ring", "codec_client_ring"
+    )  # fmt: skip
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Makes a path absolute, so that it means the same to every process it is handed to."""

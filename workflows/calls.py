@@ -13,11 +13,17 @@ from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
 )
-from temporalio.exceptions import FailureError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    FailureError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from activities.plans import PlanActivities
     from kedge.model.base import Digest
+    from kedge.model.errors import FORGED
     from kedge.model.run import PlanFacts
 
 T = TypeVar("T")
@@ -64,30 +70,60 @@ ROUNDS_A_TRY = 128
 """A leg begins a new round for each attempt at most, so a person's retry begins this many rounds later."""
 
 
+UNFORGED = timedelta(seconds=1)
+"""So long a workflow waits before it asks again for what was answered without the workers' keys, the first time."""
+LONGEST_UNFORGED = timedelta(seconds=60)
+
+
+def is_forged(error: BaseException) -> bool:
+    """Whether an activity was answered by somebody who has not the workers' keys: nothing is known of it."""
+    cause = error.__cause__
+    return isinstance(cause, ApplicationError) and cause.type == FORGED
+
+
+async def answered(ask: Callable[[], Awaitable[T]], what: str) -> T:
+    """The answer of an activity, asked for again while somebody without the workers' keys answers in their place."""
+    wait = UNFORGED
+    while True:
+        try:
+            return await ask()
+        except ActivityError as error:
+            if not is_forged(error):
+                raise
+        await workflow.sleep(wait, summary=f"a forged answer, asked again: {what}")
+        wait = min(wait * 2, LONGEST_UNFORGED)
+
+
 async def decide(
     method: Callable[..., Coroutine[Any, Any, T]], argument: Any, summary: str, seconds: float = 60
 ) -> T:
     """A short activity that decides, reads or records; retried until it answers."""
-    return await workflow.execute_activity_method(
-        method,
-        argument,
-        start_to_close_timeout=timedelta(seconds=seconds),
-        # Short as it is: without one, a worker that is killed in the middle is noticed after a minute.
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=INFRASTRUCTURE,
-        summary=summary,
+    return await answered(
+        lambda: workflow.execute_activity_method(
+            method,
+            argument,
+            start_to_close_timeout=timedelta(seconds=seconds),
+            # Short as it is: without one, a worker that is killed in the middle is noticed after a minute.
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=INFRASTRUCTURE,
+            summary=summary,
+        ),
+        summary,
     )
 
 
 async def plan_facts(plan: Digest) -> PlanFacts:
     """The facts of a plan. Raises ``ActivityError`` when it cannot be read, after a few tries."""
-    return await workflow.execute_activity_method(
-        PlanActivities.plan_facts,
-        plan,
-        start_to_close_timeout=timedelta(seconds=60),
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=A_FEW_TIMES,
-        summary="read the plan",
+    return await answered(
+        lambda: workflow.execute_activity_method(
+            PlanActivities.plan_facts,
+            plan,
+            start_to_close_timeout=timedelta(seconds=60),
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=A_FEW_TIMES,
+            summary="read the plan",
+        ),
+        "read the plan",
     )
 
 
@@ -117,14 +153,17 @@ async def survey(
     method: Callable[..., Coroutine[Any, Any, T]], argument: Any, summary: str, seconds: float
 ) -> T:
     """An activity that visits many nodes once, with heartbeats."""
-    return await workflow.execute_activity_method(
-        method,
-        argument,
-        start_to_close_timeout=timedelta(seconds=seconds),
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=INFRASTRUCTURE,
-        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        summary=summary,
+    return await answered(
+        lambda: workflow.execute_activity_method(
+            method,
+            argument,
+            start_to_close_timeout=timedelta(seconds=seconds),
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=INFRASTRUCTURE,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=summary,
+        ),
+        summary,
     )
 
 

@@ -67,9 +67,13 @@ class DriverError(KedgeError):
         self.detail: Mapping[str, Json] = dict(detail or {})
 
 
+FORGED = "Forged"
+"""The type of a failure that stands for an answer which nobody with the workers' keys gave: it is asked for again."""
+
+
 class CodecError(KedgeError):
     """A payload cannot be sealed or opened. ``kind`` is ``NoRing``, ``RingRefused``, ``UnknownKey``, ``Tampered``,
-    ``Plaintext``, ``WrongWorkflow`` or ``TooLarge``. No message repeats anything of a key or a payload.
+    ``Plaintext``, ``WrongWorkflow``, ``WrongKind`` or ``TooLarge``. No message repeats anything of a key or a payload.
     """
 
     type = "CodecError"

@@ -1,10 +1,10 @@
 """Payloads as Temporal keeps them: sealed with AES-256-GCM under a ring of keys, bound to the workflow they belong to.
 
 A ring has one active key, which seals, and older ones, which only open. A key is known by an id made from its bytes
-(:func:`key_id`), so an id never stands for another key. What is sealed is bound to three things that stay readable
-beside it, as associated data (NIST SP 800-38D, 7.1): the format, the key's id, and for whom it is
-(``<namespace>/<workflow id>``, or ``<namespace>`` alone where the sender knew no more). Changing any of them, or one
-bit of the content, is found.
+(:func:`key_id`), so an id never stands for another key. A payload is bound to five things that stay readable beside it,
+as associated data (NIST SP 800-38D, 7.1): the format, the key's id, the workflow it is for (``<namespace>/<workflow id>``,
+or ``<namespace>`` alone where the sender knew no more), its kind (:mod:`kedge.trust.payload_kinds`), and the digest of the
+request that it answers (empty where it answers none). A change of any of them, or of one bit of the content, is found.
 
 Nonces are 96 random bits, given by the caller. Under one key at most 2^32 payloads may be sealed (SP 800-38D, 8.3):
 rotate long before.
@@ -38,7 +38,9 @@ MAX_RING = 65_536
 MAX_CONTENT = 16 * 1024 * 1024
 """The largest payload that is sealed or opened, in bytes; Temporal itself takes 2 MiB."""
 
-_FORMAT = b"kedge-payload-1"
+_FORMAT = b"kedge-payload-2"
+_FIRST_FORMAT = b"kedge-payload-1"
+"""Bound to format, key and workflow alone. It is read in a time of grace only, as payloads in the open are."""
 _ID = re.compile(r"[0-9a-f]{16}")
 _MAKE_ONE = "`kedge codec init` makes a ring; `kedge codec show` tells which keys one has"
 
@@ -90,27 +92,35 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A sealed payload: nonce, ciphertext and tag in ``content``; ``key`` and ``bound`` stand beside it in the open."""
+    """A sealed payload: nonce, ciphertext and tag in ``content``; the rest stands beside it in the open.
+
+    ``kind`` says what the payload is, ``request`` names what it answers. Both are None in the first format.
+    """
 
     key: str
     bound: str
     content: bytes
+    kind: str | None = None
+    request: str | None = None
 
 
-def seal(ring: Ring, content: bytes, bound: str, nonce: bytes) -> Sealed:
+def seal(
+    ring: Ring, content: bytes, bound: str, nonce: bytes, kind: str = "", request: str = ""
+) -> Sealed:
     """``content`` under the ring's active key. ``nonce`` must be fresh random bytes each time."""
     if len(content) > MAX_CONTENT:
         raise CodecError("TooLarge", f"a payload of {len(content)} bytes is more than can be sealed")  # fmt: skip
     if len(nonce) != NONCE_BYTES:
         raise ValueError(f"a nonce has {NONCE_BYTES} bytes")
     key = ring.keys[ring.active]
-    sealed = AESGCM(key.secret).encrypt(nonce, content, _associated(key.id, bound))
-    return Sealed(key.id, bound, nonce + sealed)
+    made = Sealed(key.id, bound, b"", kind, request)
+    sealed = AESGCM(key.secret).encrypt(nonce, content, _associated(made))
+    return replace(made, content=nonce + sealed)
 
 
 def open_sealed(ring: Ring, sealed: Sealed) -> bytes:
     """What was sealed. Raises ``CodecError``: ``UnknownKey`` when the ring has no key of that id, ``Tampered`` when
-    content, key id or binding are not what was sealed.
+    content, key id, binding, kind or request are not what was sealed.
     """
     if not _ID.fullmatch(sealed.key):
         raise CodecError("Tampered", "a payload names no key of any ring")
@@ -126,7 +136,7 @@ def open_sealed(ring: Ring, sealed: Sealed) -> bytes:
         )
     nonce, body = sealed.content[:NONCE_BYTES], sealed.content[NONCE_BYTES:]
     try:
-        return AESGCM(key.secret).decrypt(nonce, body, _associated(key.id, sealed.bound))
+        return AESGCM(key.secret).decrypt(nonce, body, _associated(sealed))
     except (InvalidTag, ValueError) as error:
         raise CodecError(
             "Tampered",
@@ -135,8 +145,16 @@ def open_sealed(ring: Ring, sealed: Sealed) -> bytes:
         ) from error
 
 
-def _associated(key: str, bound: str) -> bytes:
-    return string(_FORMAT) + string(key.encode()) + string(bound.encode())
+def _associated(sealed: Sealed) -> bytes:
+    named = string(sealed.key.encode()) + string(sealed.bound.encode())
+    if sealed.kind is None:
+        return string(_FIRST_FORMAT) + named
+    return (
+        string(_FORMAT)
+        + named
+        + string(sealed.kind.encode())
+        + string((sealed.request or "").encode())
+    )
 
 
 # -- rings as documents ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
+from desk import codec
 from kedge.drivers.registry import Drivers
 from kedge.model.base import Json
 from kedge.model.fleet import Fleet
@@ -175,6 +176,7 @@ class Theatre:
             sticky_queue_seconds=1.0,
             evidence_url=self.evidence_url,
         )
+        codec.ensure(self.settings)
         self.engine = Engine(self.settings)
         self.worker = BackgroundWorker(self.settings)
         self.points = Points(self.home / "points")

@@ -363,7 +363,7 @@ def test_a_home_that_never_had_a_ring_is_not_told_that_it_lost_one(
 ) -> None:
     error = document(run(home, "codec", *words, "--json"))["error"]
     assert error["exit"] == Exit.BAD_INPUT
-    assert error["next"] == "`kedge codec init` makes one"
+    assert error["next"] == "`kedge codec init` makes the rings"
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def keep(scenario: Scenario, histories: list[WorkflowHistory]) -> None:
 
 async def record(home: Path, scenarios: tuple[Scenario, ...], *, renewing: bool) -> None:
     """Record these scenarios on an engine of their own."""
-    settings = Settings.load(home=home / "engine")
+    settings = Settings.load(home=home / "engine", payloads="open")
     engine = Engine(settings)
     with pytest.MonkeyPatch.context() as patch:
         if renewing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -51,7 +52,7 @@ def test_every_bit_of_what_is_sealed_counts() -> None:
     for place in range(len(sealed.content) * 8):
         content = bytearray(sealed.content)
         content[place // 8] ^= 1 << place % 8
-        changed = Sealed(sealed.key, sealed.bound, bytes(content))
+        changed = replace(sealed, content=bytes(content))
         refused("Tampered", lambda changed=changed: codec.open_sealed(RING, changed))  # type: ignore[misc]
 
 
@@ -67,7 +68,17 @@ def test_every_bit_of_what_is_sealed_counts() -> None:
 )
 def test_what_stands_beside_the_content_is_bound_to_it(what: str, changed: Sealed) -> None:  # noqa: ARG001 - the name of the case
     sealed = codec.seal(RING, b"content", "default/upgrade/etcd/1", NONCE)
-    moved = Sealed(changed.key, changed.bound, sealed.content)
+    moved = replace(sealed, key=changed.key, bound=changed.bound)
+    refused("Tampered", lambda: codec.open_sealed(RING, moved))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"kind": "result"}, {"kind": ""}, {"kind": None}, {"request": "b"}, {"request": ""}]
+)
+def test_kind_and_request_are_bound_to_the_content(changed: dict[str, str | None]) -> None:
+    sealed = codec.seal(RING, b"content", "default/upgrade/etcd/1", NONCE, "client", "a")
+    assert codec.open_sealed(RING, sealed) == b"content"
+    moved = Sealed(**{**{name: getattr(sealed, name) for name in sealed.__slots__}, **changed})
     refused("Tampered", lambda: codec.open_sealed(RING, moved))
 
 

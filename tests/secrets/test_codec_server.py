@@ -29,7 +29,8 @@ from kedge.trust.codec_access import LOGIN, Challenge
 from tests.secrets.conftest import Place, Staged
 from tests.spine.scene import Scene
 from tests.stock import reaching, stock_temporal
-from worker.codec import ring_file, sealing_converter
+from worker.codec import worker_converter
+from worker.rings import rings_of
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(120)]
 
@@ -130,7 +131,9 @@ def server(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 async def sealed(place: Place, scene: Scene | str, value: Any = "crownword") -> dict[str, Any]:
     fleet = scene if isinstance(scene, str) else scene.name
     whom = WorkflowSerializationContext("default", f"upgrade/{fleet}/1")
-    converter = sealing_converter(ring_file(place.settings)).with_context(whom)
+    rings = rings_of(place.settings)
+    assert rings is not None
+    converter = worker_converter(rings).with_context(whom)
     made: dict[str, Any] = MessageToDict((await converter.encode([value]))[0])
     return made
 
@@ -434,4 +437,4 @@ def test_without_a_ring_there_is_nothing_to_serve(tmp_path: Path) -> None:
     argv = [str(KEDGE), "--home", str(tmp_path), "codec", "serve"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "kedge codec init" in done.stderr
+    assert "kedge up" in done.stderr

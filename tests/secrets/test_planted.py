@@ -31,7 +31,7 @@ from tests.conftest import Tell
 from tests.daemons import AS_US
 from tests.secrets.conftest import found
 from tests.spine.scene import archive
-from worker.codec import ring_file
+from worker.rings import ring_file
 from worker.settings import Settings
 
 pytestmark = [pytest.mark.temporal, pytest.mark.slow, pytest.mark.timeout(500)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflowservice.v1 import QueryWorkflowRequest
 from temporalio.client import Client, WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.converter import DataConverter
 from temporalio.worker import Replayer
-from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
 from desk import codec as desk_codec
 from desk.runs import Runs
@@ -29,9 +26,9 @@ from kedge.model.errors import CodecError
 from kedge.trust import codec
 from tests.secrets.conftest import Place, Staged, found
 from tests.spine.scene import eventually
-from worker.codec import NoCodec, ring_file, sealing_converter
-from worker.sandbox import BoundRunner
-from worker.wiring import PURE
+from worker.codec import KeyRings, client_converter, open_converter, worker_converter
+from worker.rings import ring_file
+from worker.wiring import runner_of, with_converter
 from workflows.every import EVERY_WORKFLOW
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(240)]
@@ -93,16 +90,6 @@ async def test_the_same_run_in_the_open_is_found_by_that_search(
         assert set(found([place.database], WORDS)) == set(WORDS)
     finally:
         place.engine.start()
-
-
-def with_converter(client: Client, converter: DataConverter) -> Client:
-    """The same connection, used with another data converter."""
-    config: Any = {**client.config(), "data_converter": converter}
-    return Client(**config)
-
-
-def open_converter() -> DataConverter:
-    return dataclasses.replace(pydantic_data_converter, payload_codec=NoCodec())
 
 
 async def test_what_a_run_says_meanwhile_is_sealed_too_and_its_own_people_read_it(
@@ -179,19 +166,25 @@ def payloads(value: Any) -> list[dict[str, Any]]:
     ]
 
 
+def active(place: Place) -> set[str]:
+    """The names of the keys that seal now, one in each ring."""
+    return {key.id for key in desk_codec.show(place.settings).keys if key.use == "seals"}
+
+
 async def test_a_rotation_in_the_middle_of_a_run_goes_unnoticed(
     place: Place, staged: Staged
 ) -> None:
-    first = desk_codec.show(place.settings).keys[0].id
+    first = active(place)
     scene = await staged(await place.client())
     await scene.open_fleet()
     async with scene.playing():
         run = await scene.start(scene.plan())
         await scene.waits_for(run, "ship")
         # The process that works here and the client that orders go on with what they have open.
-        second = desk_codec.rotate(place.settings).keys[0].id
+        desk_codec.rotate(place.settings)
+        second = active(place)
         assert (await scene.order("approve", run, "ada")).accepted
-    assert await keys_in(scene.client, run) == {first, second}
+    assert await keys_in(scene.client, run) == first | second
     # A new process, which replays what the first key sealed.
     scene.client = await place.client()
     desk_codec.rotate(place.settings)
@@ -199,8 +192,7 @@ async def test_a_rotation_in_the_middle_of_a_run_goes_unnoticed(
         assert (await scene.order("approve", run, "bob")).accepted
         assert (await scene.end_of(run)).phase == "done"
         await scene.freed()
-    third = desk_codec.show(place.settings).keys[0].id
-    assert await keys_in(scene.client, run) == {first, second, third}
+    assert await keys_in(scene.client, run) == first | second | active(place)
 
 
 async def test_who_has_another_ring_or_none_is_told_so_and_writes_nothing(
@@ -215,14 +207,17 @@ async def test_who_has_another_ring_or_none_is_told_so_and_writes_nothing(
         other.write_bytes(codec.ring_document(codec.new_ring(b"o" * 32, "")))
         other.chmod(0o600)
         # In the home itself another ring is known to be none of its own, before anything is sent.
-        with pytest.raises(CodecError, match="not the ring of"):
+        with pytest.raises(CodecError, match="not the workers' ring of"):
             await place.client(codec_ring=other)
         # Elsewhere nobody knows: the first answer tells.
         away = {
             "home": tmp_path / "elsewhere",
             "temporal_config_file": place.profile,
         }
-        for given, kind in (({"codec_ring": other}, "UnknownKey"), ({}, "NoRing")):
+        for given, kind in (
+            ({"codec_client_ring": other}, "UnknownKey"),
+            ({"payloads": "open"}, "NoRing"),
+        ):
             scene_elsewhere = await place.client(**away, **given)
             handle = scene_elsewhere.get_workflow_handle(run)
             with pytest.raises(CodecError) as caught:
@@ -231,23 +226,24 @@ async def test_who_has_another_ring_or_none_is_told_so_and_writes_nothing(
             assert caught.value.next_step
         assert (await scene.client.get_workflow_handle(run).describe()).history_length == before
         with pytest.raises(CodecError, match="is not there"):
-            await place.client(**away, codec_required=True)
+            await place.client(**away, codec_ring=tmp_path / "nowhere.json")
+        with pytest.raises(CodecError, match="there is no ring of keys here"):
+            await place.client(**away)
         await scene.approve(run)
         assert (await scene.end_of(run)).phase == "done"
         await scene.freed()
 
 
 async def test_a_worker_with_another_ring_moves_nothing_until_one_with_the_right_ring_comes(
-    place: Place, staged: Staged, tmp_path: Path
+    place: Place, staged: Staged
 ) -> None:
     scene = await staged(await place.client())
     right = scene.client
     async with scene.playing():
         run = await scene.start(scene.plan())
         await scene.waits_for(run, "ship")
-    wrong = await place.client(home=tmp_path / "elsewhere", temporal_config_file=place.profile)  # fmt: skip
-    ring = codec.new_ring(b"w" * 32, "")
-    wrong = with_converter(wrong, sealing_converter(FixedRing(ring)))
+    rings = KeyRings(*(FixedRing(codec.new_ring(one * 32, "")) for one in (b"w", b"v")))
+    wrong = with_converter(right, client_converter(rings))
     await right.get_workflow_handle(run).signal("order", {"not": "an order"})
     scene.client = wrong
     async with scene.working():
@@ -259,9 +255,8 @@ async def test_a_worker_with_another_ring_moves_nothing_until_one_with_the_right
         await scene.approve(run)
         assert (await scene.end_of(run)).phase == "done"
         await scene.freed()
-    assert await keys_in(right, run) <= {key.id for key in desk_codec.show(place.settings).keys} | {
-        ring.active
-    }
+    ours = {key.id for key in desk_codec.show(place.settings).keys}
+    assert await keys_in(right, run) <= ours | {rings.clients.ring().active, rings.of("result").ring().active}  # fmt: skip
 
 
 async def task_failure(client: Client, run: str) -> str:
@@ -329,7 +324,7 @@ async def test_a_run_that_began_in_the_open_ends_in_a_time_of_grace(
             await scene.freed()
     finally:
         desk_codec.grace(place.settings, "0s")
-    assert len(await keys_in(sealing, run)) == 2
+    assert await keys_in(sealing, run) == {"open"} | active(place)
 
 
 # -- recorded histories -------------------------------------------------------------------------------------------
@@ -337,29 +332,37 @@ async def test_a_run_that_began_in_the_open_ends_in_a_time_of_grace(
 RECORDED = sorted((Path(__file__).parent.parent / "histories").glob("*/*.json"))
 
 
-async def test_recorded_histories_replay_through_the_codec_as_they_do_without_it() -> None:
-    ring = codec.new_ring(b"r" * 32, "")
-    converter = sealing_converter(FixedRing(ring))
-    again = Replayer(
-        workflows=EVERY_WORKFLOW,
-        data_converter=converter,
-        workflow_runner=BoundRunner(
-            restrictions=SandboxRestrictions.default.with_passthrough_modules(*PURE)
-        ),
-    )
+async def test_histories_of_before_replay_in_a_time_of_grace_and_not_after_it() -> None:
+    """In the open, and sealed with one ring for all, without a kind."""
+    once = codec.new_ring(b"r" * 32, "", "2999-01-01T00:00:00Z")
     chosen = [path for path in RECORDED if path.parent.name in ("upgrade", "parked", "by_itself")]
     assert len(chosen) > 8
     for path in chosen:
         recorded = json.loads(path.read_text())
-        count = 0
-        for payload in payloads(recorded):
-            count += 1
-            sealed = json_of(await converter.payload_codec.encode([of_json(payload)]))  # type: ignore[union-attr]
-            payload.clear()
-            payload.update(sealed)
-        assert count
         begun = recorded["events"][0]["workflowExecutionStartedEventAttributes"]
-        await again.replay_workflow(WorkflowHistory.from_json(begun["workflowId"], recorded))
+        for seal_it in (False, True):
+            assert sum(sealed_as_before(once, one) for one in payloads(recorded) if seal_it) > 0 or not seal_it  # fmt: skip
+            history = WorkflowHistory.from_json(begun["workflowId"], recorded)
+            await replaying(once).replay_workflow(history)
+    with pytest.raises(RuntimeError, match="failed|refused|sealed"):  # noqa: RUF043 - one of these words
+        await replaying(codec.new_ring(b"r" * 32, "")).replay_workflow(history)
+
+
+def replaying(ring: codec.Ring) -> Replayer:
+    rings = KeyRings(FixedRing(codec.new_ring(b"c" * 32, "")), FixedRing(ring))
+    return Replayer(
+        workflows=EVERY_WORKFLOW, data_converter=worker_converter(rings), workflow_runner=runner_of(rings)
+    )  # fmt: skip
+
+
+def sealed_as_before(ring: codec.Ring, payload: dict[str, Any]) -> bool:
+    """Seals a payload of a history as kedge did before payloads had kinds."""
+    content = of_json(payload).SerializeToString()
+    made = codec.seal(ring, content, "", b"n" * codec.NONCE_BYTES, None)  # type: ignore[arg-type]
+    metadata = {"encoding": b"binary/encrypted", "encryption-key-id": made.key.encode()}
+    payload.clear()
+    payload.update(json_of([Payload(metadata=metadata, data=made.content)]))
+    return True
 
 
 def of_json(payload: dict[str, Any]) -> Payload:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import timedelta
 
 import pytest
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
     WorkflowFailureError,
@@ -16,10 +18,18 @@ from temporalio.client import (
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import (
+    UnsandboxedWorkflowRunner,
+    Worker,
+    WorkflowInstance,
+    WorkflowInstanceDetails,
+)
 
 from tests.secrets.conftest import Place, found
-from tests.secrets.test_runs import open_converter
+from worker.codec import ClientCodec, open_converter, worker_converter
+from worker.sandbox import judged
+from worker.sealed import FromClients, Seals
+from worker.wiring import with_converter
 
 pytestmark = [pytest.mark.temporal, pytest.mark.timeout(120)]
 
@@ -116,10 +126,34 @@ class Broken:
         raise RuntimeError(word("task-failure") + said)
 
 
+class JudgedRunner(UnsandboxedWorkflowRunner):
+    """As :class:`worker.sandbox.BoundRunner`, without a sandbox: these workflows say in words what they have sent."""
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        rules = FromClients(
+            starts={"Talker": "talker/", "Broken": "broken/"},
+            signals=frozenset({"hear"}),
+            updates=frozenset({"ask"}),
+        )
+        return judged(
+            super().create_instance(det), det.info, Seals(det.info, AnyName(**vars(rules)))
+        )
+
+
+class AnyName(FromClients):
+    """Rules that ask for no name: an argument here is a word to look for."""
+
+    def may_start(self, kind: str, identity: str, arguments: Iterable[Payload]) -> bool:
+        return identity.startswith(self.starts.get(kind, "?")) and len(list(arguments)) == 1
+
+
 async def everything(client: Client, queue: str) -> None:
+    codec = client.data_converter.payload_codec
+    own, runner = client, UnsandboxedWorkflowRunner()
+    if isinstance(codec, ClientCodec):
+        own, runner = with_converter(client, worker_converter(codec.rings)), JudgedRunner()
     worker = Worker(
-        client, task_queue=queue, workflows=[Talker, Child, Broken], activities=[talk],
-        workflow_runner=UnsandboxedWorkflowRunner(),
+        own, task_queue=queue, workflows=[Talker, Child, Broken], activities=[talk], workflow_runner=runner,
     )  # fmt: skip
     async with worker:
         run = await client.start_workflow(

@@ -22,32 +22,41 @@ from temporalio.exceptions import ApplicationError
 from desk import codec as desk_codec
 from desk import doctor as desk_doctor
 from desk import up as desk_up
-from kedge.drivers.codec_ring import FixedRing, RingFile
+from kedge.drivers.codec_ring import FixedRing, RingFile, Rings
 from kedge.model.errors import CodecError
 from kedge.model.run import Run
 from kedge.trust import codec
+from kedge.trust.payload_kinds import USES
 from worker.codec import (
     ENCODING,
-    KEYS_VARIABLE,
+    KeyRings,
     NoCodec,
-    converter_of,
-    ring_file,
-    rings_of,
-    sealing_converter,
+    client_converter,
+    label,
+    worker_converter,
 )
 from worker.logs import configure, get_logger
+from worker.rings import KEYS_VARIABLES, converter_of, required_mark, ring_file, rings_of
 from worker.settings import Settings
 
 RING = codec.new_ring(b"1" * 32, "2026-01-01T00:00:00Z")
 OTHER = codec.new_ring(b"2" * 32, "2026-01-01T00:00:00Z")
+CLIENTS = codec.new_ring(b"3" * 32, "2026-01-01T00:00:00Z")
 UPGRADE = WorkflowSerializationContext("default", "upgrade/etcd/1")
-CONVERTER = sealing_converter(FixedRing(RING))
+RINGS = KeyRings(FixedRing(CLIENTS), FixedRing(RING))
+CONVERTER = worker_converter(RINGS)
 MARKED = {"node": "node-of-the-crown"}
 
 
-async def sealed(value: Any = MARKED, ring: codec.Ring = RING, whom: Any = UPGRADE) -> Payload:
-    converter = sealing_converter(FixedRing(ring))
-    return (await (converter.with_context(whom) if whom else converter).encode([value]))[0]
+async def sealed(
+    value: Any = MARKED, ring: codec.Ring = RING, whom: Any = UPGRADE, kind: str = "result"
+) -> Payload:
+    converter = worker_converter(KeyRings(FixedRing(CLIENTS), FixedRing(ring)))
+    bound = converter.with_context(whom) if whom else converter
+    [payload] = bound.payload_converter.to_payloads([value])
+    label([payload], kind, "")
+    assert bound.payload_codec is not None
+    return (await bound.payload_codec.encode([payload]))[0]
 
 
 async def read(payload: Payload, kind: Any = None, whom: Any = UPGRADE) -> Any:
@@ -66,13 +75,17 @@ async def test_a_payload_is_sealed_for_its_workflow_and_says_so_beside_it() -> N
 
 async def test_an_activity_of_the_workflow_reads_what_the_workflow_wrote() -> None:
     whom = ActivitySerializationContext("default", "1", "run_leg", "kedge", "upgrade/etcd/1", "Wave", is_local=False)  # fmt: skip
-    assert await read(await sealed(), whom=whom) == MARKED
-    assert await read(await sealed(whom=whom)) == MARKED
+    asked = await sealed(kind="activity/run_leg")
+    activity = CONVERTER.with_context(whom)
+    assert await activity.decode([asked]) == [MARKED]
+    assert await read((await activity.encode([MARKED]))[0]) == MARKED
 
 
 @pytest.mark.parametrize("whom", [None, WorkflowSerializationContext("default", "")])
 async def test_what_the_codec_server_sealed_for_nobody_in_particular_is_read(whom: Any) -> None:
-    assert await read(await sealed(whom=whom)) == MARKED
+    by = client_converter(RINGS)
+    [payload] = await (by.with_context(whom) if whom else by).encode([MARKED])
+    assert await read(payload) == MARKED
 
 
 async def forged(name: str) -> Payload:
@@ -107,7 +120,7 @@ FORGED = (
     ("of another workflow", "WrongWorkflow"),
     ("of another namespace", "WrongWorkflow"),
     ("of another workflow under this one's name", "Tampered"),
-    ("of another workflow without a name", "Tampered"),
+    ("of another workflow without a name", "WrongWorkflow"),
     ("changed", "Tampered"),
     ("empty", "Tampered"),
     ("with no key's name", "Tampered"),
@@ -163,7 +176,9 @@ async def test_a_key_that_is_not_here_stops_the_task_instead_of_losing_what_was_
 
 async def test_in_a_time_of_grace_open_payloads_are_read_and_none_is_written() -> None:
     ring = codec.Ring(RING.active, RING.keys, "2999-01-01T00:00:00Z")
-    converter = sealing_converter(FixedRing(ring)).with_context(UPGRADE)
+    converter = worker_converter(KeyRings(FixedRing(CLIENTS), FixedRing(ring))).with_context(
+        UPGRADE
+    )
     assert await converter.decode([await forged("never sealed")]) == [{"node": "rogue"}]
     assert (await converter.encode([1]))[0].metadata["encoding"] == ENCODING
     with pytest.raises(CodecError, match="moved from another workflow"):
@@ -186,7 +201,7 @@ async def test_without_a_ring_a_sealed_payload_is_an_error_with_what_to_do() -> 
         await NoCodec().decode([await sealed()])
     assert caught.value.kind == "NoRing"
     assert RING.active in caught.value.message
-    assert KEYS_VARIABLE in (caught.value.next_step or "")
+    assert KEYS_VARIABLES["clients"] in (caught.value.next_step or "")
 
 
 # -- rings --------------------------------------------------------------------------------------------------------
@@ -197,14 +212,76 @@ def settings(tmp_path: Path) -> Settings:
     return Settings.load(home=tmp_path / "home")
 
 
-def test_a_home_without_a_ring_writes_in_the_open_until_one_is_made(settings: Settings) -> None:
-    assert rings_of(settings) is None
-    assert isinstance(converter_of(settings).payload_codec, NoCodec)
-    shown = desk_codec.init(settings)
+def workers(settings: Settings) -> Rings:
+    """The workers' ring of a home."""
     rings = rings_of(settings)
     assert rings is not None
-    assert rings.ring().active == shown.keys[0].id
-    assert ring_file(settings).path.stat().st_mode & 0o777 == 0o600
+    assert rings.workers is not None
+    return rings.workers
+
+
+def test_a_home_without_rings_writes_nothing_until_they_are_made(settings: Settings) -> None:
+    for act in (rings_of, converter_of):
+        with pytest.raises(CodecError, match="no ring of keys here") as caught:
+            act(settings)
+        assert "kedge up" in (caught.value.next_step or "")
+    shown = desk_codec.init(settings)
+    assert {key.ring for key in shown.keys} == {"workers", "clients"}
+    assert workers(settings).ring().active == shown.keys[0].id
+    for use in USES:
+        assert ring_file(settings, use).path.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_a_setting_puts_payloads_in_the_open(settings: Settings) -> None:
+    opened = settings.model_copy(update={"payloads": "open"})
+    assert isinstance(converter_of(opened).payload_codec, NoCodec)
+    desk_codec.init(settings)
+    with pytest.raises(CodecError, match="would write in the open"):
+        converter_of(opened)
+
+
+def test_bringing_up_a_new_home_gives_it_both_rings(settings: Settings) -> None:
+    desk_codec.ensure(settings)
+    before = desk_codec.show(settings)
+    assert len(before.keys) == 2
+    desk_codec.ensure(settings)
+    assert desk_codec.show(settings) == before
+
+
+def test_a_home_with_runs_in_the_open_is_refused_with_what_to_do(settings: Settings) -> None:
+    settings.engine_dir.mkdir(parents=True)
+    (settings.engine_dir / "temporal.db").touch()
+    with pytest.raises(CodecError, match="are in the open") as caught:
+        desk_codec.ensure(settings)
+    assert "kedge codec init --grace" in (caught.value.next_step or "")
+    desk_codec.init(settings, "1d")
+    desk_codec.ensure(settings)
+
+
+def test_a_home_with_one_ring_for_all_is_moved_over_with_a_time_of_grace(
+    settings: Settings,
+) -> None:
+    ring_file(settings).write(RING)
+    required_mark(settings).write_text(f"Keys:\n{RING.active}\n")
+    settings.engine_dir.mkdir(parents=True)
+    (settings.engine_dir / "temporal.db").touch()
+    for act in (rings_of, desk_codec.ensure):
+        with pytest.raises(CodecError, match="one ring of payload keys") as caught:
+            act(settings)
+        assert "kedge codec init --grace" in (caught.value.next_step or "")
+    with pytest.raises(CodecError, match="one ring for all"):
+        desk_codec.init(settings)
+    shown = desk_codec.init(settings, "1d")
+    assert shown.plaintext_until
+    assert shown.keys[0].id == RING.active
+    assert workers(settings).ring().reads_plaintext(datetime.now(UTC))
+
+
+def test_one_key_in_both_rings_is_refused(settings: Settings) -> None:
+    for use in USES:
+        ring_file(settings, use).write(RING)
+    with pytest.raises(CodecError, match="one key is in both rings"):
+        rings_of(settings)
 
 
 def test_a_home_that_had_a_ring_does_nothing_without_it(settings: Settings) -> None:
@@ -214,6 +291,8 @@ def test_a_home_that_had_a_ring_does_nothing_without_it(settings: Settings) -> N
         with pytest.raises(CodecError) as caught:
             act(settings)
         assert caught.value.kind == "NoRing"
+    with pytest.raises(CodecError, match="is not there"):
+        desk_codec.ensure(settings)
 
 
 async def test_nothing_is_started_in_a_home_that_lost_its_ring(settings: Settings) -> None:
@@ -224,7 +303,9 @@ async def test_nothing_is_started_in_a_home_that_lost_its_ring(settings: Setting
     assert not settings.engine_dir.exists()
 
 
-@pytest.mark.parametrize("given", [{"codec_required": True}, {"codec_ring": Path("nowhere")}])
+@pytest.mark.parametrize(
+    "given", [{"codec_client_ring": Path("nowhere")}, {"codec_ring": Path("nowhere")}]
+)
 def test_a_ring_that_settings_ask_for_must_be_there(tmp_path: Path, given: Any) -> None:
     with pytest.raises(CodecError, match="is not there"):
         rings_of(Settings.load(home=tmp_path, **given))
@@ -242,14 +323,17 @@ def test_a_ring_that_others_may_read_is_not_used(settings: Settings, mode: int) 
 def test_the_environment_brings_keys_where_there_is_no_file(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEYS_VARIABLE, base64.b64encode(b"1" * 32).decode())
-    rings = rings_of(settings)
-    assert rings is not None
-    assert rings.ring().active == RING.active
-    assert desk_codec.show(settings).where == KEYS_VARIABLE
+    monkeypatch.setenv(KEYS_VARIABLES["workers"], base64.b64encode(b"1" * 32).decode())
+    with pytest.raises(CodecError, match="the clients' ring is not here") as missing:
+        rings_of(settings)
+    assert KEYS_VARIABLES["clients"] in (missing.value.next_step or "")
+    monkeypatch.setenv(KEYS_VARIABLES["clients"], base64.b64encode(b"3" * 32).decode())
+    assert workers(settings).ring().active == RING.active
+    assert desk_codec.show(settings).where == KEYS_VARIABLES["workers"]
+    assert desk_codec.show(settings).clients == KEYS_VARIABLES["clients"]
     with pytest.raises(CodecError, match="not from a file"):
         desk_codec.rotate(settings)
-    monkeypatch.setenv(KEYS_VARIABLE, "not-a-key")
+    monkeypatch.setenv(KEYS_VARIABLES["workers"], "not-a-key")
     with pytest.raises(CodecError) as caught:
         converter_of(settings)
     assert "not-a-key" not in caught.value.message
@@ -260,22 +344,23 @@ def test_a_home_that_sealed_with_keys_from_the_environment_writes_nothing_in_the
 ) -> None:
     settings.home.mkdir()
     first, second = (base64.b64encode(one * 32).decode() for one in (b"1", b"2"))
-    monkeypatch.setenv(KEYS_VARIABLE, first)
+    monkeypatch.setenv(KEYS_VARIABLES["workers"], first)
+    monkeypatch.setenv(KEYS_VARIABLES["clients"], base64.b64encode(b"3" * 32).decode())
     converter_of(settings)
-    monkeypatch.delenv(KEYS_VARIABLE)
+    for use in USES:
+        monkeypatch.delenv(KEYS_VARIABLES[use])
     with pytest.raises(CodecError) as caught:
         converter_of(settings)
     assert caught.value.kind == "NoRing"
-    assert KEYS_VARIABLE in (caught.value.next_step or "")
+    assert KEYS_VARIABLES["workers"] in (caught.value.next_step or "")
     for act in (desk_codec.init, desk_codec.show):
         with pytest.raises(CodecError):
             act(settings)
     # Which keys there are is the variable's: one that was taken out of it there is not missed here.
+    monkeypatch.setenv(KEYS_VARIABLES["clients"], base64.b64encode(b"3" * 32).decode())
     for words in (f"{second} {first}", second):
-        monkeypatch.setenv(KEYS_VARIABLE, words)
-        rings = rings_of(settings)
-        assert rings is not None
-        assert rings.ring().active != RING.active
+        monkeypatch.setenv(KEYS_VARIABLES["workers"], words)
+        assert workers(settings).ring().active != RING.active
 
 
 def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
@@ -283,8 +368,7 @@ def test_a_running_process_takes_up_a_rotated_ring_and_outlives_a_lost_one(
 ) -> None:
     desk_codec.init(settings)
     file = ring_file(settings)
-    living = rings_of(settings)
-    assert living is not None
+    living = workers(settings)
     for _ in range(3):
         shown = desk_codec.rotate(settings)
         assert living.ring().active == shown.keys[0].id
@@ -342,9 +426,11 @@ def test_a_ring_is_read_only_once_while_it_stays_the_same(tmp_path: Path, monkey
 def shared_by_two(tmp_path: Path) -> tuple[Settings, Settings]:
     first = Settings.load(home=tmp_path / "first")
     desk_codec.init(first)
-    link = tmp_path / "ring.json"
+    link, clients = tmp_path / "ring.json", tmp_path / "clients.json"
     link.symlink_to(ring_file(first).path)
-    return first, Settings.load(home=tmp_path / "second", codec_ring=link)
+    clients.symlink_to(ring_file(first, "clients").path)
+    second = Settings.load(home=tmp_path / "second", codec_ring=link, codec_client_ring=clients)
+    return first, second
 
 
 def test_two_homes_that_change_one_ring_at_once_lose_no_key(tmp_path: Path) -> None:
@@ -364,7 +450,7 @@ def test_a_key_that_was_retired_by_another_home_is_forgotten_by_retiring_it_agai
     desk_codec.rotate(second)
     desk_codec.rotate(first)
     desk_codec.retire(second, old)
-    with pytest.raises(CodecError, match="not the ring of"):
+    with pytest.raises(CodecError, match="not the workers' ring of"):
         rings_of(first)
     desk_codec.retire(first, old)
     assert rings_of(first) is not None
@@ -413,7 +499,9 @@ def test_no_log_of_ours_shows_a_payload() -> None:
 
 
 def test_the_doctor_says_whether_payloads_are_sealed(settings: Settings) -> None:
-    assert "in the open" in desk_doctor._codec(settings).said
+    assert "kedge up" in desk_doctor._codec(settings).said
+    opened = desk_doctor._codec(settings.model_copy(update={"payloads": "open"}))
+    assert (opened.verdict, "in the open" in opened.said) == ("wrong", True)
     desk_codec.init(settings)
     check = desk_doctor._codec(settings)
     assert (check.verdict, "sealed with key" in check.said) == ("ok", True)

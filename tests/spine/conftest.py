@@ -63,7 +63,7 @@ async def stage(client: Client, staged: Stage) -> Stage:
 @pytest.fixture(scope="session")
 def renewing_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a running engine that asks for continue-as-new after a few events."""
-    settings = Settings.load(home=tmp_path_factory.mktemp("renewing"))
+    settings = Settings.load(home=tmp_path_factory.mktemp("renewing"), payloads="open")
     engine = Engine(settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(engine_files.DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", 30)

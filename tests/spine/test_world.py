@@ -408,7 +408,7 @@ async def test_a_fleet_that_forgot_its_epoch_is_fenced_off_and_says_so(stage: St
 @pytest.fixture
 def own_engine(tmp_path: Path) -> Iterator[tuple[Engine, Settings]]:
     """An engine that nobody else needs."""
-    settings = Settings.load(home=tmp_path / "engine")
+    settings = Settings.load(home=tmp_path / "engine", payloads="open")
     engine = Engine(settings)
     engine.start()
     yield engine, settings

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.temporal
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings.load(tmp_path / "home", sticky_queue_seconds=1)
+    return Settings.load(tmp_path / "home", sticky_queue_seconds=1, payloads="open")
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ async def test_a_profile_of_temporals_own_file_is_used(own: Engine, tmp_path: Pa
     file = tmp_path / "temporal.toml"
     file.write_text(state.profile.read_text().replace("profile.default", "profile.there"))
     settings = Settings.load(
-        tmp_path / "other", temporal_profile="there", temporal_config_file=file
+        tmp_path / "other", temporal_profile="there", temporal_config_file=file, payloads="open"
     )
     assert not settings.embedded
     client = await connect(settings)
