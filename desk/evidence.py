@@ -29,7 +29,7 @@ from kedge.trust.chain import EvidenceEntry, genesis
 from kedge.trust.checkpoints import materials, verify_checkpoint
 from kedge.trust.effects import MAX_JOURNAL
 from kedge.trust.evidence import Asked, ends, policy_changes, verify_parts
-from kedge.trust.evidence_file import MAX_LINE, Parts
+from kedge.trust.evidence_file import Parts
 from kedge.trust.policies import read_policy
 from kedge.trust.story import happening
 from kedge.trust.wholeness import acts_as, begins, is_about, named_documents
@@ -232,7 +232,7 @@ def _write(output: Path, lines: Iterator[bytes]) -> int:
 def read_file(path: Path) -> Parts:
     """What stands in an exported file, read line by line with bounds. Raises ``OSError``."""
     with path.open("rb") as file:
-        return evidence_file.read(iter(lambda: file.readline(MAX_LINE + 1), b""))
+        return evidence_file.read(evidence_file.lines_of(file))
 
 
 async def pinned_here(pins: PolicyPins, fleet: str) -> tuple[Policy, ...]:

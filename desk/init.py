@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from desk import codec as desk_codec
 from desk.first_policy import FirstPolicy, policy_text
 from kedge.drivers.checkpoints import ensure_key
-from kedge.drivers.files import store_error, write_atomic
+from kedge.drivers.files import read_key_line, store_error, write_atomic
 from kedge.drivers.found_keys import FoundKey, held_by_agent, in_file, in_files, make
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.model.base import Digest, Frozen, Name
@@ -399,7 +399,7 @@ def _of_agent(wanted: str, held: tuple[FoundKey, ...]) -> FoundKey:
     text = wanted.strip()
     if not text.startswith("SHA256:"):
         try:
-            text = parse_public_key(Path(text).expanduser().read_text()).fingerprint
+            text = parse_public_key(read_key_line(Path(text).expanduser())).fingerprint
         except (OSError, UnicodeDecodeError) as error:
             said = f"{wanted} is neither a fingerprint nor a public key file"
             raise DriverError("NotFound", said, retryable=False, next_step="ssh-add -l lists them") from error  # fmt: skip

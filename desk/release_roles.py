@@ -154,11 +154,12 @@ def _view(state: RoleState) -> RoleView:
 
 def public_key(path: Path) -> SSlibKey:
     """The public key in a file, or beside it. Raises ``DriverError`` kind ``NotFound`` or ``KeyRefused``."""
+    from kedge.drivers.files import read_key_line
     from kedge.drivers.metadata_signers import usable
 
     public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
     try:
-        line = public.read_text(encoding="utf-8").strip()
+        line = read_key_line(public)
     except (OSError, UnicodeDecodeError) as error:
         raise DriverError(
             "NotFound", f"{public} cannot be read", retryable=False,

@@ -41,7 +41,7 @@ from kedge.model.order import Envelope
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus, WaveProgress, WideningProgress
 from kedge.trust import orders
-from kedge.trust.envelope import envelope_digest
+from kedge.trust.envelope import order_digest
 from kedge.trust.payload_kinds import question, question_name
 from worker.codec import ClientCodec, answering
 
@@ -178,7 +178,7 @@ class Runs:
                     )
             except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 raise await self._silence(target) from error
-        if answer.verdict.digest != envelope_digest(envelope):
+        if answer.verdict.digest != order_digest(envelope):
             raise EngineError(
                 f"the verdict that came from {target} is about another order than the one that was sent",
                 next_step="look at the run with `kedge status`; if it stays, find out who else polls the task queue",

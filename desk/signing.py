@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncssh
 
 from desk.orders import Draft, Sent, Signer, owner_of
+from kedge.drivers.files import read_key_line
 from kedge.drivers.signers import look_at_key, sign_with_agent, sign_with_key
 from kedge.model.errors import OrderError
 from kedge.model.order import Envelope
@@ -64,7 +65,7 @@ def agent_key(wanted: str) -> str:
     path = Path(wanted)
     public = path if path.suffix == ".pub" else path.with_name(path.name + ".pub")
     try:
-        return public.read_text(encoding="utf-8").strip()
+        return read_key_line(public)
     except (OSError, UnicodeDecodeError) as error:
         raise OrderError(
             f"{wanted} is neither a fingerprint (SHA256:…), nor a public key, nor the file of one",
@@ -75,9 +76,9 @@ def agent_key(wanted: str) -> str:
 def _public_line(key: Path) -> str | None:
     """The public key beside a private one, or inside it where that needs no passphrase."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return key.with_name(key.name + ".pub").read_text(encoding="utf-8").strip()
+        return read_key_line(key.with_name(key.name + ".pub"))
     with contextlib.suppress(OSError, ValueError, asyncssh.Error):
-        exported: str = asyncssh.read_private_key(str(key)).export_public_key().decode()
+        exported: str = asyncssh.import_private_key(read_key_line(key)).export_public_key().decode()
         return exported.strip()
     return None
 

@@ -29,6 +29,7 @@ from starlette.routing import Route
 from temporalio.api.common.v1 import Payload
 
 from kedge.model.base import Frozen, canonical
+from kedge.model.bounds import check_values
 from kedge.model.errors import CodecError, KedgeError
 from kedge.trust import payload_kinds as kinds
 from kedge.trust.codec_access import Reader, fleet_of
@@ -40,6 +41,8 @@ from worker.logs import get_logger
 MAX_BODY = 16 * 1024 * 1024
 """The largest request, in bytes: a page of a history."""
 MAX_PAYLOADS = 10_000
+MAX_VALUES = 16 * MAX_PAYLOADS
+"""Values of one request: a payload has some ten."""
 BODY_SECONDS = 20.0
 _SMALL = 65_536
 _COOKIE = "kedge_codec"
@@ -294,6 +297,7 @@ class CodecServer:
     async def _json(self, request: Request, limit: int) -> Any:
         body = await self._body(request, limit)
         try:
+            check_values(body, MAX_VALUES)
             return json.loads(body) if body else {}
         except (ValueError, RecursionError):
             raise _RefusedError(400, "the body is not JSON") from None

@@ -53,6 +53,20 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+MAX_KEY_FILE = 65_536
+"""The largest file of one key, in bytes."""
+
+
+def read_key_line(path: Path) -> str:
+    """The text of a small file, such as a public key's line. Raises ``OSError`` and ``UnicodeDecodeError``; a larger file is
+    cut off, and so no key.
+    """
+    # Not blocking: a pipe by that name would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(MAX_KEY_FILE).decode("utf-8").strip()
+
+
 def read_bounded(path: Path, limit: int) -> bytes | None:
     """The bytes at ``path``, or None where there is no such file.
 

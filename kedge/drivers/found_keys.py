@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncssh
 from asyncssh.agent import SSHAgentKeyPair
 
-from kedge.drivers.files import write_atomic
+from kedge.drivers.files import read_key_line, write_atomic
 from kedge.model.base import Frozen
 from kedge.model.errors import OrderError
 from kedge.trust.keys import PublicKey, parse_public_key
@@ -86,7 +86,7 @@ def in_file(path: Path) -> FoundKey | None:
     except asyncssh.KeyImportError:
         locked = True
         try:
-            line = path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
+            line = read_key_line(path.with_name(f"{path.name}.pub"))
         except (OSError, UnicodeDecodeError):
             return None
     known = _may_sign(line)

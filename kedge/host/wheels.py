@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from typing import Callable
@@ -18,8 +19,40 @@ ENCRYPTED = 0x1
 PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
+END = b"PK\x05\x06"
+END_SIZE = 22
+END_64 = b"PK\x06\x07"
+COMMENT_MAX = 65_535
+ENTRY_MAX = 46 + 1024 + 512
+"""What one member may take in the directory: its fixed part, a name, extra fields."""
+DIRECTORY_MAX = 32 * 1024 * 1024
+
+
+def check_directory(fd: int, members: int) -> None:
+    """Look at the size of the archive's directory before it is read: the reader takes all of it into memory.
+
+    Refused are more members than are admitted, more bytes than they may need, and the 64-bit form, which no release needs.
+    """
+    size = os.lseek(fd, 0, os.SEEK_END)
+    begin = max(0, size - END_SIZE - COMMENT_MAX - 20)
+    tail = os.pread(fd, size - begin, begin)
+    at = tail.rfind(END)
+    if at < 0 or len(tail) - at < END_SIZE:
+        raise ArchiveRefused("the zip archive is broken: it has no end")
+    if tail[max(0, at - 20) : at].startswith(END_64):
+        raise ArchiveRefused("a zip archive in the 64-bit form is not unpacked")
+    disks, count, whole, length = struct.unpack("<4xIHHI", tail[at : at + 16])
+    if disks or count != whole:
+        raise ArchiveRefused("a zip archive in several parts is not unpacked")
+    if whole > members:
+        raise ArchiveRefused(f"it has more than {members} members")
+    if length > min(whole * ENTRY_MAX, DIRECTORY_MAX):
+        raise ArchiveRefused("the zip archive's directory is larger than its members need")
+
+
 def unpack_zip(fd: int, out: Unpacked, tick: Callable[[], None]) -> None:
     """Unpack from a descriptor whose bytes nobody else can change."""
+    check_directory(fd, out.limits.members)
     try:
         with os.fdopen(os.dup(fd), "rb") as archive, zipfile.ZipFile(archive) as opened:
             members = opened.infolist()

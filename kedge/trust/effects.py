@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kedge.model.base import Digest
+from kedge.model.bounds import most_values
 from kedge.model.evidence import Finding, FindingKind
 from kedge.model.plan import Plan
 
 FIRST = "0" * 64
 """What the first line of a host's journal follows (docs/host-protocol.md)."""
-MAX_JOURNAL = 1 << 30
+MAX_JOURNAL = 64 * 1024 * 1024
+MAX_VALUES = 4_000_000
+"""Values of a whole journal, counted before it is read."""
 
 
 class KnownPlan:
@@ -172,6 +175,9 @@ def compare(node: Node, journal: bytes, *, whole: bool) -> Compared:
     records: dict[str, dict[str, Any]] = {}
     ends: dict[int, Digest] = {0: FIRST}
     before = FIRST
+    if most_values(journal) > MAX_VALUES:
+        said = f"the journal of {node.name} has more than {MAX_VALUES} values: it is not read"
+        return Compared((Finding(kind="journal", said=said, line=1),))
     for number, line in enumerate(journal.split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)

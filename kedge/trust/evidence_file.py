@@ -14,26 +14,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
 from kedge.model.base import Digest, Json, canonical
+from kedge.model.bounds import most_values
 from kedge.model.evidence import Checkpoint, Document, ExportHeader, ExportSeal, Finding
 from kedge.trust.chain import EvidenceEntry
 from kedge.trust.strict_json import too_deep
 
-MAX_LINE = 192 * 1024 * 1024
-"""The longest line in bytes: a plan of the largest size, every character escaped twice."""
-MAX_ENTRY = 4 * 1024 * 1024
+MAX_LINE = 96 * 1024 * 1024
+"""The longest line of a document, in bytes: its text is one string, which costs some four times as much memory."""
+MAX_ENTRY = 2 * 1024 * 1024
+"""The longest other line, in bytes, looked at before it is parsed: small values may cost thirty times their text. A record
+has at most 1 MiB."""
 MAX_ENTRIES = 5_000_000
+MAX_VALUES = 40_000_000
+"""Values in all lines but documents, counted before they are parsed, by the signs that begin and part them."""
 MAX_FILE = 4 * 1024 * 1024 * 1024
 MAX_DEPTH = 64
 MAX_FINDINGS = 100
 """Findings told one by one; a file with more is not read on."""
 
+_DOCUMENT = b'{"document":{"content":"'
+_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+"""The rest of a JSON string, its closing quote with it."""
+_AROUND = 1024
 _ENTRY_KEYS = {"seq", "key", "record", "previous", "hash"}
 
 
@@ -55,6 +65,14 @@ class Parts:
     def wrong(self, line: int, said: str, seq: int | None = None) -> None:
         """Notes that a line does not hold."""
         self.findings.append(Finding(kind="unreadable", said=said, line=line, seq=seq))
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, with bounds: only a document's may be as long as ``MAX_LINE``. A longer one comes in parts."""
+    while line := file.readline(MAX_ENTRY + 1):
+        if not line.endswith(b"\n") and line.startswith(_DOCUMENT):
+            line += file.readline(MAX_LINE - len(line) + 1)
+        yield line
 
 
 def write(
@@ -119,10 +137,14 @@ def read(lines: Iterable[bytes]) -> Parts:
     """The parts of a file from its lines (each with its newline). Total: whatever is wrong is in ``findings``."""
     parts = Parts()
     sealed = hashlib.sha256()
-    number = size = 0
+    number = size = values = 0
     for line in lines:
         number += 1
         size += len(line)
+        values += 0 if line.startswith(_DOCUMENT) else most_values(line)
+        if values > MAX_VALUES:
+            parts.wrong(number, f"the records have more than {MAX_VALUES} values: export a run instead of the whole fleet")  # fmt: skip
+            break
         if size > MAX_FILE or len(parts.entries) > MAX_ENTRIES:
             parts.wrong(
                 number, f"the file is larger than {MAX_FILE} bytes or {MAX_ENTRIES} records"
@@ -152,9 +174,11 @@ def read(lines: Iterable[bytes]) -> Parts:
 
 def _parsed(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
     """What a line holds, by its one key."""
-    if not line.endswith(b"\n"):
+    if not line.endswith(b"\n") or (len(line) > MAX_ENTRY and not line.startswith(_DOCUMENT)):
         parts.wrong(number, "the line has no end: the file was cut off in it, or it is too long")
         return None
+    if line.startswith(_DOCUMENT):
+        return _parsed_document(line, number, parts)
     try:
         value = _loaded(line)
         exact = canonical(value) == line[:-1]
@@ -168,6 +192,30 @@ def _parsed(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
     if not exact:
         parts.wrong(number, "the line is not in its canonical form (RFC 8785)", _seq_of(held))
     return what, held
+
+
+def _parsed_document(line: bytes, number: int, parts: Parts) -> tuple[str, Any] | None:
+    """A document's line: its text is one string, and what stands around that is short. Nothing else is parsed."""
+    end = _STRING.match(line, len(_DOCUMENT))
+    rest = b"" if end is None else line[end.end() :]
+    if end is None or len(rest) > _AROUND or not rest.startswith(b","):
+        parts.wrong(
+            number,
+            "a document's line has its content as a text, and its digest and its kind behind that",
+        )
+        return None
+    text = line[len(_DOCUMENT) - 1 : end.end()]
+    try:
+        held = json.loads(b"{" + rest[1:-2])
+        content = json.loads(text)
+        exact = canonical(content) == text and canonical(held) == b"{" + rest[1:-2]
+    except (ValueError, RecursionError):
+        parts.wrong(number, "this is no line of JSON in its one canonical form (RFC 8785)")
+        return None
+    if not exact or not isinstance(held, dict) or min(held, default="") <= "content":
+        parts.wrong(number, "the line is not in its canonical form (RFC 8785)")
+        return None
+    return "document", {"content": content, **held}
 
 
 def _loaded(line: bytes) -> Any:
@@ -194,7 +242,7 @@ def _take(what: str, held: Any, number: int, parts: Parts) -> None:
                 # `true` passes for 1 where only one number is allowed.
                 parts.wrong(number, "the header is not in its one form")
         elif what == "document":
-            _document(Document.model_validate_json(canonical(held)), number, parts)
+            _document(Document.model_validate(held), number, parts)
         elif what == "checkpoint":
             parts.checkpoints.append((Checkpoint.model_validate_json(canonical(held)), number))
         elif what == "entry":

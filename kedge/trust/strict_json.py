@@ -2,7 +2,7 @@
 
 Parsers differ on duplicate keys, numbers that are none, and what stands behind the value; an attestation that says one
 thing to its signer and another to its reader would pass between them. So: UTF-8 without a byte order mark, no duplicate
-keys, no ``NaN`` or ``Infinity``, one value, bounded in bytes and depth.
+keys, no ``NaN`` or ``Infinity``, one value, bounded in bytes, depth and values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 
 from kedge.model.base import Json
+from kedge.model.bounds import check_values
 from kedge.trust.refusal import quoted
 
 MOST_DEEP = 32
@@ -20,6 +21,7 @@ def read_json(content: bytes, *, most_bytes: int, most_deep: int = MOST_DEEP) ->
     """The value; ``ValueError`` with a clause that says what is wrong."""
     if len(content) > most_bytes:
         raise ValueError(f"is longer than {most_bytes} bytes")
+    check_values(content)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,15 @@ def until(file: Path, text: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def eventually(look: Callable[[], list[Any]], seconds: float = 60) -> list[Any]:
+    """What is found once anything is."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.2)
+    return found
+
+
 def test_from_start_to_done(home: Home, tmp_path: Path) -> None:
     scene = made(home, tmp_path, name="whole")
     started = home.run("start", *scene.documents, "--key", str(scene.key("olga")))
@@ -152,7 +161,10 @@ def test_from_start_to_done(home: Home, tmp_path: Path) -> None:
     assert "--from" in again["error"]["next"]
 
 
-def test_the_stock_command_line_of_temporal_can_send_an_order(home: Home, tmp_path: Path) -> None:
+def test_an_order_that_the_stock_command_line_sends_in_the_open_is_refused_until_it_is_sealed(
+    home: Home, tmp_path: Path
+) -> None:
+    """Every home seals. Sealed by way of the codec server it is an order: ``tests/secrets/test_codec_server.py``."""
     scene = made(home, tmp_path, name="stock")
     run = start(home, scene)
     home.run("watch", run, "--until-waiting", code=Exit.WAITING)
@@ -179,6 +191,9 @@ def test_the_stock_command_line_of_temporal_can_send_an_order(home: Home, tmp_pa
             capture_output=True,
             timeout=60,
         )
+        refused = eventually(lambda: [one for one in home.json("status", run)["orders"] if not one["accepted"]])  # fmt: skip
+        assert refused[0]["rule"] == "unreadable"
+        home.json("order", "send", str(order), str(signature))
     done = home.json("watch", run)
     assert done["phase"] == "done"
     people = [order["person"] for order in done["orders"] if order["accepted"]]

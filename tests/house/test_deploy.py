@@ -138,6 +138,7 @@ def test_what_compose_is_told_is_made_once_and_for_its_owner_alone(tmp_path: Pat
     text = made_env(tmp_path, "my fleets")
     assert re.fullmatch(
         r"POSTGRES_PASSWORD=[0-9a-f]{48}\nEVIDENCE_PASSWORD=[0-9a-f]{48}\nKEDGE_CODEC_KEYS=[A-Za-z0-9+/]{43}=\n"
+        r"KEDGE_CODEC_CLIENT_KEYS=[A-Za-z0-9+/]{43}=\n"
         rf"KEDGE_FOLDER='{tmp_path}/my fleets'\nKEDGE_UID={os.geteuid()}\nKEDGE_GID={os.getegid()}\n",
         text,
     )
@@ -153,7 +154,7 @@ def test_a_cluster_that_wrote_in_the_open_is_given_no_key(tmp_path: Path) -> Non
     (tmp_path / ".env").write_text(f"POSTGRES_PASSWORD={'a' * 48}\n")
     text = made_env(tmp_path)
     assert text.startswith(f"POSTGRES_PASSWORD={'a' * 48}\nEVIDENCE_PASSWORD=")
-    assert "KEDGE_CODEC_KEYS" not in text
+    assert "KEDGE_CODEC" not in text
     assert f"KEDGE_FOLDER='{tmp_path}'" in text
 
 
@@ -167,7 +168,9 @@ def test_outside_kedge_is_told_what_the_containers_are_told(
     shown = subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=30)
     got = dict(line.split("=", 1) for line in shown.stdout.decode().split("\0") if line)
     assert got["KEDGE_HOME"] == f"{tmp_path}/my fleets/.kedge"
-    assert got["KEDGE_CODEC_KEYS"] == told["KEDGE_CODEC_KEYS"]
+    assert got["KEDGE_CODEC_CLIENT_KEYS"] == told["KEDGE_CODEC_CLIENT_KEYS"]
+    # Who orders from outside needs no key that workers seal with.
+    assert told["KEDGE_CODEC_KEYS"] not in shown.stdout.decode()
     assert got["PGPASSWORD"] == told["EVIDENCE_PASSWORD"]
     assert got["TEMPORAL_ADDRESS"] == "127.0.0.1:17233"
     (published,) = compose["services"]["postgres"]["ports"]

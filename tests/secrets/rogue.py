@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.api.enums.v1 import TaskQueueKind
@@ -22,6 +23,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+Task = TypeVar("Task")
 Answer = Callable[[PollActivityTaskQueueResponse], Payload | Failure]
 Close = Callable[[PollWorkflowTaskQueueResponse], RespondWorkflowTaskCompletedRequest | None]
 
@@ -88,7 +90,7 @@ class Rogue:
                 continue
             self.answered.append(task.workflow_execution.workflow_id)
 
-    async def _polled(self, polling: Awaitable[object]) -> object | None:
+    async def _polled(self, polling: Awaitable[Task]) -> Task | None:
         try:
             return await asyncio.wait_for(polling, 5)
         except (TimeoutError, RPCError):

@@ -158,6 +158,8 @@ async def signal(client: Client, target: str, name: str, *payloads: Payload) -> 
 
 
 async def test_who_may_read_forges_no_answer_of_an_activity(
+    place: Place,
+    staged: Staged,
     scene: Scene,  # noqa: F811
     server: Server,  # noqa: F811
 ) -> None:
@@ -171,9 +173,11 @@ async def test_who_may_read_forges_no_answer_of_an_activity(
     def answer(task: PollActivityTaskQueueResponse) -> Payload | Failure:
         return sealed.get(task.activity_type.name, sealed["run_leg"])
 
-    await survives(scene, answer)
+    await survives(await staged(await place.client(), options=SLOW), answer)
 
 
+SLOW: dict[str, Json] = {"pace": 1.0, "seconds": {"stop": 0.4}}
+"""Legs that are still to come when a wave is seen to have begun."""
 LATER = Failure(
     message="not now", application_failure_info=ApplicationFailureInfo(type="Later", non_retryable=False)
 )  # fmt: skip
@@ -199,8 +203,9 @@ async def survives(scene: Scene, answer: Any, most: int = 6) -> Rogue:  # noqa: 
     # Without eager activities: the server hands each to whoever polls.
     with workers(disable_eager_activity_execution=True):
         async with scene.playing():
-            polling = asyncio.create_task(rogue.activities(instead, pollers=20))
             run = await scene.start(scene.plan(scene.runbook(**ONE_WAVE)))
+            await scene.until(run, "widening")
+            polling = asyncio.create_task(rogue.activities(instead, pollers=20))
             while True:
                 status = await scene.until(run, lambda now: now.phase in ("done", "parked"), 120)
                 if status.phase == "done":
@@ -228,14 +233,14 @@ def forged(rogue: Rogue) -> int:
 async def test_a_poller_without_keys_reads_nothing_and_answers_nothing(
     place: Place, staged: Staged
 ) -> None:
-    stage = await staged(await place.client(), fleet={"nodes": [{"name": f"crownnode-{at}"} for at in range(3)]})  # fmt: skip
+    stage = await staged(await place.client(), fleet={"nodes": [{"name": f"crownnode-{at}"} for at in range(3)]}, options=SLOW)  # fmt: skip
     done = b'{"node":0,"done":6,"replayed":0,"seconds":0.1}'
     open_answer = Payload(metadata={"encoding": b"json/plain"}, data=done)
     final = Failure(
         message="it was not me",
         application_failure_info=ApplicationFailureInfo(type="NotHealthy", non_retryable=True),
     )
-    turns = [open_answer, final, Payload(), Payload(metadata={"encoding": b"binary/encrypted"}, data=b"x")]  # fmt: skip
+    turns: list[Payload | Failure] = [open_answer, final, Payload(), Payload(metadata={"encoding": b"binary/encrypted"}, data=b"x")]  # fmt: skip
 
     def answer(task: PollActivityTaskQueueResponse) -> Payload | Failure:
         return turns[task.attempt % len(turns)] if task.attempt > 1 else turns[len(task.activity_id) % 2]  # fmt: skip
