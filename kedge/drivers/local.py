@@ -25,12 +25,7 @@ from kedge.drivers.files import write_atomic
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.drivers.protocol import ProtocolError
 from kedge.host import bundle
-<<<<<<< HEAD
 from kedge.model.base import Digest
-=======
-from kedge.model.base import Digest, Json
-from kedge.model.bounds import check_values
->>>>>>> 0959661 (readers: bound memory before spending it)
 from kedge.model.errors import DriverError
 from kedge.model.outside import line
 from kedge.model.plan import PlannedNode
@@ -168,7 +163,6 @@ class _Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes the lines that are whole by now."""
-<<<<<<< HEAD
         first, *others = data.split(b"\n")
         self._parts.append(first)
         self._size += len(first)
@@ -178,18 +172,6 @@ class _Conversation(asyncio.Protocol):
             self._take(whole)
         if self._size > protocol.MAX_LINE:
             self._break_off(ProtocolError(f"a line of more than {protocol.MAX_LINE} bytes"))
-=======
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE:
-            self._break_off(ValueError(f"a line of more than {MAX_LINE} bytes"))
-        try:
-            for line in lines:
-                if not self.end.done():
-                    check_values(line)
-                    self._take(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits for the session
-            self._break_off(error)
->>>>>>> 0959661 (readers: bound memory before spending it)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end without a last line: what failed before is told, otherwise it broke off."""

@@ -17,6 +17,7 @@ from kedge.drivers.ports import HostEvent, HostFault, SessionEnd
 from kedge.host import errors as host_errors
 from kedge.host import outside as host_outside
 from kedge.model.base import Json
+from kedge.model.bounds import check_values
 from kedge.model.outside import line as visible
 
 MAX_LINE = 8 * 1024 * 1024
@@ -50,6 +51,7 @@ def read(raw: bytes) -> HostEvent | SessionEnd:
     if len(raw) > MAX_LINE:
         raise ProtocolError(f"a line of more than {MAX_LINE} bytes")
     try:
+        check_values(raw)
         told = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a line that is not JSON: {visible(str(error), 200)}") from error

@@ -180,6 +180,49 @@ def test_outside_kedge_is_told_what_the_containers_are_told(
     assert told["POSTGRES_PASSWORD"] not in shown.stdout.decode()
 
 
+PINNED = re.compile(r"[a-z0-9./-]+:[A-Za-z0-9._-]+@sha256:[0-9a-f]{64}")
+
+
+def test_every_image_is_pinned_by_its_digest(compose: dict[str, Any]) -> None:
+    images = [one["image"] for one in compose["services"].values() if "image" in one]
+    base = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)  # fmt: skip
+    assert len(base) == 1
+    assert set(re.findall(r"^FROM (\S+)", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)) == {"${PYTHON_IMAGE}"}  # fmt: skip
+    # A variable gives another version; without one the pin holds.
+    plain = [re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", image) for image in images] + base
+    assert len(plain) > 5
+    assert [image for image in plain if not PINNED.fullmatch(image)] == []
+    digests: dict[str, set[str]] = {}
+    for image in plain:
+        digests.setdefault(image.partition("@")[0], set()).add(image)
+    assert all(len(one) == 1 for one in digests.values()), "one tag has one digest"
+
+
+def test_the_tool_that_renews_the_pins_finds_and_writes_each(tmp_path: Path) -> None:
+    for name in ("docker-compose.yml", "deploy/Dockerfile", "tools/images"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    # A stand-in for the registry: it is not reached here, and what is tested is which words are asked and written.
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\necho sha256:{"5" * 64}\n')
+    docker.chmod(0o755)
+    path = {"PATH": f"{docker.parent}:/usr/bin:/bin"}
+    call = ["bash", str(tmp_path / "tools/images")]
+    told = subprocess.run(call, env=path, capture_output=True, text=True, timeout=30, check=False)
+    assert told.returncode == 1, told.stderr
+    assert len(told.stdout.splitlines()) == 5
+    assert "temporalio/server:1.31.0" in (tmp_path / "asked").read_text()
+    subprocess.run([*call, "--write"], env=path, capture_output=True, timeout=30, check=True)
+    written = yaml.safe_load((tmp_path / "docker-compose.yml").read_text())
+    images = [one["image"] for one in written["services"].values() if "image" in one]
+    assert all("5" * 64 in image for image in images)
+    assert "5" * 64 in (tmp_path / "deploy/Dockerfile").read_text()
+    assert (
+        subprocess.run(call, env=path, capture_output=True, timeout=30, check=False).returncode == 0
+    )
+
+
 def test_without_a_registry_no_image_of_one_is_left(compose: dict[str, Any]) -> None:
     class Loader(yaml.SafeLoader):
         """Reads Compose's own tag for what is taken out."""

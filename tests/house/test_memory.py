@@ -92,10 +92,10 @@ def lying_zip(path: Path) -> None:
 
 
 ZIP = (
-    "import os, tempfile\nfrom kedge.host import archive, wheels\nfrom kedge.host.errors import ArchiveRefused",
+    "import os, tempfile\nfrom kedge.host import unpacked, wheels\nfrom kedge.host.errors import ArchiveRefused",
     """
 class Out:
-    limits = archive.Limits(1 << 30, 50_000)
+    limits = unpacked.Limits(1 << 30, 50_000)
     files = ()
 try:
     wheels.unpack_zip(os.open(path, os.O_RDONLY), Out(), lambda: None)
@@ -122,10 +122,10 @@ def pax_bomb(path: Path) -> None:
 
 
 TAR = (
-    "import os\nfrom kedge.host import archive, streams\nfrom kedge.host.errors import ArchiveRefused",
+    "import os\nfrom kedge.host import archive, streams, unpacked\nfrom kedge.host.errors import ArchiveRefused",
     """
 try:
-    archive.unpack_tar(streams.Raw(os.open(path, os.O_RDONLY)), b"", archive.Unpacked(None, archive.Limits(1 << 30, 1000)), lambda: None)
+    archive.unpack_tar(streams.Raw(os.open(path, os.O_RDONLY)), b"", unpacked.Unpacked(None, unpacked.Limits(1 << 30, 1000)), lambda: None)
     said = "taken"
 except ArchiveRefused as error:
     said = str(error)
