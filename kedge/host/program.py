@@ -20,6 +20,8 @@ def main(arguments: List[str]) -> int:
     if arguments[:1] in (["session"], ["serve"]) and sys.getfilesystemencoding() != "utf-8":
         sys.stderr.write("names of files are not UTF-8 here: call it with -X utf8, in any locale\n")
         return 2
+    # Modes are what the calls say, whoever started us: another user may run the daemon, and reads the release.
+    os.umask(0o022)
     if arguments == ["session"]:
         return _session()
     if len(arguments) == 2 and arguments[0] == "serve":

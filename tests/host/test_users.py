@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from kedge.host.bundle import bundle
 from tests.host.conftest import Host, Served, tar
 
 root_only = pytest.mark.skipif(
@@ -301,6 +302,37 @@ def test_a_user_that_this_host_does_not_have_is_told_before_anything_is_stopped(
 
 
 @root_only
+def test_a_strict_umask_of_the_worker_closes_no_release_to_the_daemon(open_path: Path) -> None:
+    program = open_path / "host.pyz"
+    program.write_bytes(bundle())
+    made = Host(None, open_path)  # type: ignore[arg-type]
+    made.root = open_path / "not-there-yet/nodes/n1"
+    inner = {
+        "bin/daemon": (b"#!/bin/sh\nexec sh current/lib/inner/start\n", 0o755),
+        "lib/inner/start": (LOOKER.encode(), 0o644),
+    }
+    ops = leg(made, [])
+    archive = made.archive(tar(inner))
+    ops[0] = made.stage(archive)
+    ops[2]["digest"] = archive.digest
+    read = {"key": "r", "op": "run", "argv": ["cat", "current/lib/inner/start"]}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(program), "session"],
+        input=made.asked([*ops, read]) + b"\n",
+        capture_output=True,
+        check=False,
+        umask=0o077,
+    )
+    try:
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert lines[-1]["ok"], lines
+        (ran,) = [line for line in lines if line["ev"] == "done" and line["op"] == "run"]
+        assert ran["result"]["output"] == LOOKER
+    finally:
+        kill_all(made)
+
+
+@root_only
 def test_two_nodes_have_two_users_and_a_copy_has_a_third(host: Host, open_path: Path) -> None:
     host.good(*leg(host, []))
     other = Host(host.served, open_path / "second")
@@ -319,8 +351,6 @@ def test_who_is_not_root_starts_daemons_as_himself_and_as_nobody_else(open_path:
     top = open_path / "mine"
     top.mkdir()
     program = open_path / "host.pyz"
-    from kedge.host.bundle import bundle
-
     program.write_bytes(bundle())
     program.chmod(0o644)
     drop: dict[str, Any] = {}
