@@ -12,6 +12,7 @@ from activities.nodes import NodeActivities
 from activities.orders import OrderActivities
 from activities.plans import PlanActivities
 from activities.runs import RunActivities
+from activities.serving import ServingActivities
 
 
 def every_activity(ground: Ground) -> list[Callable[..., Any]]:
@@ -34,5 +35,6 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         nodes.observe_nodes,
         nodes.open_wave,
         nodes.check_nodes,
+        ServingActivities(ground).look_nodes,
         BringingUpActivities(ground).ensure_fleet,
     ]

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from pydantic import ValidationError
 from temporalio.client import Client
 
+from activities.looks import Looks
 from activities.trusted import ReleaseTrust
 from kedge.drivers.ports import (
     Artifacts,
@@ -124,6 +125,7 @@ class Ground:
     releases: Releases
     client: Client
     trust: ReleaseTrust = field(init=False)
+    looks: Looks = field(init=False)
     _plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -144,6 +146,7 @@ class Ground:
     def __post_init__(self) -> None:
         """What is known of releases goes with the ports."""
         self.trust = ReleaseTrust(self.releases, self.blobs, self.evidence)
+        self.looks = Looks(self)
 
     async def stands(self, run: Run, *, within: float = 2.0) -> None:
         """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``).

@@ -13,6 +13,7 @@ from temporalio import activity
 from activities.errors import LOST, saw_of, sentence, to_temporal, unexpected
 from activities.ground import Ground
 from activities.heartbeats import Pulse, pulse
+from activities.looks import BACK
 from activities.records import journal_of, sent_by, step_of
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json
@@ -29,6 +30,7 @@ from kedge.model.run import (
     failure_of_the_run,
 )
 from kedge.model.trusted import OF_RELEASES
+from kedge.plan.availability import UNAVAILABLE
 from kedge.plan.render import operations
 
 ONCE = frozenset({"run", "snapshot", "restore"})
@@ -53,7 +55,9 @@ class LegActivities:
         Raises ``ApplicationError`` whose type is the host's error type and whose one detail is a ``Failure``.
         """
         async with pulse() as beating:
-            found = await self._leg(request, beating)
+            (found,) = await self._legs(request, (request.node,), beating)
+        if isinstance(found, BaseException):
+            raise found
         if isinstance(found, LegDone):
             return found
         error, failure = found
@@ -67,9 +71,7 @@ class LegActivities:
         those that were done say so then.
         """
         async with pulse() as beating:
-            legs = (self._leg(request.of(node), beating) for node in request.nodes)
-            # All are waited for, whatever becomes of one: no session is left to itself.
-            answers = await asyncio.gather(*legs, return_exceptions=True)
+            answers = await self._legs(request.leg, request.nodes, beating)
         done: list[LegDone] = []
         missed: list[Missed] = []
         for node, found in zip(request.nodes, answers, strict=True):
@@ -82,6 +84,58 @@ class LegActivities:
             else:
                 missed.append(Missed(node=node, failure=found[1]))
         return TeamDone(done=tuple(done), missed=tuple(missed))
+
+    async def _legs(
+        self, request: LegRequest, nodes: tuple[int, ...], beating: Pulse
+    ) -> list[LegDone | tuple[DriverError, Failure] | BaseException]:
+        """One leg of each of these nodes, as far as so many may be out at once now."""
+        refusal: DriverError | None = None
+        try:
+            plan, going, refusal = await self._places(request, nodes)
+        except DriverError as error:
+            return [await self._refused(request.at(node), f"node {node}", error) for node in nodes]
+        # All are waited for, whatever becomes of one: no session is left to itself.
+        ended = await asyncio.gather(
+            *(self._placed(request.at(node), plan, beating) for node in going),
+            return_exceptions=True,
+        )
+        answers = dict(zip(going, ended, strict=True))
+        if refusal is not None:
+            refused = refusal, _failure(refusal, request, "the run", "")
+            answers |= {node: refused for node in nodes if node not in answers}
+        return [answers[node] for node in nodes]
+
+    async def _places(
+        self, request: LegRequest, nodes: tuple[int, ...]
+    ) -> tuple[Plan, tuple[int, ...], DriverError | None]:
+        """Which of these nodes may be stopped now, and why the others may not."""
+        plan = await self._ground.plan(request.run.plan)
+        for node in nodes:
+            await self._ground.authorise(
+                request.run, program=request.program, wave=request.wave, node=node
+            )
+        if request.program == "finalize":
+            return plan, nodes, None
+        going, refusal = await self._ground.looks.before_stop(
+            request.run, plan, _group(request), nodes, request.accepted
+        )
+        return plan, going, refusal
+
+    async def _placed(
+        self, request: LegRequest, plan: Plan, beating: Pulse
+    ) -> LegDone | tuple[DriverError, Failure]:
+        """One leg of a node that has its place; after its last leg the node serves."""
+        serves = False
+        try:
+            found = await self._leg(request, beating)
+            last = request.leg == len(plan.program(request.program).legs) - 1
+            serves = last and isinstance(found, LegDone)
+            return found
+        finally:
+            if request.program != "finalize":
+                self._ground.looks.ended(
+                    request.run, plan, _group(request), request.node, done=serves
+                )
 
     async def _leg(
         self, request: LegRequest, beating: Pulse
@@ -201,6 +255,13 @@ class LegActivities:
         )
 
 
+def _group(request: LegRequest) -> int:
+    """Among which nodes a leg is: those of its wave, or all that go back."""
+    if request.program != "forward" or request.wave is None:
+        return BACK
+    return request.wave
+
+
 def _operations(plan: Plan, request: LegRequest) -> tuple[dict[str, Json], ...]:
     """The operations of a leg as the plan has them, with the keys of this round."""
     planned = operations(
@@ -236,6 +297,8 @@ def _about(request: LegRequest, node: str) -> dict[str, Json]:
 
 
 def _failure(error: DriverError, request: LegRequest, name: str, step: str) -> Failure:
+    if error.kind == UNAVAILABLE:
+        return failure_of_the_run(error.kind, error.message, request.program, error.detail)
     if error.kind in OF_RELEASES:
         # It lies with no node, and no node is gone on without because of it.
         return failure_of_the_run(error.kind, error.message, request.program)

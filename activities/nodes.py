@@ -13,6 +13,7 @@ from activities.errors import saw_of, sentence
 from activities.ground import Ground, now
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
+from activities.looks import sight_of_node
 from activities.records import baked, looked, opened
 from activities.sessions import each, talk
 from kedge.drivers.ports import SessionEnd, SessionRequest
@@ -32,6 +33,8 @@ from kedge.model.run import (
     failure_of_the_run,
 )
 from kedge.model.trusted import OF_RELEASES
+from kedge.plan import availability
+from kedge.plan.programs import RUNS
 from kedge.plan.render import probes, secrets
 
 BLIP = 5.0
@@ -73,9 +76,23 @@ class NodeActivities:
                 f"{request.run.id}@{request.run.epoch}/looked-{request.serial}.{activity.info().attempt}/{first}",
                 looked(plan, request, looks, activity.info().attempt),
             )
+        self._remember(plan, request, looks)
         return _observed(plan, looks, probed=request.probes).model_copy(
             update={"finalized": FINALIZE_BEGUN in begun, "restored": RESTORE_BEGUN in begun}
         )
+
+    def _remember(
+        self, plan: Plan, request: ObserveRequest, looks: list[tuple[int, SessionEnd | Failure]]
+    ) -> None:
+        """A preflight that asks what a node that serves answers is a look at it: it is reused for a moment."""
+        known = self._ground.looks.of(request.run, plan)
+        told = request.probes and _asks_serving(plan)
+        for index, look in looks:
+            sight = None if isinstance(look, Failure) else sight_of_node(plan, index, look)
+            if sight is None or (sight.serving and not told):
+                known.drop(index)
+            else:
+                known.put(index, sight)
 
     async def _allowed(self, run: Run, wave: int | None = None) -> Plan | Failure:
         """The plan, when the signatures allow to look at its nodes; otherwise why not.
@@ -278,12 +295,24 @@ class NodeActivities:
         return _problem(index, node.name, "bake", fault) if fault is not None else None
 
 
+def _asks_serving(plan: Plan) -> bool:
+    """Whether the preflight asks all that a node that serves on the old release must answer."""
+    if plan.serving.before is None:
+        return True
+    asked = [step.params.get("probe") for step in plan.preflight]
+    return plan.serving.before in asked or {"all": [RUNS, plan.serving.before]} in asked
+
+
 def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:
     return Failure(
         node=node, name=name, program="forward", leg=0, step=step, type=error.kind,
         said=sentence(error, name),
         saw=saw_of(error),
     )  # fmt: skip
+
+
+def _stopped(index: int, name: str) -> Failure:
+    return availability.not_serving(index, name, "its daemon does not run", changed=False)
 
 
 def _observed(
@@ -319,6 +348,8 @@ def _observed(
         lists["empty" if digest is None else kind].append(index)
         if not look.observed.get("running"):
             stopped.append(index)
+            if probed and fault is None and digest is not None:
+                problems.append(_stopped(index, plan.nodes[index].name))
         # A host that does not say what it started last is taken to have started what it is on.
         if look.observed.get("started_release", digest) in after:
             started.append(index)

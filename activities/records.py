@@ -8,7 +8,7 @@ from typing import Any
 from kedge.drivers.ports import HostEvent, SessionEnd
 from kedge.model.base import Json, canonical
 from kedge.model.plan import Artifact, Plan
-from kedge.model.run import CheckRequest, Failure, ObserveRequest, OpenRequest
+from kedge.model.run import CheckRequest, Failure, ObserveRequest, OpenRequest, Run
 
 MOST_NAMED = 100
 """Nodes that a record of a whole wave names one by one."""
@@ -125,6 +125,32 @@ def looked(
         "token": [request.run.epoch, request.serial, attempt],
         "nodes": nodes,
         "failures": failures,
+    }
+
+
+def serving_record(run: Run, plan: Plan, sights: Mapping[int, Any], why: str) -> dict[str, Json]:
+    """The record of a look whether nodes serve: of each what runs, and what was seen of those that do not."""
+    nodes: dict[str, Json] = {}
+    failures: list[Json] = []
+    for index, sight in sights.items():
+        name = plan.nodes[index].name
+        seen: dict[str, Json] = {
+            "release": sight.release,
+            "running": sight.running,
+            "running_release": sight.running_release,
+            "serving": sight.serving,
+        }
+        journal = _lines(sight.journal)
+        nodes[name] = seen if journal is None else {**seen, "journal": journal}
+        if not sight.serving:
+            failures.append(f"{name}: {sight.message}"[:300])
+    return {
+        "what": "looked",
+        "run": run.id,
+        "why": why,
+        "plan": run.plan,
+        "nodes": nodes,
+        "failures": failures[:MOST_NAMED],
     }
 
 

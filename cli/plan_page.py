@@ -99,6 +99,8 @@ def _waves(told: Explanation) -> Iterator[Text]:
     if told.preflight:
         held = words.count(told.preflight, "condition")
         yield Text(f"     first, {held} must hold on every node")
+        for condition in told.preflight_said:
+            yield Text(f"       {condition}", style="dim")
     for gate in told.moved_gates:
         yield Text(f"     ◇ gate {gate}, before the first stop: {MOVED}", style="yellow")
     for wave in told.waves:

@@ -303,6 +303,9 @@ def waiting_lines(status: RunStatus, now: str) -> list[Text]:
     lines = [head]
     if waiting.tally is not None:
         lines.append(Text("   " + tally_words(waiting.tally)))
+    if waiting.looked is not None:
+        age = words.duration(words.between(waiting.looked, now))
+        lines.append(Text(f"   the nodes were looked at {age} ago", style="dim"))
     return lines + showing_lines(waiting.showing)
 
 

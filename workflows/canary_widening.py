@@ -15,11 +15,13 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
+    from activities.serving import ServingActivities
     from kedge.model.run import (
         THE_RUN,
         Again,
         CheckRequest,
         Failure,
+        LookRequest,
         OpenRequest,
         PlanFacts,
         WaveRequest,
@@ -30,8 +32,10 @@ with workflow.unsafe.imports_passed_through():
         failure_of_the_run,
     )
     from kedge.model.status import WideningProgress
+    from kedge.plan.availability import UNAVAILABLE, free_places, of_refusal, unavailable_message
 
 from workflows.calls import SERIALS_A_WAVE, survey, tell, why
+from workflows.fanout import look_all
 from workflows.wave import Wave, chunk_of
 
 
@@ -49,6 +53,13 @@ class CanaryWidening:
         self._replayed = request.replayed
         self._down: list[int] = list(request.down)
         self._tolerated: list[Failure] = list(request.failures)
+        self._absent: tuple[Failure, ...] = ()
+        """The nodes that did not serve when they were last looked at, but for those that are out."""
+        self._ensure = request.ensure
+        self._redo: tuple[int, ...] = ()
+        """The nodes of the wave at hand that failed before, and are done again."""
+        self._stuck = False
+        """The last chunks found no place for any node."""
         self._held = False
         self._state: Literal["opening", "upgrading", "baking", "stopping"] = "opening"
         self._children: dict[str, workflow.ChildWorkflowHandle[Wave, WaveResult]] = {}
@@ -107,6 +118,7 @@ class CanaryWidening:
                     "wave": self._wave,
                     "serial": self._serial,
                     "again": again,
+                    "ensure": False,
                     "down": tuple(self._down),
                     "failures": bounded(tuple(self._tolerated)),
                     "done": self._done,
@@ -128,7 +140,7 @@ class CanaryWidening:
         gate: str | None = None,
         failures: tuple[Failure, ...] = (),
         remaining: tuple[int, ...] = (),
-        where: Literal["", "wave", "bake"] = "",
+        where: Literal["", "wave", "bake", "serving"] = "",
         said: str = "",
     ) -> WideningStop:
         self._state = "stopping"
@@ -155,6 +167,10 @@ class CanaryWidening:
         if again is not None and not again.nodes:
             return None
         self._state = "opening"
+        self._redo = again.redo if again is not None else ()
+        stop = await self._look(facts, again)
+        if stop is not None:
+            return stop
         opened = await survey(
             NodeActivities.open_wave,
             OpenRequest(
@@ -184,7 +200,7 @@ class CanaryWidening:
             if position > 0:
                 ensure = again is not None and again.ensure
                 await self._renew_if_long(
-                    Again(nodes=(*batch, *later), round=round_, ensure=ensure)
+                    Again(nodes=(*batch, *later), redo=self._redo, round=round_, ensure=ensure)
                 )
             stop = await self._batch(facts, batch, later, round_)
             if stop is not None:
@@ -198,11 +214,8 @@ class CanaryWidening:
         waiting, size = batch, chunk_of(facts.legs["forward"])
         while waiting:
             parallel = self._free(facts)
-            if parallel < 1:
-                said = f"{len(self._down)} node(s) are out, and no more may be"
-                return await self._stop(
-                    "failed", remaining=(*waiting, *later), where="wave", said=said
-                )
+            if parallel < 1 or self._stuck:
+                return await self._unavailable(facts, (*waiting, *later))
             budget = max(0, facts.failure_budget - len(self._down))
             lanes = min(-(-len(waiting) // size), max(1, -(-parallel // size)))
             share, odd = divmod(parallel, lanes)
@@ -229,13 +242,68 @@ class CanaryWidening:
         return None
 
     def _free(self, facts: PlanFacts) -> int:
-        """How many nodes may be in flight: those that are out keep their places among the unavailable.
+        """How many nodes may be in flight: those that are out, or do not serve, keep their places among the unavailable.
 
         Without nodes that people said to go on without, one at a time is always possible.
         """
-        free = facts.waves[self._wave].parallel - len(self._down)
-        accepted = set(self._down) <= set(self._request.accepted)
-        return max(free, 1) if accepted else free
+        out = {*self._down, *(failure.node for failure in self._absent)}
+        return free_places(facts.waves[self._wave].parallel, out, self._accepted())
+
+    def _accepted(self) -> tuple[int, ...]:
+        """The nodes without which a person said to go on, moved ones too."""
+        return (*self._request.accepted, *self._request.absent)
+
+    def _others(self, failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
+        """Nodes that do not serve, but for those that are out, and those that are about to be done again."""
+        known = {*self._down, *self._redo}
+        return tuple(failure for failure in failures if failure.node not in known)
+
+    async def _unavailable(self, facts: PlanFacts, remaining: tuple[int, ...]) -> WideningStop:
+        """No place is free: which nodes do not serve, and that no further one is stopped because of it."""
+        limit = facts.waves[self._wave].parallel
+        if not self._absent:
+            said = f"{len(self._down)} node(s) are out, and no more may be"
+            return await self._stop("failed", remaining=remaining, where="wave", said=said)
+        return await self._stop(
+            "failed",
+            failures=self._absent,
+            remaining=remaining,
+            where="serving",
+            said=unavailable_message(self._absent, limit),
+        )
+
+    async def _look(self, facts: PlanFacts, again: Again | None) -> WideningStop | None:
+        """Before a wave is opened, every node is looked at: those that were moved now, others a moment ago at most."""
+        serial, ensure = self._serials(), self._ensure
+        remaining = again.nodes if again is not None else ()
+        seen = await look_all(
+            facts.nodes,
+            lambda nodes: survey(
+                ServingActivities.look_nodes,
+                LookRequest(
+                    run=self._request.run,
+                    wave=self._wave,
+                    nodes=nodes,
+                    why="wave",
+                    serial=serial,
+                    down=tuple(self._down),
+                    ensure=ensure,
+                ),
+                f"which nodes serve before wave {facts.waves[self._wave].name}",
+                600,
+            ),
+        )
+        self._ensure = False
+        if seen.fenced:
+            return await self._stop("fenced", remaining=remaining, where="wave")
+        if seen.problem is not None:
+            return await self._stop(
+                "failed", failures=(seen.problem,), remaining=remaining, where="wave"
+            )
+        self._absent = self._others(seen.failures)
+        if self._absent and self._free(facts) < 1:
+            return await self._unavailable(facts, remaining)
+        return None
 
     async def _judge(
         self, results: list[WaveResult], remaining: tuple[int, ...], budget: int
@@ -245,6 +313,13 @@ class CanaryWidening:
             self._done += result.done
             self._steps += result.steps
             self._replayed += result.replayed
+        self._redo = tuple(node for node in self._redo if node in remaining)
+        refused = [failure for failure in failures if failure.type == UNAVAILABLE]
+        failures = tuple(failure for failure in failures if failure.type != UNAVAILABLE)
+        if refused:
+            down = {failure.node: failure for one in refused for failure in of_refusal(one)}
+            self._absent = self._others(tuple(down.values()))
+        self._stuck = bool(refused) and not failures and not any(r.done for r in results)
         every = (*self._tolerated, *failures)
         if any(result.fenced for result in results):
             return await self._stop("fenced", failures=failures, remaining=remaining, where="wave")
@@ -273,6 +348,8 @@ class CanaryWidening:
             serial=serial,
             round=round_,
             anew=round_,
+            accepted=self._accepted(),
+            redo=self._redo,
         )
         try:
             child = await workflow.start_child_workflow(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from kedge.model.run import Observed, bounded
+    from kedge.model.run import Looked, Observed, bounded
 
 CHUNK = 250
 """Nodes one observing activity visits."""
@@ -30,6 +30,20 @@ def together(parts: list[Observed]) -> Observed:
         finalized=any(part.finalized for part in parts),
         restored=any(part.restored for part in parts),
         fenced=any(part.fenced for part in parts),
+    )
+
+
+async def look_all(nodes: int, look: Callable[[tuple[int, ...]], Awaitable[Looked]]) -> Looked:
+    """Looks at nodes 0 to ``nodes - 1``, at most ``AT_ONCE`` chunks at a time."""
+    chunks = [tuple(range(start, min(start + CHUNK, nodes))) for start in range(0, nodes, CHUNK)]
+    parts: list[Looked] = []
+    for start in range(0, len(chunks), AT_ONCE):
+        parts += await asyncio.gather(*(look(chunk) for chunk in chunks[start : start + AT_ONCE]))
+    return Looked(
+        nodes=sum(part.nodes for part in parts),
+        failures=bounded(tuple(failure for part in parts for failure in part.failures)),
+        fenced=any(part.fenced for part in parts),
+        problem=next((part.problem for part in parts if part.problem is not None), None),
     )
 
 

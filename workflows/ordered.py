@@ -136,6 +136,10 @@ class Ordered:
         self._phase: Phase = "preflight"
         self._phase_since = workflow.now()
         self._said = "admitted"
+        self._asked_again = False
+        """What was shown at a gate was not so any more when it was signed."""
+        self._looked_at: str | None = None
+        """When the nodes were last looked at for what is shown."""
         memory = memory or OrderMemory(
             started=written(workflow.info().start_time), warrant=run.warrant
         )
@@ -402,8 +406,13 @@ class Ordered:
             return None
         return tally(self._open.gate, self._memory.signed)
 
-    async def _ask(self, gate: Gate, showing: Showing) -> str:
-        """Opens ``gate`` and waits for signatures: ``passed``, ``expired``, or ``ordered`` when something else came.
+    async def _still(self, showing: Showing) -> bool:  # noqa: ARG002 - for who shows what may change
+        """Whether what was shown is so now; asked before a gate passes."""
+        return True
+
+    async def _ask(self, gate: Gate, showing: Showing, again: float | None = None) -> str:
+        """Opens ``gate`` and waits for signatures: ``passed``, ``expired``, or ``ordered`` when something else came, when
+        what was shown is not so any more, or after ``again`` seconds.
 
         Signatures given so far stay when the wait is interrupted, as long as what is shown stays the same.
         """
@@ -419,22 +428,33 @@ class Ordered:
             )
             await self._asked(showing, shown)
         self._open = Open(subject=gate.name, showing=showing, shown=shown, gate=gate)
-        self._say("gate", f"waits for gate {gate.name}")
+        why = "; asked again: what was signed is not so any more" if self._asked_again else ""
+        self._say("gate", f"waits for gate {gate.name}{why}")
         self._advertise(f"gate {gate.name}")
         since = workflow.now() - self._age()
         left = max(0.0, (since + timedelta(seconds=gate.expires) - workflow.now()).total_seconds())
         try:
             await workflow.wait_condition(
                 lambda: self._met() or self._disturbed(),
-                timeout=timedelta(seconds=left),
+                timeout=timedelta(seconds=left if again is None else min(left, again)),
                 timeout_summary=f"gate {gate.name} expires",
             )
         except TimeoutError:
+            if again is not None and again < left:
+                return "ordered"
             self._close()
             self._forget_signatures()
             return "expired"
         if not self._met() or self._inbox or self._preempted is not None:
             return "ordered"
+        if not await self._still(showing):
+            self._asked_again = True
+            self._close()
+            self._forget_signatures()
+            return "ordered"
+        if self._inbox or self._preempted is not None:
+            return "ordered"
+        self._asked_again = False
         await self._passed(gate)
         return "passed"
 
@@ -507,6 +527,7 @@ class Ordered:
             showing=self._open.showing,
             shown=self._open.shown,
             tally=self._tally(),
+            looked=self._looked_at,
         )
 
     def _remembered(self) -> OrderMemory:

@@ -15,12 +15,14 @@ with workflow.unsafe.imports_passed_through():
     from activities.errors import AWAY
     from activities.nodes import NodeActivities
     from activities.plans import PlanActivities
+    from activities.serving import ServingActivities
     from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Choice
     from kedge.model.run import (
         THE_RUN,
         WHOLE_FAILURES,
         Failure,
+        LookRequest,
         Observed,
         ObserveRequest,
         Phase,
@@ -34,11 +36,12 @@ with workflow.unsafe.imports_passed_through():
         failure_of_the_run,
     )
     from kedge.model.status import RunStatus, Showing
+    from kedge.plan.availability import UNAVAILABLE, of_refusal, serving_message
     from kedge.plan.progress import asked_again, executed_again, lacking
     from kedge.plan.wayback import Return
 
 from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
-from workflows.fanout import observe_all
+from workflows.fanout import look_all, observe_all
 from workflows.ordered import Open, Ordered, OrderMemory, instant
 from workflows.wave import Wave, chunk_of
 
@@ -58,6 +61,8 @@ class RollbackState(Frozen):
     held: bool = False
     retries: int = 0
     """How often people said to try again."""
+    first: tuple[int, ...] = ()
+    """Nodes that do not serve, found when another was to be stopped: they go back before those that serve."""
     consented: tuple[str, ...] = ()
     """Gates that were passed."""
 
@@ -189,6 +194,9 @@ class Rollback(Ordered):
             await self._park("fence", missing, facts)
             return
         unseen = tuple(sorted(failure.node for failure in missing))
+        moved = {*seen.after, *seen.mixed}
+        first = tuple(node for node in self._state.first if node in moved)
+        seen = seen.model_copy(update={"stopped": (*seen.stopped, *first)})
         choice = await decide(
             PlanActivities.choose_way_back,
             ReturnRequest(
@@ -215,7 +223,7 @@ class Rollback(Ordered):
         if missing and choice.verdict in ("nothing", "unclear"):
             await self._park("fence", missing, facts, choice.said)
         else:
-            await self._follow(choice, facts, len(missing))
+            await self._follow(choice, facts, unseen)
 
     def _missing(self, seen: Observed) -> tuple[Failure, ...]:
         """Why nodes cannot go back now: what the look found, and those whose connection broke off on their way back."""
@@ -225,9 +233,9 @@ class Rollback(Ordered):
         known = {failure.node for failure in found}
         return found + tuple(one for one in self._state.aside if one.node not in known)
 
-    async def _follow(self, choice: Return, facts: PlanFacts, missing: int) -> None:
+    async def _follow(self, choice: Return, facts: PlanFacts, missing: tuple[int, ...]) -> None:
         if choice.verdict == "nothing":
-            self._ended = Ended(phase="rolled-back", said=choice.said)
+            await self._finish(choice, facts)
         elif choice.verdict in ("refuse", "unclear"):
             self._ended = Ended(phase="rejected", said=choice.said)
         elif (
@@ -238,6 +246,37 @@ class Rollback(Ordered):
             await self._consent(choice.gate, choice, facts)
         else:
             await self._go(choice, facts, missing)
+
+    async def _finish(self, choice: Return, facts: PlanFacts) -> None:
+        """Nothing is left to go back: the end is said after a look at every node, with what it saw."""
+        serial = self._serials()
+        seen = await look_all(
+            facts.nodes,
+            lambda nodes: survey(
+                ServingActivities.look_nodes,
+                LookRequest(
+                    run=self._run,
+                    wave=len(facts.waves),
+                    nodes=nodes,
+                    why="baseline",
+                    serial=serial,
+                    down=self._state.given_up,
+                ),
+                f"which of nodes {nodes[0]} to {nodes[-1]} serve",
+                600,
+            ),
+        )
+        if seen.fenced:
+            return  # the next turn meets the fence, and says so
+        if seen.problem is not None:
+            await self._park("fence", (seen.problem,), facts)
+            return
+        new = tuple(f for f in seen.failures if f.node not in self._state.given_up)
+        if new:
+            saw = serving_message(seen.nodes, seen.failures)
+            await self._park("serving", new, facts, f"{choice.said}, but {saw}")
+            return
+        self._ended = Ended(phase="rolled-back", said=choice.said)
 
     async def _consent(self, name: str, choice: Return, facts: PlanFacts) -> None:
         gate = next(gate for gate in facts.gates if gate.name == name)
@@ -262,7 +301,7 @@ class Rollback(Ordered):
         else:
             self._take_orders()
 
-    async def _go(self, choice: Return, facts: PlanFacts, missing: int) -> None:
+    async def _go(self, choice: Return, facts: PlanFacts, missing: tuple[int, ...]) -> None:
         """Goes back part by part until all is done, or something else is to be done first."""
         self._waves = len(choice.waves)
         size = chunk_of(facts.legs[choice.program]) if choice.waves else 1
@@ -277,8 +316,10 @@ class Rollback(Ordered):
                     return
                 self._say("going-back", f"{choice.said}: part {index + 1} of {len(choice.waves)}")
                 # Nodes that stay out keep their places among the unavailable.
-                room = max(1, parallel - len(self._state.given_up) - missing)
-                result = await self._chunk(choice, facts, nodes[start : start + size], room)
+                out = (*self._state.given_up, *missing)
+                room = max(1, parallel - len(out))
+                chunk = nodes[start : start + size]
+                result = await self._chunk(choice, facts, chunk, room, out)
                 self._change(
                     done=self._state.done + result.done,
                     steps=self._state.steps + result.steps,
@@ -292,16 +333,42 @@ class Rollback(Ordered):
                     self._set_aside(result.failures)
                     return
                 if result.failures:
-                    await self._park("back", result.failures, facts)
+                    await self._not_back(result.failures, facts)
                     return
                 if self._full():
                     return
             if self._long():
                 return
 
+    async def _not_back(self, failures: tuple[Failure, ...], facts: PlanFacts) -> None:
+        """Nodes that did not go back park the run. Where too many do not serve for another to be stopped, the next turn
+        takes these first, once; when they still do not serve, people decide.
+        """
+        refused = [failure for failure in failures if failure.type == UNAVAILABLE]
+        others = tuple(failure for failure in failures if failure.type != UNAVAILABLE)
+        if others or not refused:
+            await self._park("back", others or failures, facts)
+            return
+        missing = tuple(
+            failure
+            for failure in of_refusal(refused[0])
+            if failure.node not in self._state.given_up
+        )
+        nodes = {failure.node for failure in missing}
+        if nodes <= set(self._state.first):
+            await self._park("serving", missing or tuple(refused), facts, refused[0].said)
+        else:
+            self._change(first=tuple(sorted({*self._state.first, *nodes})))
+
     async def _chunk(
-        self, choice: Return, facts: PlanFacts, nodes: tuple[int, ...], parallel: int
+        self,
+        choice: Return,
+        facts: PlanFacts,
+        nodes: tuple[int, ...],
+        parallel: int,
+        out: tuple[int, ...],
     ) -> WaveResult:
+        """So many nodes at a time; without those that are ``out``, one at a time is always possible."""
         self._change(children=self._state.children + 1)
         identity = f"{self._run.id}/wave/{self._state.children}"
         serial = self._serials()
@@ -318,6 +385,7 @@ class Rollback(Ordered):
             # its steps in the journal, and still must be started. Serials grow in all runs under one epoch.
             round=serial // SERIALS_A_WAVE,
             anew=self._state.retries,
+            accepted=out,
         )
         try:
             child = await workflow.start_child_workflow(
@@ -402,6 +470,8 @@ class Rollback(Ordered):
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
             f"{executed_again(failures)}{asked_again(failures)}{f'; {stands}' if stands else ''}"
         )
+        if where == "serving":
+            said = stands  # it names the nodes and what was seen
         # What is wrong with the whole run is not mended by giving nodes up.
         of_nodes = all(failure.node != THE_RUN for failure in failures)
         choices: tuple[Choice, ...] = ("retry", "skip", "abort") if of_nodes else ("retry", "abort")
@@ -434,7 +504,7 @@ class Rollback(Ordered):
         if chosen == "retry":
             missing = lacking(failures)
             consented = tuple(gate for gate in self._state.consented if gate not in missing)
-            self._change(retries=self._state.retries + 1, consented=consented, aside=())
+            self._change(retries=self._state.retries + 1, consented=consented, aside=(), first=())
         if chosen == "skip":
             nodes = {failure.node for failure in failures}
             self._change(given_up=tuple(sorted({*self._state.given_up, *nodes})))

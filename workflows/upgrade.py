@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from temporalio import workflow
 from temporalio.exceptions import (
     ChildWorkflowError,
@@ -12,9 +14,13 @@ from temporalio.exceptions import (
 with workflow.unsafe.imports_passed_through():
     from activities.nodes import NodeActivities
     from activities.orders import OrderActivities
+    from activities.serving import ServingActivities
     from kedge.model.base import Frozen, Json, digest_of
     from kedge.model.plan import Verb
     from kedge.model.run import (
+        Failure,
+        Looked,
+        LookRequest,
         ObserveRequest,
         Phase,
         PlanFacts,
@@ -27,7 +33,7 @@ with workflow.unsafe.imports_passed_through():
         WideningStop,
         failure_of_the_run,
     )
-    from kedge.model.status import RunStatus
+    from kedge.model.status import RunStatus, Showing
     from kedge.plan import progress
     from kedge.plan.progress import Act, Event, UpgradeState
     from kedge.plan.progress import Ordered as OrderEvent
@@ -43,7 +49,7 @@ from workflows.calls import (
     why,
 )
 from workflows.canary_widening import CanaryWidening
-from workflows.fanout import observe_all
+from workflows.fanout import look_all, observe_all
 from workflows.ordered import MOST_GLASS, Open, Ordered, OrderMemory, instant
 from workflows.rollback import Rollback
 from workflows.wave import Wave
@@ -53,9 +59,12 @@ PHASES: dict[str, Phase] = {
     "ask": "gate",
     "widen": "widening",
     "wait": "parked",
+    "look": "finalizing",
     "finalize": "finalizing",
     "go-back": "going-back",
 }
+LOOK_AGAIN, LOOK_AGAIN_AT_MOST = 30.0, 600.0
+"""Seconds after which the nodes are looked at again while a gate waits: more, the longer it waits."""
 OUTCOMES: dict[str, Phase] = {
     "done": "done",
     "aborted": "aborted",
@@ -94,6 +103,8 @@ class Upgrade(Ordered):
         self._request = request
         self._state = carried.state if carried else UpgradeState()
         self._children = carried.waves if carried else 0
+        self._seen: Looked | None = None
+        """What the last look for a gate saw."""
         self._widening: workflow.ChildWorkflowHandle[CanaryWidening, object] | None = None
         self._going_back: workflow.ChildWorkflowHandle[Rollback, RunEnd] | None = None
         self._child_id: str | None = None
@@ -139,7 +150,7 @@ class Upgrade(Ordered):
             wave=state.wave,
             nodes=facts.nodes if facts else 0,
             nodes_done=state.done,
-            failures=state.parked.failures if state.parked else state.failures,
+            failures=self._failures(),
             waiting=self._waiting(),
             child=self._child_id,
             started=self._memory.started,
@@ -154,6 +165,14 @@ class Upgrade(Ordered):
             policy=facts.policy if facts else None,
         )
 
+    def _failures(self) -> tuple[Failure, ...]:
+        """What people are told of nodes: of a parked run why it is, at a gate also who was seen not to serve."""
+        state = self._state
+        if state.parked is not None:
+            return state.parked.failures
+        at_gate = self._seen is not None and state.stage == "gate"
+        return (*(self._seen.failures if self._seen and at_gate else ()), *state.failures)
+
     # -- the interpreter -----------------------------------------------------------------------------------------
 
     async def _do(self, act: Act, facts: PlanFacts) -> Event | None:
@@ -164,6 +183,8 @@ class Upgrade(Ordered):
             return await self._gate(act.gate, facts)
         if act.what == "widen":
             return await self._widen(facts)
+        if act.what == "look":
+            return await self._look_at_all(facts)
         if act.what == "finalize":
             return await self._finalize(facts)
         if act.what == "go-back":
@@ -260,10 +281,60 @@ class Upgrade(Ordered):
 
     async def _gate(self, name: str, facts: PlanFacts) -> Event | None:
         gate = next(gate for gate in facts.gates if gate.name == name)
-        ended = await self._ask(gate, showing_of(self._run, self._state, facts, name))
+        seen = self._seen = await self._see("gate", facts)
+        age = self._age().total_seconds() if self._memory.gate.startswith(f"{name}:") else 0.0
+        ended = await self._ask(
+            gate,
+            showing_of(self._run, self._state, facts, name, seen),
+            again=min(max(age / 2, LOOK_AGAIN), LOOK_AGAIN_AT_MOST),
+        )
         if ended == "passed":
             return progress.GateEnded(gate=name, how="passed")
         return progress.GateEnded(gate=name, how="expired") if ended == "expired" else None
+
+    async def _still(self, showing: Showing) -> bool:
+        """The nodes are looked at once more: who signed saw them as they are."""
+        facts = self._facts
+        if facts is None:
+            return True
+        seen = await self._see("gate", facts)
+        return showing_of(self._run, self._state, facts, showing.subject, seen) == showing
+
+    async def _see(self, why: Literal["gate", "end"], facts: PlanFacts) -> Looked:
+        """A look at every node. The serials are used up: one is never used for two looks."""
+        state = self._state
+        serial = state.serial
+        self._state = state.model_copy(update={"serial": serial + 1})
+        seen = await look_all(
+            facts.nodes,
+            lambda nodes: survey(
+                ServingActivities.look_nodes,
+                LookRequest(
+                    run=self._run,
+                    wave=state.wave,
+                    nodes=nodes,
+                    why=why,
+                    serial=serial,
+                    down=state.down,
+                    ensure=state.ensure,
+                ),
+                f"which of nodes {nodes[0]} to {nodes[-1]} serve",
+                600,
+            ),
+        )
+        self._looked_at = instant()
+        return seen
+
+    async def _look_at_all(self, facts: PlanFacts) -> Event:
+        self._say("finalizing", f"looks at {facts.nodes} nodes")
+        seen = await self._see("end", facts)
+        return progress.LookedAtAll(
+            nodes=seen.nodes,
+            failures=seen.failures,
+            problem=seen.problem,
+            fenced=seen.fenced,
+            serial=self._state.serial,
+        )
 
     async def _widen(self, facts: PlanFacts) -> Event:
         state = self._state
@@ -281,6 +352,8 @@ class Upgrade(Ordered):
             down=state.down,
             accepted=state.accepted,
             there=state.there,
+            absent=state.absent,
+            ensure=state.ensure,
         )
         try:
             child = await workflow.start_child_workflow(

@@ -26,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
         bounded,
     )
     from kedge.model.status import WaveProgress
+    from kedge.plan.availability import UNAVAILABLE, of_refusal
 
 from workflows.calls import (
     HEARTBEAT,
@@ -72,7 +73,9 @@ class Wave:
 
     Nodes wait in ``waiting``, are in flight in ``running``, and end in ``done`` or ``failed``. No further node is begun
     once it is held, stopped (by what lies with no node: a release that was revoked), fenced, or over its budget. A node
-    that failed keeps its place among the unavailable: as many nodes fewer are in flight from then on.
+    that failed keeps its place among the unavailable: as many nodes fewer are in flight from then on. Whether a node may
+    be stopped at all says its activity, which looks right before: one that may not waits until another landed, and when
+    none is in flight any more, the wave stops and says which nodes do not serve.
 
     While legs are quick, nodes that are begun at the same moment share an activity. Which nodes are begun when is not
     changed by that, only how many activities they cost; and a place may wait for others of its team, a second at most.
@@ -92,6 +95,8 @@ class Wave:
         self._replayed = 0
         self._held = False
         self._stopped = False
+        self._crowded: Failure | None = None
+        """Why no further node has a place now: a node that is in flight must land first."""
         self._fenced = False
 
     @workflow.run
@@ -141,6 +146,7 @@ class Wave:
         return bool(self._waiting) and not (
             self._held
             or self._stopped
+            or (self._crowded is not None and bool(self._running))
             or self._fenced
             or len(self._failures) > self._request.budget
         )
@@ -203,7 +209,8 @@ class Wave:
         for done in ended.done:
             self._count(done)
             self._over(done.node, None)
-        for missed in ended.missed:
+        # Those that found no place wait again, before all others and in their order.
+        for missed in sorted(ended.missed, key=lambda one: -nodes.index(one.node)):
             if _ends(missed.failure, leg, 1):
                 self._over(missed.node, missed.failure)
             else:
@@ -211,6 +218,14 @@ class Wave:
 
     def _over(self, node: int, failure: Failure | None) -> None:
         self._running.remove(node)
+        if failure is not None and failure.type == UNAVAILABLE:
+            self._waiting.appendleft(node)
+            if not self._redo_first(node, failure):
+                self._crowded = failure
+                if not self._running:
+                    self._stop(failure)
+            return
+        self._crowded = None
         if failure is None:
             self._done.append(node)
         elif failure.type == "Fenced":
@@ -218,10 +233,23 @@ class Wave:
         elif failure.node == THE_RUN:
             # It lies with no node: this one waits with all that were not begun, until a person decided.
             self._waiting.append(node)
-            self._stopped = True
-            if all(one.node != THE_RUN for one in self._failures):
-                self._failures.append(failure)
+            self._stop(failure)
         else:
+            self._failures.append(failure)
+
+    def _redo_first(self, node: int, failure: Failure) -> bool:
+        """Whether nodes that failed before, and so do not serve, go first now: working on them costs no place."""
+        missing = {one.node for one in of_refusal(failure)}.intersection(self._request.redo)
+        first = [waiting for waiting in self._waiting if waiting in missing]
+        if not first or node in missing:
+            return False
+        others = [waiting for waiting in self._waiting if waiting not in missing]
+        self._waiting = deque((*first, *others))
+        return True
+
+    def _stop(self, failure: Failure) -> None:
+        self._stopped = True
+        if all(one.node != THE_RUN for one in self._failures):
             self._failures.append(failure)
 
     def _count(self, done: LegDone) -> None:
@@ -294,6 +322,7 @@ class Wave:
             round=round_,
             wave=request.wave,
             anew=request.anew,
+            accepted=request.accepted,
         )
 
 

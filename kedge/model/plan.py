@@ -198,6 +198,15 @@ class Wave(Frozen):
         return tuple(node for batch in self.batches for node in batch)
 
 
+class Serving(Frozen):
+    """What a node must answer to count as serving, by the release that it should run, beside that its daemon runs.
+    None: nothing more.
+    """
+
+    before: dict[str, Json] | None = None
+    after: dict[str, Json] | None = None
+
+
 class PointOfNoReturn(Frozen):
     """Where the way back ends. ``wave`` is the index of the first wave behind it, or None when it is the finalize
     step. ``gate`` guards it; ``lost`` says in words what can no longer be had afterwards.
@@ -245,6 +254,7 @@ class Plan(Frozen):
     """What templates may ask for: the runbook's, the fleet's, joins over nodes already made."""
     preflight: tuple[Step, ...] = ()
     """Probes that must pass on every node before the first step."""
+    serving: Serving = Serving()
     programs: tuple[Program, ...]
     waves: tuple[Wave, ...] = Field(min_length=1)
     finalize_node: int | None = None

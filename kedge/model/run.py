@@ -55,6 +55,12 @@ class LegRequest(Frozen):
     anew: Annotated[int, Field(ge=0)] = 0
     """How often a person said to try again so far: a command of which nobody knows how it ended is executed again when
     this grew since it was begun."""
+    accepted: tuple[int, ...] = ()
+    """Nodes that do not serve, without which a person said to go on."""
+
+    def at(self, node: int) -> LegRequest:
+        """The same leg of another node."""
+        return self.model_copy(update={"node": node})
 
 
 class TeamRequest(Frozen):
@@ -62,10 +68,6 @@ class TeamRequest(Frozen):
 
     leg: LegRequest
     nodes: Annotated[tuple[int, ...], Field(min_length=1)]
-
-    def of(self, node: int) -> LegRequest:
-        """The leg of one of them."""
-        return self.leg.model_copy(update={"node": node})
 
 
 class LegDone(Frozen):
@@ -91,6 +93,8 @@ class Failure(Frozen):
     type: str
     said: str
     saw: dict[str, Json] = {}
+    changed: bool = False
+    """Of a node that does not serve: this run moved it to the new release already."""
 
 
 THE_RUN = -1
@@ -202,6 +206,10 @@ class WaveRequest(Frozen):
     round: Annotated[int, Field(ge=0)] = 0
     anew: Annotated[int, Field(ge=0)] = 0
     """See ``LegRequest``."""
+    accepted: tuple[int, ...] = ()
+    """See ``LegRequest``."""
+    redo: tuple[int, ...] = ()
+    """See ``Again``."""
 
 
 class WaveResult(Frozen):
@@ -219,10 +227,12 @@ class WaveResult(Frozen):
 class Again(Frozen):
     """A wave taken up again: only these ``nodes`` still need their legs (none: only the bake is repeated).
 
+    ``redo`` are those of them that failed: they may not serve, and are worked on before any that serves is stopped.
     ``ensure``: a person said so, and before the bake is repeated, what should run and does not is started.
     """
 
     nodes: tuple[int, ...] = ()
+    redo: tuple[int, ...] = ()
     round: int = 0
     ensure: bool = False
 
@@ -244,6 +254,10 @@ class WideningRequest(Frozen):
     accepted: tuple[int, ...] = ()
     there: tuple[int, ...] = ()
     """Nodes that ran the new release before this run began: nothing is done to them."""
+    absent: tuple[int, ...] = ()
+    """Nodes that were moved and do not serve, without which a person said to go on."""
+    ensure: bool = False
+    """A person said to try again: before the first look, what should run and does not is started."""
     failures: tuple[Failure, ...] = ()
     done: int = 0
     steps: int = 0
@@ -266,8 +280,8 @@ class WideningStop(Frozen):
     failures: tuple[Failure, ...] = ()
     remaining: tuple[int, ...] = ()
     down: tuple[int, ...] = ()
-    where: Literal["", "wave", "bake"] = ""
-    """Where it failed or was held: among the legs of the wave, or in its bake."""
+    where: Literal["", "wave", "bake", "serving"] = ""
+    """Where it failed or was held: among the legs of the wave, in its bake, or because too many nodes do not serve."""
     said: str = ""
     """Why, where the failures do not say it."""
 
@@ -338,6 +352,32 @@ class Observed(Frozen):
     restored: bool = False
     """A way back of that upgrade began to restore snapshots: whoever goes on restores too."""
     fenced: bool = False
+
+
+class LookRequest(Frozen):
+    """Look whether these nodes serve now. What was seen a moment ago is reused, but not of the waves before ``wave``: these
+    nodes were moved, and are looked at each time. ``down`` nodes were left out and may run either release.
+
+    ``end``: every node is looked at, and must be on the new release; ``baseline``: every node is looked at. ``ensure``: first start what should run and does
+    not (a person's retry).
+    """
+
+    run: Run
+    wave: int
+    nodes: tuple[int, ...]
+    why: Literal["gate", "wave", "end", "baseline"]
+    serial: int
+    down: tuple[int, ...] = ()
+    ensure: bool = False
+
+
+class Looked(Frozen):
+    """What a look saw: the nodes that do not serve (``failures``); ``problem`` when it may not look at all."""
+
+    nodes: int = 0
+    failures: tuple[Failure, ...] = ()
+    fenced: bool = False
+    problem: Failure | None = None
 
 
 class UpgradeRequest(Frozen):

@@ -66,7 +66,8 @@ class Waves(Entry):
 
     ``order``: groups of nodes by label values, first group first; every node must be in one. ``last``: within
     a wave, nodes for which this holds when the wave opens come last. ``domain``: the label of failure domains;
-    one of them at a time. ``max_unavailable``: nodes in flight or down at once, as a number or a part of the fleet.
+    one of them at a time. ``max_unavailable``: nodes that may be out at once, in flight or not serving for
+    whatever reason, as a number or a part of the fleet.
     """
 
     order: Annotated[
@@ -147,7 +148,8 @@ class Retry(Entry):
 class Runbook(Frozen):
     """How a fleet of one component goes from one release to the next.
 
-    ``facts`` are named conditions, ``preflight`` those that must hold on every node before the first step.
+    ``facts`` are named conditions, ``preflight`` those that must hold on every node before the first step (by default
+    what the ``healthy`` steps ask).
     ``vars`` are the defaults of what the runbook's templates ask for; a fleet's var of the same name wins.
     """
 

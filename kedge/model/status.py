@@ -39,6 +39,8 @@ class Waiting(Frozen):
     showing: Showing
     shown: Digest
     tally: Tally | None = None
+    looked: str | None = None
+    """When the nodes were last looked at, of which ``showing`` speaks."""
 
 
 class RunStatus(Frozen):

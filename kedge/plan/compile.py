@@ -222,6 +222,7 @@ def _plan(
         nodes=nodes,
         vars=variables,
         preflight=programs.preflight(runbook, maker),
+        serving=programs.serving(runbook, maker),
         programs=_programs(runbook, maker),
         waves=waves,
         finalize_node=widen.order(fleet.nodes, runbook.waves).nodes[0]

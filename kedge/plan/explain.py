@@ -87,6 +87,8 @@ class Explanation(Frozen):
     moved_gates: tuple[str, ...] = ()
     """Gates that are asked before the first stop, because this fleet has no wave after them."""
     preflight: int
+    preflight_said: tuple[str, ...] = ()
+    """What must hold on every node before the first step, in words."""
     last_rule: bool
     point_of_no_return: str
     lost: str
@@ -132,6 +134,7 @@ def explain(plan: Plan, policy: Policy | None = None) -> Explanation:
         gates=tuple(_gate(plan, gate) for gate in plan.gates),
         moved_gates=plan.moved_gates,
         preflight=len(plan.preflight),
+        preflight_said=tuple(_condition(step.params.get("probe")) for step in plan.preflight),
         last_rule=any(wave.rules for wave in plan.waves),
         point_of_no_return=_point(plan, plan.commit),
         lost=plan.commit.lost if plan.commit else "",
@@ -336,11 +339,7 @@ def _lines(told: Explanation) -> Iterable[str]:
     for change in told.settings_changed:
         yield f"    setting {change}"
     yield ""
-    if told.preflight:
-        yield f"Before the first step {told.preflight} condition(s) must hold on every node."
-    yield "Waves:"
-    for gate in told.moved_gates:
-        yield f"  ── gate {gate} (before the first stop: {MOVED})"
+    yield from _before_lines(told)
     for wave in told.waves:
         yield from _wave_lines(told, wave)
     yield f"  more than {told.failure_budget} failed node(s): {'go back by itself' if told.on_failure == 'rollback' else 'park and ask'}"
@@ -364,6 +363,16 @@ def _lines(told: Explanation) -> Iterable[str]:
     yield "Releases live together:"
     for state in told.mixed:
         yield f"  {state}"
+
+
+def _before_lines(told: Explanation) -> Iterable[str]:
+    if told.preflight:
+        yield f"Before the first step {told.preflight} condition(s) must hold on every node:"
+        for condition in told.preflight_said:
+            yield f"    {condition}"
+    yield "Waves:"
+    for gate in told.moved_gates:
+        yield f"  ── gate {gate} (before the first stop: {MOVED})"
 
 
 def _step_lines(program: ExplainedProgram) -> Iterable[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kedge.model.base import Json
 from kedge.model.notation import Path
-from kedge.model.plan import Effect, Leg, Program, Step
+from kedge.model.plan import Effect, Leg, Program, Serving, Step
 from kedge.model.probe import CommandCall, HttpCall, Probe
 from kedge.model.runbook import Runbook
 from kedge.model.steps import (
@@ -23,8 +23,12 @@ from kedge.model.steps import (
     Undo,
     WaitStep,
 )
+from kedge.plan.template import placeholders, strings
 
 Facts = dict[str, Probe]
+
+RUNS: dict[str, Json] = {"service": {"running": True}}
+"""The condition that a node's daemon runs."""
 
 MARGIN = 10.0
 """Seconds a step gets over what it waits for by itself."""
@@ -405,8 +409,42 @@ def bake_probe(runbook: Runbook, maker: Maker) -> dict[str, Json]:
     return {"all": parts}
 
 
+def serving(runbook: Runbook, maker: Maker) -> Serving:
+    """What a node that serves answers: what its ``healthy`` steps behind the start ask, on the old release as on the way
+    back to it. Nothing that is captured or is known of the new release alone is asked of the old one.
+    """
+    verbs = [written.verb for written in runbook.node]
+    steps = [
+        written.healthy
+        for written in runbook.node[verbs.index("start") + 1 :]
+        if written.healthy is not None
+    ]
+    old = [runbook.rollback.healthy] if runbook.rollback.healthy is not None else steps
+    before = _all([maker.probe(step, captured=False) for step in old])
+    of_new = any(
+        name.startswith("after.") for _, text in strings(before) for name in placeholders(text)
+    )
+    return Serving(
+        before=None if of_new else before,
+        after=_all([maker.probe(step, captured=False) for step in steps]),
+    )
+
+
+def _all(probes: list[dict[str, Json] | None]) -> dict[str, Json] | None:
+    """All of these conditions but that the daemon runs, which every look sees; None when nothing is left."""
+    parts = [probe for probe in probes if probe is not None and probe != RUNS]
+    distinct = [probe for at, probe in enumerate(parts) if probe not in parts[:at]]
+    return {"all": list[Json](distinct)} if len(distinct) > 1 else next(iter(distinct), None)
+
+
 def preflight(runbook: Runbook, maker: Maker) -> tuple[Step, ...]:
-    """The probes that must pass before the first step."""
+    """The probes that must pass before the first step. A runbook without any gets one from its ``healthy``: a node that
+    does not serve on the old release is known before another is stopped.
+    """
+    asked = [maker.probe(condition) for condition in runbook.preflight]
+    if not asked:
+        old = serving(runbook, maker).before
+        asked = [RUNS if old is None else {"all": [RUNS, old]}]
     return tuple(
         Step(
             name=f"preflight-{index + 1}",
@@ -414,8 +452,8 @@ def preflight(runbook: Runbook, maker: Maker) -> tuple[Step, ...]:
             params={"probe": probe},
             timeout=30.0 + MARGIN,
         )
-        for index, condition in enumerate(runbook.preflight)
-        if (probe := maker.probe(condition)) is not None
+        for index, probe in enumerate(asked)
+        if probe is not None
     )
 
 

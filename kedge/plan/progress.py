@@ -12,9 +12,10 @@ from typing import Literal
 from kedge.model.base import Frozen, Name
 from kedge.model.plan import Choice
 from kedge.model.run import THE_RUN, Again, Failure, PlanFacts, WideningStop
+from kedge.plan.availability import serving_message
 from kedge.plan.wayback import automatic_way_back
 
-Stage = Literal["preflight", "gate", "widen", "parked", "finalize", "go-back", "ended"]
+Stage = Literal["preflight", "gate", "widen", "parked", "look", "finalize", "go-back", "ended"]
 Outcome = Literal[
     "", "done", "aborted", "rejected", "preempted", "rolled-back", "going-back-failed"
 ]
@@ -22,11 +23,16 @@ Outcome = Literal[
 FENCED = "a newer run has the hosts: this one may not act on them any more"
 
 
+ParkedAt = Literal["preflight", "wave", "bake", "serving", "finalize", "gate", "end", "go-back"]
+
+
 class Parked(Frozen):
-    """A run that cannot go on by itself. ``subject`` names the item in orders; ``where`` says which command failed."""
+    """A run that cannot go on by itself. ``subject`` names the item in orders; ``where`` says which command failed, or
+    that too many nodes are not ``serving``.
+    """
 
     subject: str
-    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end", "go-back"]
+    where: ParkedAt
     said: str
     failures: tuple[Failure, ...] = ()
     remaining: tuple[int, ...] = ()
@@ -52,6 +58,15 @@ class UpgradeState(Frozen):
     down: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
     """The nodes of ``down`` without which a person said to go on."""
+    absent: tuple[int, ...] = ()
+    """Nodes that were moved and do not serve, without which a person said to go on."""
+    ensure: bool = False
+    """A person said to try again because nodes do not serve: the next look first starts what should run."""
+    looked: bool = False
+    """Every node was looked at since the last thing that was done: what comes next may rely on it."""
+    finalized: bool = False
+    saw: str = ""
+    """What that look saw."""
     there: tuple[int, ...] = ()
     whole: bool = False
     """Preflight found every node on the old release, and nothing wrong with any."""
@@ -72,7 +87,7 @@ class UpgradeState(Frozen):
 class Act(Frozen):
     """A command: what the interpreter does next. ``wait``: nothing until an order comes."""
 
-    what: Literal["preflight", "ask", "widen", "wait", "finalize", "go-back", "end"]
+    what: Literal["preflight", "ask", "widen", "wait", "look", "finalize", "go-back", "end"]
     gate: Name | None = None
 
 
@@ -98,6 +113,18 @@ class Widened(Frozen):
     """Widening returned."""
 
     stop: WideningStop
+
+
+class LookedAtAll(Frozen):
+    """Every node was looked at; ``failures`` are those that do not serve on the new release, ``problem`` why that could
+    not be said at all.
+    """
+
+    nodes: int
+    failures: tuple[Failure, ...] = ()
+    problem: Failure | None = None
+    fenced: bool = False
+    serial: int
 
 
 class Finalized(Frozen):
@@ -127,7 +154,7 @@ class Ordered(Frozen):
     said: str = ""
 
 
-Event = PreflightSeen | GateEnded | Widened | Finalized | WentBack | Ordered
+Event = PreflightSeen | GateEnded | Widened | LookedAtAll | Finalized | WentBack | Ordered
 
 
 def gates_before(state: UpgradeState, facts: PlanFacts) -> tuple[str, ...]:
@@ -163,6 +190,8 @@ def advance(state: UpgradeState, event: Event, facts: PlanFacts) -> UpgradeState
         return _gate(state, event, facts)
     if isinstance(event, Widened):
         return _widened(state, event.stop, facts)
+    if isinstance(event, LookedAtAll):
+        return _looked_at_all(state, event, facts)
     if isinstance(event, Finalized):
         return _finalized(state, event, facts)
     return _went_back(state, event, facts)
@@ -199,7 +228,9 @@ def _onward(state: UpgradeState, facts: PlanFacts) -> UpgradeState:
                 "begun": max(state.begun, state.wave + 1),
             }
         )
-    if facts.finalize_node is not None:
+    if not state.looked:
+        return state.model_copy(update={"stage": "look", "gate": None, "parked": None})
+    if facts.finalize_node is not None and not state.finalized:
         behind = facts.commit is not None and facts.commit.wave is None
         return state.model_copy(
             update={
@@ -213,9 +244,36 @@ def _onward(state: UpgradeState, facts: PlanFacts) -> UpgradeState:
 
 
 def _done_said(state: UpgradeState) -> str:
+    """The end, said right after a look at every node (``saw``)."""
+    seen = f"; {state.saw}" if state.saw else ""
     if state.down:
-        return f"done, but {len(state.down)} node(s) were skipped and are not on the new release"
-    return "done: every node is on the new release"
+        return (
+            f"done, but {len(state.down)} node(s) were skipped and are not on the new release{seen}"
+        )
+    if state.absent:
+        return f"done, but without {len(state.absent)} node(s) that do not serve{seen}"
+    return f"done: every node is on the new release{seen}"
+
+
+def _looked_at_all(state: UpgradeState, event: LookedAtAll, facts: PlanFacts) -> UpgradeState:
+    state = state.model_copy(update={"serial": event.serial, "ensure": False})
+    if event.fenced:
+        return _end(state, "preempted", FENCED)
+    if event.problem is not None:
+        return _park(state, "end", (event.problem,), (), facts)
+    left_out = {*state.down, *state.absent}
+    new = tuple(failure for failure in event.failures if failure.node not in left_out)
+    saw = serving_message(event.nodes, event.failures)
+    # A node that came back serves again: nobody goes on without it any more.
+    missing = {failure.node for failure in event.failures}
+    absent = tuple(node for node in state.absent if node in missing)
+    # That nodes were left out says more than that all serve.
+    told = "" if state.down and not event.failures else saw
+    state = state.model_copy(update={"saw": told, "absent": absent})
+    if new:
+        said = f"not every node serves {facts.after}: {saw}"
+        return _park(state, "serving", new, (), facts, said=said)
+    return _onward(state.model_copy(update={"looked": True}), facts)
 
 
 def _preflight(state: UpgradeState, event: PreflightSeen, facts: PlanFacts) -> UpgradeState:
@@ -274,6 +332,8 @@ def _widened(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgra
             "replayed": state.replayed + stop.replayed,
             "down": tuple(sorted({*state.down, *stop.down})),
             "again": None,
+            "ensure": False,
+            "looked": False,
             "failures": _known(state, stop),
             "committed": state.committed or _behind(stop, facts),
         }
@@ -313,6 +373,8 @@ def _behind(stop: WideningStop, facts: PlanFacts) -> bool:
 
 
 def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> UpgradeState:
+    if stop.where == "serving":
+        return _park(state, "serving", stop.failures, stop.remaining, facts, said=stop.said)
     where: Literal["wave", "bake"] = "bake" if stop.where == "bake" else "wave"
     way = automatic_way_back(facts, begun=state.begun, committed=state.committed)
     nodes_failed = all(failure.node != THE_RUN for failure in stop.failures)
@@ -352,12 +414,12 @@ def _finalized(state: UpgradeState, event: Finalized, facts: PlanFacts) -> Upgra
         if event.failure.type == "Fenced":
             return _end(state, "preempted", FENCED)
         return _park(state, "finalize", (event.failure,), (), facts)
-    return _end(state, "done", _done_said(state))
+    return _onward(state.model_copy(update={"finalized": True, "looked": False}), facts)
 
 
 def _park(
     state: UpgradeState,
-    where: Literal["preflight", "wave", "bake", "finalize", "gate", "end", "go-back"],
+    where: ParkedAt,
     failures: tuple[Failure, ...],
     remaining: tuple[int, ...],
     facts: PlanFacts,
@@ -369,7 +431,7 @@ def _park(
     choices: list[Choice] = [] if where == "go-back" else ["retry"]
     # What is wrong with the whole run is not mended by leaving nodes out.
     of_nodes = all(failure.node != THE_RUN for failure in failures)
-    if where in ("preflight", "wave", "bake", "end") and of_nodes:
+    if where in ("preflight", "wave", "bake", "serving", "end") and of_nodes:
         choices.append("skip")
     if (
         state.begun > 0
@@ -463,6 +525,9 @@ def _decided(state: UpgradeState, parked: Parked, event: Ordered, facts: PlanFac
                 "said": f"going back: decided by {event.person}",
             }
         )
+    state = state.model_copy(update={"looked": False})
+    if parked.where == "serving":
+        return _serving_again(state, parked, event, facts)
     failed = tuple(failure.node for failure in parked.failures if failure.node != THE_RUN)
     if event.choice == "skip":
         return _skipped(state, parked, failed, facts)
@@ -493,7 +558,13 @@ def _again(
     lost = any(failure.node == THE_RUN for failure in parked.failures)
     round_ = state.round if lost and not failed else state.round + 1
     down = tuple(node for node in state.down if node not in nodes)
-    again = Again(nodes=tuple(dict.fromkeys(nodes)), round=round_, ensure=True)
+    redo = state.down if parked.where == "end" else failed
+    again = Again(
+        nodes=tuple(dict.fromkeys(nodes)),
+        redo=tuple(node for node in dict.fromkeys(redo) if node in nodes),
+        round=round_,
+        ensure=True,
+    )
     return state.model_copy(
         update={
             "wave": len(facts.waves) - 1 if parked.where == "end" else state.wave,
@@ -503,6 +574,33 @@ def _again(
             "accepted": tuple(node for node in state.accepted if node in down),
         }
     )
+
+
+def _serving_again(
+    state: UpgradeState, parked: Parked, event: Ordered, facts: PlanFacts
+) -> UpgradeState:
+    """Too many nodes did not serve. Retry: what should run is started, and all are looked at again. Skip: a person goes
+    on without them; those that were not moved yet are left out.
+    """
+    skip = event.choice == "skip"
+    state = state.model_copy(update={"parked": None, "ensure": not skip})
+    remaining = parked.remaining
+    if skip:
+        moved = {failure.node for failure in parked.failures if failure.changed}
+        others = {failure.node for failure in parked.failures} - moved
+        remaining = tuple(node for node in remaining if node not in others)
+        state = state.model_copy(
+            update={
+                "absent": tuple(sorted({*state.absent, *moved})),
+                "down": tuple(sorted({*state.down, *others})),
+                "accepted": tuple(sorted({*state.accepted, *others})),
+                "failures": (*state.failures, *parked.failures),
+            }
+        )
+    if parked.remaining:
+        again = Again(nodes=remaining, round=state.round)
+        state = state.model_copy(update={"again": again})
+    return _onward(state, facts)
 
 
 def _skipped(

@@ -23,7 +23,7 @@ from kedge.plan.template import Rendered, Values, compiled, compiled_text, expan
 
 Operation = dict[str, Json]
 Side = Literal["before", "after"]
-Probes = Literal["preflight", "rules", "bake"]
+Probes = Literal["preflight", "rules", "bake", "before", "after"]
 _FORWARD = ("forward", "finalize")
 MARK = "\0"
 """Around the name of a secret in a rendered text. No document has it, and a host refuses it everywhere else."""
@@ -167,7 +167,8 @@ class Rendering:
             self._probes[what, wave] = found
         if not found:
             return ()
-        values = self._ground.values(node, "after" if what == "bake" else "before", run_id, epoch)
+        side: Side = "after" if what in {"bake", "after"} else "before"
+        values = self._ground.values(node, side, run_id, epoch)
         return tuple(put(values) for put in found)
 
     def secrets(self, node: int, *, run_id: str, epoch: int) -> dict[str, Json]:
@@ -178,6 +179,9 @@ class Rendering:
     def _probes_of(self, what: Probes, wave: int) -> list[Json]:
         if what == "preflight":
             return [step.params["probe"] for step in self.plan.preflight]
+        if what in {"before", "after"}:
+            serving = self.plan.serving.before if what == "before" else self.plan.serving.after
+            return [serving] if serving is not None else []
         chosen = self.plan.waves[wave]
         if what == "rules":
             return [rule.probe for rule in chosen.rules]
@@ -347,7 +351,8 @@ def probes(
     plan: Plan, node: int, what: Probes, *, wave: int = 0, run_id: str = "", epoch: int = 0
 ) -> tuple[Json, ...]:
     """The probes to ask on one node: before the run (``preflight``), when a wave opens (``rules``, in the order of
-    ``Wave.rules``), or in its ``bake``. ``release.*`` is the old release in the first two, the new one in the last.
+    ``Wave.rules``), in its ``bake``, or whenever it is looked at whether it serves on the release ``before`` or
+    ``after``. ``release.*`` is the new release in a ``bake`` and ``after``, the old one in the others.
     """
     return rendering(plan).probes(node, what, wave=wave, run_id=run_id, epoch=epoch)
 

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from kedge.model.plan import Gate, PointOfNoReturn, WayBack
 from kedge.model.run import Failure, LegFacts, PlanFacts, WaveFacts, WideningStop
+from kedge.plan.availability import not_serving
 from kedge.plan.progress import (
     Event,
     Finalized,
     GateEnded,
+    LookedAtAll,
     Ordered,
     PreflightSeen,
     UpgradeState,
@@ -76,6 +78,7 @@ def walk(known: PlanFacts, *events: Event) -> UpgradeState:
 
 
 SEEN = PreflightSeen(serial=2)
+ALL_SERVE = LookedAtAll(nodes=5, serial=6000)
 SHIPPED = GateEnded(gate="ship", how="passed")
 COMMITTED = GateEnded(gate="commit", how="passed")
 AT_SHIP = stop("gate", 1, gate="ship", done=1)
@@ -152,7 +155,7 @@ LATE = stop("failed", 2, failures=(failure(4),), where="wave")
         ),
         (
             "all waves done is the end",
-            (*THROUGH, stop("done", 3, done=2)),
+            (*THROUGH, stop("done", 3, done=2), ALL_SERVE),
             "end",
             {"outcome": "done", "done": 5},
         ),
@@ -239,9 +242,86 @@ def test_the_finalize_steps_stand_behind_the_commit_gate() -> None:
     state = walk(known, SEEN, stop("done", 3, done=5))
     assert command(state).what == "ask"
     state = advance(state, COMMITTED, known)
+    assert command(state).what == "look", (
+        "nothing that cannot be undone begins on nodes that died meanwhile"
+    )
+    state = advance(state, ALL_SERVE, known)
     assert command(state).what == "finalize"
     assert state.committed
-    assert advance(state, Finalized(serial=9), known).outcome == "done"
+    state = advance(state, Finalized(serial=9), known)
+    assert command(state).what == "look"
+    assert advance(state, ALL_SERVE, known).outcome == "done"
+
+
+def gone(node: int, *, changed: bool) -> Failure:
+    return not_serving(node, f"n{node}", "its daemon does not run", changed=changed)
+
+
+SKIP = Ordered(verb="decide", person="bob", choice="skip")
+DEAD_CANARY = stop(
+    "failed", 1, failures=(gone(0, changed=True),), where="serving", said="1 node does not serve"
+)
+DEAD_IN_WAVE = stop(
+    "failed", 1, failures=(gone(1, changed=True),), remaining=(2,), where="serving", done=1
+)
+
+
+def test_the_end_is_not_declared_about_nodes_that_do_not_serve() -> None:
+    known = facts()
+    state = walk(known, *THROUGH, stop("done", 3, done=2))
+    assert command(state).what == "look"
+    state = advance(state, LookedAtAll(nodes=5, failures=(gone(0, changed=True),), serial=1), known)
+    assert state.parked is not None
+    assert (state.parked.where, state.outcome) == ("serving", "")
+    assert "n0 (its daemon does not run)" in state.parked.said
+    assert state.parked.choices == ("retry", "skip", "abort")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_too_many_nodes_that_do_not_serve_park_the_run_and_it_is_not_taken_back_by_itself(
+    committed: bool,  # noqa: FBT001 - a table of two
+) -> None:
+    known = facts(on_failure="rollback")
+    events = (*THROUGH, stop("failed", 2, failures=(gone(0, changed=True),), where="serving"))
+    state = walk(known, *(events if committed else (SEEN, AT_SHIP, SHIPPED, DEAD_CANARY)))
+    assert state.parked is not None
+    assert state.parked.where == "serving"
+    rollback = () if committed else ("rollback",)
+    assert state.parked.choices == ("retry", "skip", *rollback, "abort")
+
+
+def test_who_says_retry_has_what_should_run_started_and_the_wave_begun_where_it_was() -> None:
+    state = walk(facts(), SEEN, AT_SHIP, SHIPPED, DEAD_CANARY, RETRY)
+    assert (command(state).what, state.ensure, state.again) == ("widen", True, None)
+    state = walk(facts(), SEEN, AT_SHIP, SHIPPED, DEAD_IN_WAVE, RETRY)
+    assert state.again is not None
+    assert (state.again.nodes, state.again.round, state.ensure) == ((2,), 0, True)
+
+
+def test_who_says_skip_goes_on_without_moved_nodes_and_leaves_others_out() -> None:
+    state = walk(facts(), SEEN, AT_SHIP, SHIPPED, DEAD_CANARY, SKIP)
+    assert (command(state).what, state.absent, state.down) == ("widen", (0,), ())
+    both = stop(
+        "failed", 1, failures=(gone(0, changed=True), gone(2, changed=False)), remaining=(1, 2),
+        where="serving",
+    )  # fmt: skip
+    state = walk(facts(), SEEN, AT_SHIP, SHIPPED, both, SKIP)
+    assert (state.absent, state.down, state.accepted) == ((0,), (2,), (2,))
+    assert state.again is not None
+    assert state.again.nodes == (1,)
+
+
+def test_the_end_names_nodes_that_were_gone_on_without_and_forgets_those_that_serve_again() -> None:
+    known = facts()
+    events = (SEEN, AT_SHIP, SHIPPED, DEAD_CANARY, SKIP, stop("done", 3, done=4))
+    without = walk(
+        known, *events, LookedAtAll(nodes=5, failures=(gone(0, changed=True),), serial=1)
+    )
+    assert without.outcome == "done"
+    assert "without 1 node" in without.said
+    assert "n0 (its daemon does not run)" in without.said
+    back = walk(known, *events, ALL_SERVE)
+    assert back.said == "done: every node is on the new release; 5 of 5 nodes serve"
 
 
 ORDERS: st.SearchStrategy[Event] = st.one_of(
@@ -262,6 +342,12 @@ ANSWERS: dict[str, st.SearchStrategy[Event]] = {
         GateEnded,
         gate=st.sampled_from(["ship", "commit", "start"]),
         how=st.sampled_from(["passed", "passed", "rejected", "expired"]),
+    ),
+    "look": st.builds(
+        LookedAtAll,
+        nodes=st.just(5),
+        serial=st.integers(1, 99),
+        failures=st.sampled_from([(), (gone(0, changed=True),), (gone(3, changed=False),)]),
     ),
     "finalize": st.builds(
         Finalized, serial=st.integers(1, 99), failure=st.sampled_from([None, failure(4)])
@@ -289,6 +375,10 @@ def widened(state: UpgradeState, known: PlanFacts) -> st.SearchStrategy[Event]:
         for where in ("wave", "bake")
     ]
     stops += [stop("held", wave, remaining=(2,)) for wave in range(state.wave, last + 1)]
+    stops += [
+        stop("failed", wave, failures=(gone(0, changed=True),), remaining=(2,), where="serving")
+        for wave in range(state.wave, last + 1)
+    ]
     stops += [stop("fenced", state.wave)]
     if last + 1 < len(known.waves):
         stops.append(stop("gate", last + 1, gate=known.waves[last + 1].gates[0]))
@@ -326,4 +416,6 @@ def keep_promises(before: UpgradeState, after: UpgradeState, known: PlanFacts) -
     if after.stage == "parked":
         assert after.parked is not None
         assert "abort" in after.parked.choices
+    if after.outcome == "done":
+        assert after.looked, "the end is declared right after a look at every node"
     assert set(before.passed) <= set(after.passed)

@@ -22,8 +22,14 @@ STEPS: list[Json] = [
 
 
 def latch(scene: Scene, *nodes: str, run: str = "upgrade/*") -> None:
-    """Nodes do not get healthy in these runs before they are let through."""
-    scene.sim.program(*(Fault(do="unhealthy", op="healthy", node=node, run=run) for node in nodes))
+    """Legs of these nodes do not get healthy in these runs before they are let through; looks find the nodes well."""
+    scene.sim.program(
+        *(
+            Fault(do="unhealthy", op="healthy", node=node, run=run, key=f"*/{program}/*")
+            for node in nodes
+            for program in ("forward", "back")
+        )
+    )
 
 
 def let_through(scene: Scene, *, but: tuple[str, ...] = (), run: str = "upgrade/*") -> None:
