@@ -8,6 +8,8 @@ from cli import words
 from cli.answers import answers
 from cli.tree import PHASES, tally_words
 from desk.views import DETAIL_LIMIT, NodeView, RunView, WaveView
+from kedge.model.outside import lines as lines_of
+from kedge.model.outside import quoted
 from kedge.model.status import RunStatus
 
 PART = 0.05
@@ -18,6 +20,7 @@ def changes(
     before: RunView | None, after: RunView, program: Sequence[str] = ("kedge",)
 ) -> list[str]:
     """The lines to print for ``after``, when ``before`` was the view before it (None: the first)."""
+    before, after = None if before is None else lines_of(before), lines_of(after)
     if before is None:
         status = after.status
         first = (
@@ -93,7 +96,7 @@ def _node(before: NodeView | None, after: NodeView) -> str:
         # The wave knows that it failed a moment before the run knows why: it is said once, with the reason.
         if not after.failed_said or (before is not None and before.failed_said):
             return ""
-        return f"failed at {after.failed_step or 'its leg'}: {after.failed_said}"
+        return f"failed at {after.failed_step or 'its leg'}: {quoted(after.failed_said)}"
     if after.state == "done":
         return "done" if before is not None and before.state != "done" else ""
     if after.state == "running" and after.now is not None:

@@ -17,6 +17,7 @@ from desk.evidence import Exported, Held
 from kedge.model.errors import DriverError, OrderError
 from kedge.model.evidence import EvidenceReport, Happening
 from kedge.model.order import EvidenceSeen
+from kedge.model.outside import line
 from kedge.model.policy import Policy
 from kedge.trust.evidence import verify_parts
 
@@ -150,16 +151,16 @@ def _leave(report: EvidenceReport) -> None:
 def _story(story: tuple[Happening, ...]) -> list[Text]:
     lines: list[Text] = []
     for one in story:
-        line = Text(f"{one.seq:>6}  {one.at or ' ' * 20}  ", style="dim")
-        line.append(one.said, style="bold" if one.what == "order" else "")
-        lines.append(line)
-        lines += [Text(f"{'':30}{detail}", style="dim") for detail in one.details]
+        head = Text(f"{one.seq:>6}  {line(one.at, 40) or ' ' * 20}  ", style="dim")
+        head.append(line(one.said, 2000), style="bold" if one.what == "order" else "")
+        lines.append(head)
+        lines += [Text(f"{'':30}{line(detail, 2000)}", style="dim") for detail in one.details]
     return lines
 
 
 def _verdict(report: EvidenceReport) -> list[Text]:
     """What holds, what does not, what is not proven."""
-    what = words.sentence(report.run or f"fleet {report.fleet}")
+    what = line(report.run or f"fleet {report.fleet}")
     head = f"evidence of {what}: records {report.first} to {report.last}"
     if not report.fleet:
         head = "this is no evidence, or its beginning is gone: no header says which fleet it is of"
@@ -169,25 +170,23 @@ def _verdict(report: EvidenceReport) -> list[Text]:
     else:
         lines += [
             Text(
-                f" ✗ {_place(one.seq, one.line)}{one.kind}: {words.sentence(one.said)}",
+                f" ✗ {_place(one.seq, one.line)}{one.kind}: {line(one.said)}",
                 style="bold red",
             )
             for one in report.findings[:20]
         ]
         if len(report.findings) > 20:
             lines.append(Text(f" ✗ and {len(report.findings) - 20} more", style="bold red"))
-    lines += [
-        Text(f" ? not proven: {words.sentence(said)}", style="yellow") for said in report.unproven
-    ]
+    lines += [Text(f" ? not proven: {line(said)}", style="yellow") for said in report.unproven]
     if report.last:
         lines.append(Text(f"   the record ends in {report.last}:{report.head}", style="dim"))
     return lines
 
 
-def _place(seq: int | None, line: int | None) -> str:
+def _place(seq: int | None, at: int | None) -> str:
     said = f"record {seq}" if seq is not None else ""
-    if line:
-        said += f"{', ' if said else ''}line {line}"
+    if at:
+        said += f"{', ' if said else ''}line {at}"
     return f"{said}: " if said else ""
 
 

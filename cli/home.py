@@ -17,6 +17,8 @@ from desk.doctor import Check
 from desk.doctor import examine as examine_home
 from desk.up import Place
 from kedge.model.errors import OrderError, PlanError
+from kedge.model.outside import line as visible_line
+from kedge.model.outside import lines as lines_of
 from kedge.model.run import EnsureResult
 
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", "yellow")}
@@ -99,6 +101,7 @@ def _place_lines(place: Place) -> list[Text]:
 
 
 def _fleet_lines(result: EnsureResult) -> list[Text]:
+    result = lines_of(result)
     said = f"   fleet    {result.fleet}: {result.running} of {words.count(result.nodes, 'node')} running"
     if result.installed:
         said += f", {result.installed} installed"
@@ -136,7 +139,7 @@ def examine(session: Session) -> None:
         mark, style = MARKS[check.verdict]
         line = Text(f"{mark} ", style=style)
         line.append(f"{check.name:<16} ", style="bold")
-        line.append(check.said)
+        line.append(visible_line(check.said, 2000))
         session.say(line)
         if check.next_step and check.verdict != "ok":
             session.say(Text(f"  {'':<16} next: {check.next_step}", style="yellow"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from cli import words
+from kedge.model.outside import lines as each_line
 from kedge.plan.explain import (
     MOVED,
     ExplainedGate,
@@ -29,10 +30,13 @@ PROGRAMS = {
     "finalize": "Finalize, on one node",
 }
 SHOWN = 8
+WHOLE = 1 << 20
 
 
 def page(told: Explanation) -> list[Text]:
     """The whole plan, line by line."""
+    # Nothing is cut: a reader signs for all of it.
+    told = each_line(told, WHOLE)
     return [line for part in _parts(told) for line in part]
 
 

@@ -10,6 +10,7 @@ from cli.ordering import give
 from cli.session import Session
 from cli.signing import Signing
 from desk.orders import fleet_target, review_words
+from kedge.model.outside import lines as lines_of
 from kedge.model.review import Review
 
 
@@ -42,7 +43,7 @@ def show_owed(session: Session, run: str) -> None:
 def owed_lines(reviews: tuple[Review, ...], program: tuple[str, ...]) -> list[Text]:
     """Open reviews in words, each with the command that signs for it."""
     lines: list[Text] = []
-    for review in reviews:
+    for review in map(lines_of, reviews):
         lines.append(
             Text(f"   review owed for {review.run}, since {review.since}", style="bold red")
         )

@@ -20,6 +20,7 @@ from desk.views import ENDED, RunView, view_of
 from desk.watch import utc_now
 from kedge.model.base import Digest, digest_of
 from kedge.model.errors import DriverError
+from kedge.model.outside import lines as lines_of
 from kedge.model.status import FleetStatus, RunStatus
 
 
@@ -38,7 +39,7 @@ def _table(found: tuple[RunSummary, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "phase", "release", "waits for", "began", "took"):
         table.add_column(name, no_wrap=name == "run")
-    for one in found:
+    for one in map(lines_of, found):
         table.add_row(
             Text(one.run, style="bold"),
             one.phase,
@@ -128,6 +129,7 @@ async def _fleet(desk: Desk, fleet: str) -> tuple[FleetStatus, RunStatus | None]
 
 
 def _fleet_lines(status: FleetStatus, last: RunStatus | None) -> list[Text]:
+    status, last = lines_of(status), None if last is None else lines_of(last)
     head = Text(f"fleet {status.fleet}", style="bold")
     if status.release:
         head.append(f"  on {status.release}", style="bold magenta")

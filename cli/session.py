@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from cli.exits import Exit
-from cli.words import sentence, visible
+from kedge.model.outside import line, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -111,14 +111,14 @@ def _print(console: Console, what: RenderableType) -> None:
     console.print(what, highlight=False, markup=False, soft_wrap=whole)
 
 
-def _indented(line: Text) -> RenderableType:
+def _indented(what: Text) -> RenderableType:
     """A line of which the rest, where the terminal breaks it, stands below its beginning and not below the margin."""
     from rich.padding import Padding  # noqa: PLC0415 - heavy, and --help must be quick
 
-    margin = len(line.plain) - len(line.plain.lstrip(" "))
-    if not margin or "\n" in line.plain:
-        return line
-    return Padding(line[margin:], (0, 0, 0, margin), expand=False)
+    margin = len(what.plain) - len(what.plain.lstrip(" "))
+    if not margin or "\n" in what.plain:
+        return what
+    return Padding(what[margin:], (0, 0, 0, margin), expand=False)
 
 
 def begin(ctx: typer.Context, *, json: bool = False) -> Session:
@@ -165,12 +165,10 @@ def _tell(
     problems: tuple[str, ...],
 ) -> None:
     # Of what others wrote into a sentence, no line begins where ours do.
-    own = [sentence(one, most=2000) for one in problems] or [
-        f"kedge: {message}".replace("\n", "\n  ")
-    ]
+    own = [line(one, 2000) for one in problems] or [f"kedge: {line(message, 4000)}"]
     session.note("\n".join(own))
     if next_step:
-        session.note(f"next: {next_step}")
+        session.note(f"next: {line(next_step, 2000)}")
     error: dict[str, Any] = {"type": kind, "message": message, "next": next_step, "exit": int(code)}
     if problems:
         error["problems"] = list(problems)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from cli.words import visible
+from kedge.model.outside import visible
 
 
 class Terminal(Console):

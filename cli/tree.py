@@ -12,6 +12,8 @@ from cli import words
 from cli.answers import answers, way_back
 from desk.views import NodeView, RunView, WaveView
 from kedge.model.order import Tally
+from kedge.model.outside import lines as lines_of
+from kedge.model.outside import quoted
 from kedge.model.status import RunStatus, Showing
 
 MARKS = {
@@ -56,6 +58,7 @@ def render(
     ``rows`` is how many lines of nodes there is room for; waves that need more show counts and the
     nodes that run or failed. ``program`` is how this kedge is called, for the commands shown.
     """
+    view = lines_of(view)
     parts: list[RenderableType] = []
     if view.gone is not None:
         parts.append(_gone(view))
@@ -71,7 +74,7 @@ def _glass(view: RunView, program: Sequence[str]) -> list[Text]:
     for verdict in view.status.orders:
         if verdict.accepted and verdict.break_glass:
             line = Text(f"{verdict.person} broke the glass to {verdict.verb}", style="bold red")
-            line.append(f": {verdict.comment}", style="not bold default")
+            line.append(f": {quoted(verdict.comment, 2000)}", style="not bold default")
             lines.append(line)
     if lines:
         command = words.command(*program, "review", view.status.run)
@@ -240,12 +243,12 @@ def _node_line(line: NodeView, width: int) -> Text:
     if line.now is not None:
         text.append(f"{room}  {line.now.step}", style="cyan")
         if line.now.said:
-            text.append(f"  {line.now.said}", style="dim")
+            text.append(f"  {quoted(line.now.said)}", style="dim")
         if line.now.attempt > 1:
             text.append(f"  (attempt {line.now.attempt})", style="yellow")
     elif line.failed_step:
         text.append(f"{room}  {line.failed_step}: ", style="red")
-        text.append(line.failed_said)
+        text.append(quoted(line.failed_said) if line.failed_said else "")
     return text
 
 
@@ -292,6 +295,7 @@ def _asked(view: RunView, program: Sequence[str]) -> list[RenderableType]:
 
 def waiting_lines(status: RunStatus, now: str) -> list[Text]:
     """What a run waits for, for how long, and what was said about it."""
+    status = lines_of(status)
     waiting = status.waiting
     if waiting is None:
         return [Text(status.said or status.phase, style="bold yellow")] if status.said else []
@@ -311,10 +315,13 @@ def waiting_lines(status: RunStatus, now: str) -> list[Text]:
 
 def showing_lines(showing: Showing) -> list[Text]:
     """What the run shows before someone signs: how far it is, what failed, what is lost."""
+    showing = lines_of(showing)
     lines = [Text(f"   {said}") for said in showing.said]
     for failure in showing.failures[:5]:
         where = f" at {failure.step}" if failure.step else ""
-        lines.append(Text(f"   {failure.name}{where}: {failure.type}: {failure.said}", style="red"))
+        lines.append(
+            Text(f"   {failure.name}{where}: {failure.type}: {quoted(failure.said)}", style="red")
+        )
     if len(showing.failures) > 5:
         lines.append(Text(f"   and {len(showing.failures) - 5} more failures", style="red"))
     if showing.reversible:

@@ -61,19 +61,6 @@ def command(*words: str) -> str:
     )
 
 
-def visible(text: str) -> str:
-    """Text of lines, with nothing in it that a terminal would obey: no escapes, no characters that turn it round."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
-
-
-def sentence(text: str, *, most: int = 600) -> str:
-    """The same in one line, and not longer than people read: what somebody else wrote begins no line of its own."""
-    cut = text if len(text) <= most else text[:most] + "…"
-    return visible(cut).replace("\n", " ").replace("\t", " ")
-
-
 def short(digest: str) -> str:
     """The first 12 digits of a digest: enough for people to compare."""
     return digest[:12]

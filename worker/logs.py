@@ -22,9 +22,12 @@ import temporalio.activity
 import temporalio.workflow
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from kedge.model.outside import line
 from worker.settings import LogFormat, LogLevel
 
 REDACTED = "[not logged]"
+MAX_SAID = 4000
+_STACKS = frozenset({"exception", "stack"})
 NOT_SHOWN = "[a message of Temporal's, not logged]"
 
 _NAMES = (
@@ -141,6 +144,7 @@ def _rendering(log_format: LogFormat, stream: Any) -> list[Processor]:
     return [
         structlog.processors.format_exc_info,
         _redact,
+        _one_line,
         structlog.dev.ConsoleRenderer(
             colors=bool(getattr(stream, "isatty", lambda: False)()),
             timestamp_key="at",
@@ -159,6 +163,14 @@ def _lift_temporal(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
                 if theirs in info:
                     event.setdefault(ours, info[theirs])
     return event
+
+
+def _one_line(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What others said begins no line of its own on a console; in JSON it cannot."""
+    return {
+        key: line(value, MAX_SAID) if isinstance(value, str) and key not in _STACKS else value
+        for key, value in event.items()
+    }
 
 
 def _redact(_: WrappedLogger, __: str, event: EventDict) -> MutableMapping[str, Any]:

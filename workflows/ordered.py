@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.orders import OrderActivities
     from kedge.model.base import Digest, Frozen, Json, digest_of
     from kedge.model.order import Envelope, EvidenceSeen, Expected, OrderVerdict, Tally
+    from kedge.model.outside import markdown
     from kedge.model.plan import Choice, Gate, Verb
     from kedge.model.run import (
         GlassNotice,
@@ -500,7 +501,7 @@ class Ordered:
             workflow.upsert_search_attributes([PHASE.value_set(phase)])
         self._said = said
         workflow.set_current_details(
-            f"**{phase}**: {said}\n\nplan `{self._run.plan}`, epoch {self._run.epoch}"
+            f"**{phase}**: {markdown(said)}\n\nplan `{self._run.plan}`, epoch {self._run.epoch}"
         )
 
     def _advertise(self, waiting: str) -> None:

@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.plans import PlanActivities
     from activities.serving import ServingActivities
     from kedge.model.base import Frozen, Json, digest_of
+    from kedge.model.outside import quoted
     from kedge.model.plan import Choice
     from kedge.model.run import (
         THE_RUN,
@@ -467,7 +468,7 @@ class Rollback(Ordered):
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         said = (
-            f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
+            f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {quoted(first.said)}{more}"
             f"{executed_again(failures)}{asked_again(failures)}{f'; {stands}' if stands else ''}"
         )
         if where == "serving":

@@ -21,11 +21,13 @@ Instant = Annotated[
     ),
 ]
 
-# People read orders in terminals and web pages before they trust them: no escape sequences, and no
-# marks that turn the direction of writing around (Unicode TR 36).
-_HIDDEN = r"\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+# People read orders in terminals and web pages before they trust them: one line, no escape sequences, no marks that turn
+# the direction of writing around (Unicode TR 36), nothing that has no width, no tags.
+_HIDDEN = (
+    r"\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800"
+    r"\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb" + "\U000e0000-\U000e0fff"
+)
 Line = Annotated[str, Field(pattern=rf"^[^\x00-\x1f{_HIDDEN}]*$")]
-Text = Annotated[str, Field(pattern=rf"^[^\x00-\x09\x0b-\x1f{_HIDDEN}]*$")]
 
 
 class EvidenceSeen(Frozen):
@@ -59,7 +61,7 @@ class Order(Frozen):
     evidence: EvidenceSeen | None = None
     person: Name | Literal[""] = ""
     """Who signs. Empty: the owner of the signing key; a name that is given must be that owner's."""
-    comment: Annotated[Text, Field(max_length=2000)] = ""
+    comment: Annotated[Line, Field(max_length=2000)] = ""
     ticket: Annotated[Line, Field(max_length=100)] = ""
     """The change ticket it is said under, where the policy asks for one."""
     break_glass: bool = False

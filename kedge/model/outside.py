@@ -28,6 +28,8 @@ _UNSEEN = frozenset(
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _MARKS = 3
 """Marks on one letter: more of them are drawn over the lines around."""
+_QUOTES = re.compile("[“”]")
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>&~|@#]|:(?=//)|www\.")
 _SPACES = re.compile(r"(?<= {2}) +")
 
 
@@ -69,12 +71,29 @@ def _escaped(one: str) -> str:
     )
 
 
+def visible(text: str) -> str:
+    """Text of several lines of ours with nothing unseen in it: the last guard where it is drawn, as wide as before."""
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(
+        one if one in "\n\t" or (one.isprintable() and one not in _UNSEEN) else "\ufffd"
+        for one in text
+    )
+
+
 def quoted(text: str, most: int = LINE_MAX) -> str:
     """The same in quotation marks, to stand inside a sentence of ours: where it begins and ends is seen.
 
-    A quotation mark or a backslash in it is escaped, so nothing in it looks like the end of it.
+    The marks are “ and ”; in the text they are escapes, so nothing in it looks like its end.
     """
-    return f'"{line(text.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34)), most)}"'
+    return f"“{_QUOTES.sub(lambda found: _escaped(found.group()), line(text, most))}”"
+
+
+def markdown(text: str, most: int = LINE_MAX) -> str:
+    """One visible line as Markdown draws it: for Temporal's UI, where text may be a link, a picture or a heading."""
+    return _MARKDOWN.sub(
+        lambda found: f"{found.group()[:-1]}\\{found.group()[-1]}", line(text, most)
+    )
 
 
 def is_line(text: str) -> bool:
@@ -82,16 +101,16 @@ def is_line(text: str) -> bool:
     return line(text, max(1, len(text))) == text
 
 
-def lines(model: M) -> M:
+def lines(model: M, most: int = LINE_MAX) -> M:
     """The same value, every text in it one visible line: for what is drawn, never for what digests are taken over."""
-    return type(model).model_validate(_each(model.model_dump(mode="python")))
+    return type(model).model_validate(_each(model.model_dump(mode="python"), most))
 
 
-def _each(value: Any) -> Any:
+def _each(value: Any, most: int) -> Any:
     if isinstance(value, str):
-        return line(value)
+        return line(value, most)
     if isinstance(value, Mapping):
-        return {_each(key): _each(one) for key, one in value.items()}
+        return {_each(key, most): _each(one, most) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_each(one) for one in value)
+        return type(value)(_each(one, most) for one in value)
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kedge.model import outside
 from kedge.model.base import Digest, Frozen, Json
 from kedge.model.plan import (
     Effect,
@@ -325,7 +326,7 @@ def _settings(plan: Plan) -> tuple[str, ...]:
 
 def lines(told: Explanation) -> tuple[str, ...]:
     """An explanation as plain text, one line each; no colours, no width."""
-    return tuple(_lines(told))
+    return tuple(_lines(outside.lines(told, 1 << 20)))
 
 
 def _lines(told: Explanation) -> Iterable[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kedge.model.base import Frozen, Name
+from kedge.model.outside import quoted
 from kedge.model.plan import Choice
 from kedge.model.run import THE_RUN, Again, Failure, PlanFacts, WideningStop
 from kedge.plan.availability import serving_message
@@ -309,7 +310,7 @@ def _gate(state: UpgradeState, event: GateEnded, facts: PlanFacts) -> UpgradeSta
             said=f"gate {event.gate} expired: too few people signed in time",
         )
     said = f"gate {event.gate} was rejected by {event.person}" + (
-        f": {event.comment}" if event.comment else ""
+        f": {quoted(event.comment)}" if event.comment else ""
     )
     if state.begun == 0:
         return _end(state, "rejected", said)
@@ -380,7 +381,7 @@ def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgrad
     nodes_failed = all(failure.node != THE_RUN for failure in stop.failures)
     if facts.on_failure == "rollback" and way is not None and nodes_failed:
         first = stop.failures[0] if stop.failures else None
-        because = f"{first.name}: {first.said}" if first else stop.said or "the wave failed"
+        because = f"{first.name}: {quoted(first.said)}" if first else stop.said or "the wave failed"
         return state.model_copy(
             update={"stage": "go-back", "said": f"going back by itself: {because}", "parked": None}
         )
@@ -488,7 +489,7 @@ def _failures_said(where: str, failures: tuple[Failure, ...]) -> str:
         return f"{where} did not pass"
     first = failures[0]
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    return f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {first.said}{more}"
+    return f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {quoted(first.said)}{more}"
 
 
 def _ordered(state: UpgradeState, event: Ordered, facts: PlanFacts) -> UpgradeState:

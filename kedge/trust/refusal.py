@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kedge.model import outside
 from kedge.model.errors import OrderError
 from kedge.model.order import Rule
 
@@ -22,5 +23,5 @@ class RefusalError(OrderError):
 
 
 def quoted(text: str, limit: int = 80) -> str:
-    """A value from outside, fit to stand in a sentence: short, and with nothing a terminal would obey."""
-    return ascii(text if len(text) <= limit else text[:limit] + "...")
+    """A value from outside, fit to stand in a sentence: short, in quotation marks, one visible line."""
+    return outside.quoted(text, limit)

@@ -10,6 +10,7 @@ from typing import Any
 
 from kedge.model.base import Json
 from kedge.model.evidence import Happening
+from kedge.model.outside import line, quoted
 
 SHORT = 12
 _MAX = 300
@@ -63,7 +64,7 @@ def _order(record: Mapping[str, Any]) -> _Told:
         touched = ", touched" if record.get("touched") else ""
         details.append(f"with the key {_text(record.get('key'))}{touched}")
     if record.get("comment"):
-        details.append(f"who wrote: {_text(record.get('comment'))}")
+        details.append(f"who wrote: {_quoted(record.get('comment'))}")
     seen = _seen(record)
     if seen:
         details.append(seen)
@@ -90,7 +91,7 @@ def _leg(record: Mapping[str, Any]) -> _Told:
     details = list(_moved(steps))
     if isinstance(failed, dict):
         where = _text(failed.get("key")).rsplit("/", 1)[-1]
-        said += f"; failed{' at ' + where if where else ''}: {_text(failed.get('type'))}: {_text(failed.get('message'))}"
+        said += f"; failed{' at ' + where if where else ''}: {_text(failed.get('type'))}: {_quoted(failed.get('message'))}"
     return said, node, tuple(details)
 
 
@@ -214,11 +215,13 @@ def _many(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _quoted(value: object) -> str:
+    """What a node or a person said, in quotation marks: where it begins and ends is seen."""
+    return quoted(value if isinstance(value, str) else "", _MAX)
+
+
 def _text(value: object) -> str:
     """A value as text that may be shown: short, and with nothing a terminal would obey."""
     if not isinstance(value, str):
         return "" if value is None else str(value)[:_MAX]
-    clean = value
-    if not value.isprintable():
-        clean = "".join(one if one.isprintable() else " " for one in value)
-    return clean if len(clean) <= _MAX else clean[:_MAX] + "…"
+    return line(value, _MAX)

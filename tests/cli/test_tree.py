@@ -239,7 +239,7 @@ def test_who_broke_the_glass_is_shown_with_the_run() -> None:
     pieces = upgrading()
     status = pieces.status.model_copy(update={"orders": (verdict,)})
     text = drawn(view_of(pieces.model_copy(update={"status": status}), worlds.plan(), worlds.NOW))
-    assert "olga broke the glass to pause: writes are lost" in text
+    assert "olga broke the glass to pause: “writes are lost”" in text
     assert f"kedge review {status.run}" in text
 
 

@@ -129,7 +129,7 @@ async def test_finalize_steps_that_fail_park_and_are_done_once_when_they_are_tri
         assert scene.host("n0").counts.runs == 0
         await scene.approve(run)
         status = await scene.waits_for(run, "finalize-1")
-        assert status.said == "finalize: n0 at run: CommandFailed: exit 1"
+        assert status.said == "finalize: n0 at run: CommandFailed: “exit 1”"
         assert status.waiting is not None
         assert status.waiting.showing.choices == ("retry", "abort"), (
             "no way back by itself any more"

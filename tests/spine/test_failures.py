@@ -36,7 +36,7 @@ def stopped_there(status: RunStatus) -> None:
     assert status.waiting is not None
     assert status.waiting.kind == "parked"
     assert status.waiting.showing.choices == ("retry", "skip", "rollback", "abort")
-    assert status.said == "wave: n1 at healthy: NotHealthy: 503"
+    assert status.said == "wave: n1 at healthy: NotHealthy: “503”"
     assert [failure.name for failure in status.failures] == ["n1"]
     assert status.waiting.showing.reversible == "switch-back"
 
@@ -187,7 +187,7 @@ async def test_a_failure_goes_back_by_itself_where_the_runbook_says_so(stage: St
     assert back.kind == "rollback"
     assert back.requester == "olga"
     decisions = [one["said"] for one in await scene.records("decision")]
-    assert "going back by itself: n1: 503" in decisions
+    assert "going back by itself: n1: “503”" in decisions
 
 
 @pytest.mark.parametrize("budget", [1, 2])
@@ -360,7 +360,7 @@ async def test_a_way_back_that_fails_asks_what_to_do_and_gives_up_nodes(stage: S
         status = await scene.waits_for(back, "back-1")
         assert status.waiting is not None
         assert status.waiting.showing.choices == ("retry", "skip", "abort")
-        assert status.said == "back: n0 at stop: StopTimeout: x"
+        assert status.said == "back: n0 at stop: StopTimeout: “x”"
         assert scene.running()["n1"] == "1.0.0", "the last go back first"
         refused = await scene.order("abort", run, "eve")
         assert refused.rule == "verb", "the way back is a run of its own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowExecutionDescription
 from temporalio.common import SearchAttributeKey
 
+from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
+from kedge.model.outside import is_line
 from kedge.model.status import RunStatus, WaveProgress, WideningProgress
 from tests.spine.conftest import Stage
 from tests.spine.latches import PACED, STEPS, in_flight, latch, let_through
@@ -117,3 +120,33 @@ async def test_a_fleet_and_a_way_back_say_what_they_are(stage: Stage) -> None:
     assert shown(described)["Phase"] == "rolled-back"
     assert fleet.runs == (run, back)
     assert [one.verb for one in fleet.verdicts] == ["start", "rollback"]
+
+
+WORDS = "x\n  kedge approve it --key theirs\r\x1b[2K\u202e\u200b\U000e0041 [here](http://evil.example) **done** \ud800"
+"""What a node may say of its failure, to be taken for kedge's own words."""
+
+
+async def test_what_a_node_says_is_one_line_for_everybody_who_looks(stage: Stage) -> None:
+    scene = await stage()
+    scene.sim.program(
+        Fault(
+            do="fail",
+            op="healthy",
+            node="n0",
+            type="NotHealthy",
+            message=WORDS,
+            detail={"saw": WORDS},
+        )
+    )
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        status = await scene.waits_for(run, "wave")
+        drawn = (await details(scene, run)).current_details
+        await scene.decide(run, "abort")
+    assert status.waiting is not None
+    for text in (status.said, status.waiting.showing.title, *(one.said for one in status.failures)):
+        assert is_line(text)
+        assert "kedge approve" in text
+    assert drawn.startswith("**parked**: ")
+    assert len(drawn.split("\n\n")) == 2
+    assert not re.search(r"(?<!\\)(\]\(|\*\*done|://)", drawn)

@@ -177,7 +177,7 @@ async def test_a_node_that_never_gets_healthy_parks_and_goes_back_when_it_is_dec
     async with scene.playing():
         run = await scene.start(scene.plan(scene.runbook(**BOOK), after="1.2.0"))
         status = await scene.waits_for(run, "wave-1")
-        assert status.said.startswith("wave: n0 at healthy: NotHealthy: not healthy within 2 s")
+        assert status.said.startswith("wave: n0 at healthy: NotHealthy: “not healthy within 2 s")
         await scene.decide(run, "rollback")
         end = await scene.end_of(run)
         assert end.phase == "rolled-back"
