@@ -202,13 +202,19 @@ def _write_log(error: BaseException, session: Session) -> str:
     stack = "".join(traceback.format_exception(error))
     text = f"{datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{stack}\n"
     home = session.home or Path(os.environ.get("KEDGE_HOME", ".kedge"))
-    for folder in (home / "logs", Path(tempfile.gettempdir())):
-        # Both may be read-only or full; then there is no log, and --debug is what is left.
-        with contextlib.suppress(OSError):
-            if folder == home / "logs" and home.is_dir():
-                folder.mkdir(exist_ok=True)
-            path = folder / "kedge-cli.log"
-            with path.open("a", encoding="utf-8") as file:
+    # Both may be read-only or full; then there is no log, and --debug is what is left.
+    with contextlib.suppress(OSError):
+        if home.is_dir():
+            (home / "logs").mkdir(0o700, exist_ok=True)
+            path = home / "logs" / "kedge-cli.log"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
             return str(path.absolute())
+    with contextlib.suppress(OSError):
+        # A name of its own: one that everybody knows could be another user's link.
+        descriptor, name = tempfile.mkstemp(prefix="kedge-cli-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        return name
     return "no file (none could be written)"

@@ -21,6 +21,7 @@ from desk.first_policy import FirstPolicy, policy_text
 from kedge.drivers.checkpoints import ensure_key
 from kedge.drivers.files import read_key_line, store_error, write_atomic
 from kedge.drivers.found_keys import FoundKey, held_by_agent, in_file, in_files, make
+from kedge.drivers.owners import make_folder
 from kedge.drivers.tuf_releases import TufReleases
 from kedge.model.base import Digest, Frozen, Name
 from kedge.model.errors import DriverError, PlanError
@@ -153,7 +154,7 @@ class _Init:
     def _home(self) -> None:
         home = self._settings.home
         made = not home.exists()
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(home)
         _not_for_git(home)
         use = "all that kedge keeps here: engine, stores, record, logs"
         shared = home.stat().st_mode & 0o077

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from desk.listening import impatient, listen, myself, quiet
 from desk.ui_state import UiState, state_file
+from kedge.drivers.files import open_private
+from kedge.drivers.owners import make_folder
 from kedge.model.errors import EngineError
 from worker import processes
 from worker.certificates import SERVER_NAME, Certificates
@@ -85,9 +87,12 @@ def _engine(settings: Settings) -> EngineState:
 def _running(program: Path, engine: EngineState, settings: Settings, base: str) -> Iterator[Path]:
     """The UI, while the block runs; the socket it listens on. It ends with this process, however that ends."""
     log = settings.log_dir / "ui.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     # Made with mode 0700, and short: the name of a socket has room for 100 letters.
-    with tempfile.TemporaryDirectory(prefix="kedge-ui-") as folder, log.open("ab") as output:
+    with (
+        tempfile.TemporaryDirectory(prefix="kedge-ui-") as folder,
+        open_private(log, os.O_APPEND) as output,
+    ):
         file, socket = Path(folder) / "ui.json", Path(folder) / "socket"
         file.write_text(json.dumps(_configuration(engine, settings, base)), encoding="utf-8")
         child = subprocess.Popen(

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kedge.drivers.files import write_atomic
+from kedge.drivers.owners import make_folder
 from worker import processes
 
 SERVER_NAME = "kedge-engine"
@@ -89,7 +90,7 @@ def ensure(folder: Path, now: datetime | None = None) -> Certificates:
     at = now or datetime.now(UTC)
     files = Certificates(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         _check_private(folder)
         if not _fit(files, at):
             with processes.exclusive(

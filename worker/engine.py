@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from kedge.drivers.owners import make_folder
 from worker import certificates, engine_api, processes
 from worker.certificates import CertificateError
 from worker.engine_files import CONFIGURATION, HOST, PORTS, EngineFiles
@@ -175,7 +176,7 @@ class Engine:
     def _start(self) -> EngineState:
         program = provide_server(self._settings.temporal_binary, say=self._say)
         self._retire_dev_server()
-        self._files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._files.folder)
         held = certificates.ensure(self._files.certificates)
         _drop_half_made(self._files.database)
         processes.trim_log(self._log)

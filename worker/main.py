@@ -77,6 +77,11 @@ def main() -> int:
     except CodecError as error:
         get_logger("worker").error("no codec", reason=error.message, next=error.next_step)
         return 2
+    except DriverError as error:
+        get_logger("worker").error(
+            "the home cannot be used", reason=error.message, next=error.next_step
+        )
+        return 2
     except EngineUnreachableError as error:
         get_logger("worker").error("no engine", reason=str(error))
         return 5

@@ -21,6 +21,9 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kedge.drivers.files import open_private
+from kedge.drivers.owners import make_folder
+
 Stopped = Literal["already gone", "terminated", "killed", "still running"]
 State = TypeVar("State", bound=BaseModel)
 
@@ -96,8 +99,8 @@ def start_detached(
     It gets no standard input and no terminal, so neither a hang-up nor Ctrl-C at the starter
     reaches it. Raises ``ProcessError`` when the program cannot be started.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    make_folder(log.parent)
+    with open_private(log, os.O_APPEND) as output:
         try:
             child = subprocess.Popen(
                 list(argv),
@@ -180,10 +183,10 @@ def stop(identity: ProcessIdentity, *, grace: float, kill: bool) -> Stopped:
 
 def write_state(path: Path, state: BaseModel) -> None:
     """Writes a state file, complete or not at all, durable on return."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(state.model_dump_json(indent=2) + "\n")
+    with open_private(draft, os.O_EXCL) as file:
+        file.write(f"{state.model_dump_json(indent=2)}\n".encode())
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
@@ -223,9 +226,9 @@ def exclusive(path: Path, *, seconds: float, what: str) -> Iterator[None]:
     Raises ``ProcessError`` when another holds it for longer than ``seconds``; ``what`` names the
     work in that sentence.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     deadline = time.monotonic() + seconds
-    with path.open("a") as file:
+    with open_private(path, os.O_APPEND) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from kedge.drivers.files import store_error, sync_directory
+from kedge.drivers.owners import make_folder
 from kedge.host.errors import Fault
 from kedge.host.releases import fill
 from kedge.host.unpacked import MAX_MEMBERS, MAX_UNPACKED, Limits, Unpacked
@@ -190,7 +191,7 @@ def _nothing() -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     fresh = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         try:

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from kedge.drivers.files import read_bounded, store_error, sync_directory
+from kedge.drivers.files import read_bounded, store_error, sync_directory, write_atomic
+from kedge.drivers.owners import check_owners, make_folder
 from kedge.drivers.ports import Decide, Decided, Evidence
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
@@ -69,6 +70,7 @@ class CheckpointKey:
                 f"{path} can be read or written by others than its owner (mode {mode:04o})",
                 f"chmod 600 {path}; if others may have read it, remove it, `kedge up` makes another",
             )
+        check_owners(path)
         try:
             private = load_ssh_private_key(content, None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -100,7 +102,7 @@ def ensure_key(path: Path) -> CheckpointKey:
     public = path.with_name(path.name + ".pub")
     try:
         if not public.exists():
-            public.write_text(f"{key.public.line} {COMMENT}\n", encoding="ascii")
+            write_atomic(public, f"{key.public.line} {COMMENT}\n".encode("ascii"), 0o644)
     except OSError as error:
         raise store_error(f"write {public}", error) from error
     return key
@@ -109,7 +111,7 @@ def ensure_key(path: Path) -> CheckpointKey:
 def _make(path: Path) -> None:
     private = Ed25519PrivateKey.generate()
     text = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     # mkstemp makes it 0600. A link fails where a key stands: whoever comes second takes that one.
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:

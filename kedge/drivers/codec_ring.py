@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kedge.drivers.files import write_atomic
-from kedge.model.errors import CodecError
+from kedge.drivers.owners import check_owners, make_folder
+from kedge.model.errors import CodecError, DriverError
 from kedge.trust.codec import MAX_RING, Ring, parse_ring, ring_document
 
 _Seen = tuple[int, int, int, int]
@@ -73,6 +74,7 @@ class RingFile:
                 )
             if status.st_uid not in (os.geteuid(), 0):
                 raise CodecError("RingRefused", f"{self.path} belongs to somebody else", next_step="chown it to whom kedge runs as, after checking where it comes from")  # fmt: skip
+            _check_chain(self.path)
             return parse_ring(file.read(MAX_RING + 1)), _identity(status)
 
     def write(self, ring: Ring) -> None:
@@ -80,7 +82,7 @@ class RingFile:
 
         Where the name is a link the file it leads to is replaced: others read it by that name.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.path.parent)
         write_atomic(self.path.resolve(), ring_document(ring))
 
     def lock(self) -> Path:
@@ -98,6 +100,13 @@ class FixedRing:
     def ring(self) -> Ring:
         """See :meth:`Rings.ring`."""
         return self._ring
+
+
+def _check_chain(path: Path) -> None:
+    try:
+        check_owners(path)
+    except DriverError as error:
+        raise CodecError("RingRefused", error.message, next_step=error.next_step) from error
 
 
 def _identity(status: os.stat_result) -> _Seen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -21,6 +22,7 @@ from kedge.drivers.evidence_writer import (
     WrittenEvidence,
     write_batch,
 )
+from kedge.drivers.owners import check_owners, make_folder
 from kedge.model.base import canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
@@ -90,6 +92,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._checked = False
 
     def writing(self) -> SqliteWriting:
         """See :meth:`kedge.drivers.evidence_writer.Store.writing`."""
@@ -156,7 +159,12 @@ class SqliteStore:
         """Nothing is kept open between questions."""
 
     def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
+        if not self._checked:
+            check_owners(self._path)
+            self._checked = True
+        # What SQLite makes beside it has its mode, and it would make it itself as the umask says.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None)
         try:
             _enter_wal(database)

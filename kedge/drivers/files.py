@@ -7,7 +7,9 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
+from kedge.drivers.owners import make_folder
 from kedge.model.errors import DriverError
 
 _MAY_PASS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO})
@@ -28,7 +30,7 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
 
     Raises ``OSError``; nothing is left behind then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -42,6 +44,12 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o600) -> None:
             Path(name).unlink()
         raise
     sync_directory(path.parent)
+
+
+def open_private(path: Path, flags: int = 0) -> BinaryIO:
+    """A file to write to, made with mode 0600 whatever the umask when it is not there. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    return os.fdopen(descriptor, "wb")
 
 
 def sync_directory(path: Path) -> None:

@@ -12,6 +12,7 @@ import asyncssh
 from asyncssh.agent import SSHAgentKeyPair
 
 from kedge.drivers.files import read_key_line, write_atomic
+from kedge.drivers.owners import make_folder
 from kedge.model.base import Frozen
 from kedge.model.errors import OrderError
 from kedge.trust.keys import PublicKey, parse_public_key
@@ -97,7 +98,7 @@ def in_file(path: Path) -> FoundKey | None:
 
 def make(path: Path, comment: str) -> FoundKey:
     """A new Ed25519 key in a file of mode 0600, its public half beside it. Raises ``OSError``."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     key = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
     write_atomic(path, key.export_private_key(), 0o600)
     write_atomic(path.with_name(f"{path.name}.pub"), key.export_public_key(), 0o644)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kedge.drivers import protocol
-from kedge.drivers.files import write_atomic
+from kedge.drivers.files import open_private, write_atomic
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.drivers.protocol import ProtocolError
 from kedge.host import bundle
@@ -273,7 +273,7 @@ class _Server:
             for name, value in os.environ.items()
             if name in _PASSED_ON or name.startswith(("LC_", "KEDGE_SECRET_"))
         }
-        with (self._folder / "server.log").open("wb") as log:
+        with open_private(self._folder / "server.log", os.O_TRUNC) as log:
             self._running = subprocess.Popen(
                 [self._python, "-I", "-S", "-X", "utf8", str(program), "serve", self._address],
                 stdin=subprocess.PIPE,

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kedge.drivers.files import read_bounded, store_error, write_atomic
+from kedge.drivers.owners import check_owners, make_folder
 from kedge.model.base import Digest, canonical
 from kedge.model.errors import DriverError
 from kedge.model.policy import Policy
@@ -138,7 +138,7 @@ class FilePolicyPins:
     @contextmanager
     def _alone(self, fleet: str) -> Iterator[None]:
         folder = self._chain(fleet)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -188,11 +188,7 @@ class FilePolicyPins:
 
     def _read(self, path: Path) -> bytes | None:
         content = read_bounded(path, MAX_DOCUMENT)
-        if content is not None and path.stat().st_mode & stat.S_IWOTH:
-            raise DriverError(
-                "StoreError", f"{path} can be written by everyone", retryable=False,
-                next_step=f"chmod o-w {path}, after checking that it says what it should.",
-            )  # fmt: skip
+        check_owners(path)
         return content
 
     def _file(self, fleet: str) -> Path:

@@ -14,6 +14,7 @@ from kedge.drivers.checkpoints import SignedEvidence
 from kedge.drivers.evidence import SqliteEvidence
 from kedge.drivers.evidence_writer import WrittenEvidence
 from kedge.drivers.local import LocalTransport
+from kedge.drivers.owners import check_owners
 from kedge.drivers.policy_pins import FilePolicyPins
 from kedge.drivers.ports import Evidence, HostEvent, SessionEnd, SessionRequest, Transport
 from kedge.drivers.sim import SimTransport
@@ -166,9 +167,28 @@ class Drivers:
         await self.evidence.aclose()
 
 
+TRUSTED = (
+    "kedge.toml",
+    "trust",
+    "policies",
+    "fleets",
+    "run",
+    "engine",
+    "cache",
+    "host",
+    "artifacts",
+)
+"""What a home trusts by its place: settings, pins, addresses of running processes, compiled modules, the host program."""
+
+
 def open_drivers(settings: DriverSettings) -> Drivers:
-    """Builds the drivers of one process; nothing is started or made on disk before it is used."""
+    """Builds the drivers of one process; nothing is started or made on disk before it is used.
+
+    Raises ``DriverError`` where somebody else can change what this home trusts.
+    """
     home = settings.home
+    for name in TRUSTED:
+        check_owners(home / name)
     blobs = FileBlobs(home / "store")
     releases = TufReleases(settings.repository, home / "trust" / "releases")
     sources = {scheme: make(settings, releases) for scheme, make in ARTIFACT_SOURCES.items()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge.drivers.files import store_error
+from kedge.drivers.owners import make_folder
 from kedge.drivers.sim_host import Counts, Record, SimHost, State
 
 _FACTS = (
@@ -31,7 +32,7 @@ class SimLog(AbstractContextManager[None]):
     """The file at ``path``, entered for one turn at a time; ``host`` gives the simulated host of a key, made when it is new."""
 
     def __init__(self, path: Path, host: Callable[[str], SimHost]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._host = host
         self._read_to = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kedge.drivers.files import read_bounded, store_error, write_atomic
+from kedge.drivers.owners import check_owners
 from kedge.drivers.ports import MAX_BLOB, Blobs, FleetRecord
 from kedge.model.base import Digest, Frozen, canonical
 from kedge.model.errors import DriverError
@@ -144,6 +145,7 @@ class FileFleets:
             raise store_error(f"read {path.name}", error) from error
         if content is None:
             return None
+        check_owners(path)
         try:
             return FleetRecord.model_validate_json(content)
         except ValidationError as error:

@@ -25,6 +25,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 
 from kedge.drivers.files import store_error
+from kedge.drivers.owners import make_folder
 from kedge.drivers.tuf_attacks import Naming, not_trusted, unreachable
 from kedge.drivers.tuf_fetch import FolderFetcher, RepositoryRefusalError
 from kedge.drivers.tuf_http import HttpFetcher
@@ -144,7 +145,7 @@ class Client:
         if target is None:
             raise DriverError("NotFound", f"the repository lists no {path}", retryable=False)
         fresh = into.with_name(f".{into.name}.{os.getpid()}.{threading.get_ident()}")
-        into.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(into.parent)
         try:
             # Not under the lock: an archive takes its time, and nothing of the memory is touched.
             self._naming.named(
@@ -168,7 +169,7 @@ class Client:
         self._fetcher.scratch = self._memory
         config = UpdaterConfig(max_root_rotations=256, max_delegations=8)
         folder = self._memory / "metadata"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         updater = Updater(
             str(folder),
             f"{self._fetcher.base}metadata/",
@@ -271,7 +272,7 @@ class Client:
                 "endless-data", f"{target.path} has {target.length} bytes; at most {most} are taken"
             )
         folder = self._memory / "small"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         file = folder / content_digest(target.path.encode())
         if view.updater.find_cached_target(target, str(file)) is None:
             view.updater.download_target(target, str(file))

@@ -27,6 +27,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from kedge.drivers.files import read_bounded, store_error, sync_directory, write_atomic
+from kedge.drivers.owners import PUBLIC, make_folder
 from kedge.model.errors import DriverError
 
 AnyMetadata: TypeAlias = Metadata[Any]
@@ -66,7 +67,7 @@ class Layout:
     @contextmanager
     def locked(self, seconds: float = 30.0) -> Iterator[None]:
         """Nobody else on this machine changes the repository within the block."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, PUBLIC)
         with exclusive(self.folder / ".lock", seconds, f"the repository {self.folder}"):
             yield
 
@@ -174,7 +175,7 @@ class Layout:
         """Copies a target there. Raises ``DriverError`` kind ``DigestMismatch`` for a file that is not the one meant."""
         place = self.target(name, digest)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent, PUBLIC)
             with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".new-", delete=False) as new:
                 fresh = Path(new.name)
                 try:
@@ -209,7 +210,7 @@ def read_metadata(content: bytes, where: str) -> AnyMetadata:
 @contextmanager
 def exclusive(path: Path, seconds: float, what: str) -> Iterator[None]:
     """An exclusive lock on a file for the length of the block. Raises ``DriverError`` kind ``Busy`` (retryable)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, PUBLIC)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + seconds

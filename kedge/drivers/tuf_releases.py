@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import stat
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kedge.drivers.files import read_bounded, store_error, write_atomic
+from kedge.drivers.owners import check_owners
 from kedge.drivers.trusted_roots import TrustedRoots
 from kedge.model.base import Digest
 from kedge.model.errors import DriverError
@@ -157,14 +157,9 @@ class TufReleases:
     def _kept(self, path: Path) -> bytes | None:
         try:
             content = read_bounded(path, MAX_ROOT)
-            open_to_all = content is not None and path.stat().st_mode & stat.S_IWOTH
         except OSError as error:
             raise store_error(f"read {path}", error) from error
-        if open_to_all:
-            raise DriverError(
-                "StoreError", f"{path} can be written by everyone", retryable=False,
-                next_step=f"chmod o-w {path}, after checking that it says what it should.",
-            )  # fmt: skip
+        check_owners(path)
         return content
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from kedge import __version__
 from kedge.drivers.files import store_error
+from kedge.drivers.owners import make_folder
 from kedge.host.filetypes import HEAD, describe
 from kedge.model.errors import DriverError
 from kedge.model.plan import Artifact
@@ -78,7 +79,7 @@ class WebSource:
         """As :meth:`candidates`, in this thread."""
         done = self._cache / artifact.digest
         try:
-            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._cache)
             with _locked(self._cache / f"{artifact.digest}.lock"):
                 if not _is(done, artifact):
                     self._fetch(artifact, done)

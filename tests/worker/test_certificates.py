@@ -184,7 +184,7 @@ class Waits:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings.load(tmp_path / "home", sticky_queue_seconds=1)
+    return Settings.load(tmp_path / "home", sticky_queue_seconds=1, payloads="open")
 
 
 @pytest.fixture

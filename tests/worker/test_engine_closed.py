@@ -47,7 +47,7 @@ def closed() -> Iterator[Closed]:
     # Not below pytest's folder: that one lets nobody in, and the home's own walls are what is looked at.
     root = Path(tempfile.mkdtemp(prefix="kedge-closed-"))
     root.chmod(0o755)
-    settings = Settings.load(root / "home")
+    settings = Settings.load(root / "home", payloads="open")
     settings.home.mkdir(mode=0o755)
     engine = Engine(settings)
     yield Closed(settings=settings, state=engine.start())
@@ -144,7 +144,7 @@ def test_the_stock_command_line_reaches_it_by_profile_and_by_flags(closed: Close
 
 def test_another_program_in_the_engines_place_is_not_talked_to(closed: Closed) -> None:
     """While the engine is down somebody else may take its port: clients compare its certificate."""
-    imposter = Settings.load(closed.settings.home.parent / "imposter")
+    imposter = Settings.load(closed.settings.home.parent / "imposter", payloads="open")
     engine = Engine(imposter)
     try:
         other = engine.start()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.temporal
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings.load(tmp_path / "home", sticky_queue_seconds=1)
+    return Settings.load(tmp_path / "home", sticky_queue_seconds=1, payloads="open")
 
 
 @pytest.fixture
