@@ -95,7 +95,9 @@ async def begun(scene: Scene) -> Run:
     envelope = scene.envelope("start", target, plan, "olga")
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, workflow_id=target)
-    orders = OrderActivities(ground_of(scene.drivers, cast("Client", None)))
+    orders = OrderActivities(
+        ground_of(scene.drivers, await Client.connect("127.0.0.1:1", lazy=True))
+    )
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     expected = Expected(verbs=("start",), target=target, plan=plan, now=now)
     request = JudgeRequest(envelope=envelope, expected=expected, fleet=scene.name, lease=Lease())
