@@ -68,11 +68,12 @@ class SupervisedProcess:
         users.give(node, generation, user)
         users.give_data(ctx, user)
         program = launch.program_of(spec["argv"][0], str(release), cwd, env["PATH"])
-        kept = {
+        kept: Dict[str, Any] = {
             "release": digest,
             "generation": generation,
             "key": ctx.key,
             "program": program,
+            "user": user.name if user.drops else None,
             **_counted(node, digest),
         }
         if values:
@@ -262,7 +263,10 @@ def died(ctx: Context, service: SupervisedProcess, one: Incarnation) -> ServiceD
         return ServiceDied(_background(how, status, left, still), detail)
     cgroups.drop(cgroup_of(ctx.node))
     last = words.strip().splitlines()[-1:] or ["it wrote nothing"]
-    return ServiceDied(f"the daemon ended{how}: {last[0][:200]}", detail)
+    kept = files.read_json(ctx.node.service)
+    user = kept.get("user") if isinstance(kept, dict) else None
+    whose = f" (it ran as {user}; `run.user` in the Fleet names another)" if user else ""
+    return ServiceDied(f"the daemon ended{how}: {last[0][:200]}{whose}", detail)
 
 
 def _background(how: str, status: Optional[int], left: family.Look, still: family.Look) -> str:

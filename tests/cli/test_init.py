@@ -27,6 +27,7 @@ from desk.init import Made, Wanted
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
+from tests.daemons import passable
 from tests.demo.test_walkthrough import CHECKOUT, _cache, _end, typed
 from worker.settings import Settings
 
@@ -342,7 +343,7 @@ def test_a_hardware_key_signs_orders_and_a_key_of_its_own_the_releases(laptop: L
 def cleared(tmp_path: Path) -> Iterator[Path]:
     """A home of one's own; whatever still runs there at the end is ended."""
     try:
-        yield tmp_path
+        yield passable(tmp_path)
     finally:
         for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
             if found := re.search(r'"pid": *(\d+)', state.read_text()):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo.documents import free_members
+from tests.daemons import passable
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs" / "first-migration.md"
@@ -30,7 +31,7 @@ def typed(page: str) -> str:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A home of one's own; whatever still runs there at the end is ended."""
     try:
-        yield tmp_path
+        yield passable(tmp_path)
     finally:
         for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
             if found := re.search(r'"pid": *(\d+)', state.read_text()):
