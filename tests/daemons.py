@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from kedge.model.base import Json
@@ -11,10 +15,15 @@ AS_US: dict[str, Json] = {"user": "root"} if os.geteuid() == 0 else {}
 """A part of a Fleet's `run`: daemons write down what happens to them where a user of a node's own does not come."""
 
 
-def passable(folder: Path) -> Path:
-    """A folder that the users of nodes can get to: pytest closes its own, and root's daemons are somebody else."""
-    if os.geteuid() == 0:
-        for path in (folder, *folder.parents):
-            if path.owner() == "root" and "pytest" in str(path):
-                path.chmod(0o711)
-    return folder
+@contextlib.contextmanager
+def passable(folder: Path) -> Iterator[Path]:
+    """A folder that the users of nodes can get to. Pytest's own are closed to them, so root gets another one."""
+    if os.geteuid() != 0:
+        yield folder
+        return
+    made = Path(tempfile.mkdtemp(prefix="kedge-test-", dir="/tmp"))  # noqa: S108 - its parents must be open
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -342,12 +342,13 @@ def test_a_hardware_key_signs_orders_and_a_key_of_its_own_the_releases(laptop: L
 @pytest.fixture
 def cleared(tmp_path: Path) -> Iterator[Path]:
     """A home of one's own; whatever still runs there at the end is ended."""
-    try:
-        yield passable(tmp_path)
-    finally:
-        for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
-            if found := re.search(r'"pid": *(\d+)', state.read_text()):
-                _end(int(found[1]), tmp_path)
+    with passable(tmp_path) as made:
+        try:
+            yield made
+        finally:
+            for state in (*made.rglob("service.json"), *made.rglob("run/*.json")):
+                if found := re.search(r'"pid": *(\d+)', state.read_text()):
+                    _end(int(found[1]), made)
 
 
 @pytest.mark.temporal

@@ -30,12 +30,13 @@ def typed(page: str) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A home of one's own; whatever still runs there at the end is ended."""
-    try:
-        yield passable(tmp_path)
-    finally:
-        for state in (*tmp_path.rglob("service.json"), *tmp_path.rglob("run/*.json")):
-            if found := re.search(r'"pid": *(\d+)', state.read_text()):
-                _end(int(found[1]), tmp_path)
+    with passable(tmp_path) as made:
+        try:
+            yield made
+        finally:
+            for state in (*made.rglob("service.json"), *made.rglob("run/*.json")):
+                if found := re.search(r'"pid": *(\d+)', state.read_text()):
+                    _end(int(found[1]), made)
 
 
 def _end(pid: int, folder: Path) -> None:
