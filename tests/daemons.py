@@ -21,7 +21,7 @@ def passable(folder: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         yield folder
         return
-    made = Path(tempfile.mkdtemp(prefix="kedge-test-", dir="/tmp"))  # noqa: S108 - its parents must be open
+    made = Path(tempfile.mkdtemp(prefix="kedge-test-", dir="/tmp"))
     made.chmod(0o711)
     try:
         yield made
