@@ -28,6 +28,7 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         orders.keep_verdict,
         orders.write_warrant,
         orders.record,
+        runs.end_run,
         runs.run_end,
         runs.run_end_soon,
         legs.run_leg,

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from temporalio.client import Client
 
 from activities.looks import Looks
+from activities.recorded import Recorded
 from activities.trusted import ReleaseTrust
 from kedge.drivers.ports import (
     Artifacts,
@@ -37,7 +38,9 @@ from kedge.model.signed_policy import KeptPolicy
 from kedge.trust.chain import EvidenceHead
 from kedge.trust.envelope import order_digest, order_key, read
 from kedge.trust.policies import text_digest, verify_kept
+from kedge.trust.run_history import SAID
 from kedge.trust.warrant import verify_warrant
+from kedge.trust.wholeness import acts_as
 
 Act: TypeAlias = tuple[str, str, str, int, str, str, int | None, int | None]
 
@@ -103,13 +106,14 @@ def _timeless(record: Mapping[str, Json]) -> bytes:
     return canonical({name: value for name, value in record.items() if name != "at"})
 
 
-def _lease_of(record: Json) -> tuple[int, Digest]:
-    """Epoch and policy of a lease as it stands in the record; what is none of either fits nothing."""
+def _lease_of(record: Json) -> tuple[int, Digest, str]:
+    """Epoch, policy and run of a lease as it stands in the record; what is none of these fits nothing."""
     if not isinstance(record, dict):
-        return -1, ""
+        return -1, "", ""
     epoch, policies = record.get("epoch"), record.get("policies")
     first = policies[0] if isinstance(policies, list) and policies else ""
-    return epoch if isinstance(epoch, int) else -1, first if isinstance(first, str) else ""
+    under = first if isinstance(first, str) else ""
+    return epoch if isinstance(epoch, int) else -1, under, str(record.get("run"))
 
 
 @dataclass
@@ -126,11 +130,12 @@ class Ground:
     client: Client
     trust: ReleaseTrust = field(init=False)
     looks: Looks = field(init=False)
+    recorded: Recorded = field(init=False)
     _plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
     """Of the plan asked for last: the wave of each node."""
-    _leases: OrderedDict[tuple[str, Digest], tuple[int, Digest]] = field(
+    _leases: OrderedDict[tuple[str, Digest], tuple[int, Digest, str]] = field(
         default_factory=OrderedDict
     )
     """The epoch each order acts under, and the policy it first acted under."""
@@ -147,6 +152,16 @@ class Ground:
         """What is known of releases goes with the ports."""
         self.trust = ReleaseTrust(self.releases, self.blobs, self.evidence)
         self.looks = Looks(self)
+        self.recorded = Recorded(self.evidence, self._policy_read)
+
+    def _policy_read(self, fleet: str) -> Policy | None:
+        """The policy that was read last for a fleet."""
+        known = self._policies.get(fleet)
+        return known[1].policy if known is not None else None
+
+    async def warrant(self, run: Run) -> Warrant:
+        """The signed orders that a run says it acts on; nothing of them is believed by that."""
+        return Warrant.model_validate_json(await self.blobs.get(run.warrant))
 
     async def stands(self, run: Run, *, within: float = 2.0) -> None:
         """Raise ``DriverError`` unless the release a run goes to may still be moved to (``activities.trusted``).
@@ -391,7 +406,10 @@ class Ground:
             self._leases[run.fleet, order] = known
             while len(self._leases) > KEPT_WARRANTS:
                 self._leases.popitem(last=False)
-        epoch, under = known
+        epoch, under, leased = known
+        if leased not in acts_as(run.id):
+            said = f"the order of {run.id} was spent for {leased}"
+            raise DriverError("NotAuthorised", said, retryable=False)
         if epoch != run.epoch:
             said = f"the order of this run was spent in epoch {epoch}; it does not act in epoch {run.epoch}"
             raise DriverError("NotAuthorised", said, retryable=False)
@@ -455,9 +473,14 @@ class Ground:
             self._stored.add(digest)
         return digest
 
-    async def note(self, fleet: str, key: str, record: Mapping[str, Json]) -> EvidenceHead:
-        """Append to the fleet's evidence, once per key, with the time where the record has none."""
-        return await self.evidence.append(fleet, key, {"at": now(), **record})
+    async def note(
+        self, fleet: str, key: str, record: Mapping[str, Json], *, strict: bool = False
+    ) -> EvidenceHead:
+        """Append to the fleet's evidence, once per key, with the time where the record has none.
+
+        ``strict``: a key that holds another record is an error (``KeyTaken``), as it is for all that authorizes.
+        """
+        return await self.evidence.append(fleet, key, {"at": now(), **record}, strict=strict)
 
     async def note_apart(self, fleet: str, key: str, record: Mapping[str, Json]) -> EvidenceHead:
         """As :meth:`note`; where the key holds something else, the record stands beside it, under a key of its own.
@@ -478,6 +501,11 @@ class Ground:
         head = await self.note(fleet, key, record)
         (entry,) = await self.evidence.read(fleet, head.seq - 1, 1)
         return head, entry.record
+
+    async def note_said(self, fleet: str, verdict: OrderVerdict) -> None:
+        """A refusal that a workflow says of itself: it stands apart from what was judged, and takes nobody's key."""
+        key = SAID + order_key(verdict.digest, verdict.rule, verdict.key)
+        await self.note(fleet, key, {"what": "order", **verdict.model_dump(mode="json")})
 
     async def note_verdict(
         self, fleet: str, verdict: OrderVerdict, case: Mapping[str, Json] | None = None

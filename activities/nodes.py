@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from temporalio import activity
 
 from activities import sessions
+from activities.admission import Admissions, Token
 from activities.errors import saw_of, sentence
-from activities.ground import Ground, now
+from activities.ground import Ground, goes_back
 from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
 from activities.looks import sight_of_node
+from activities.recorded import moment
 from activities.records import baked, looked, opened
 from activities.sessions import each, talk
 from kedge.drivers.ports import SessionEnd, SessionRequest
@@ -36,6 +37,7 @@ from kedge.model.trusted import OF_RELEASES
 from kedge.plan import availability
 from kedge.plan.programs import RUNS
 from kedge.plan.render import probes, secrets
+from kedge.plan.sights import sorted_sights
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
@@ -50,10 +52,7 @@ class NodeActivities:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._read: dict[tuple[str, str, int], tuple[int, frozenset[str]]] = {}
-        self._reading = asyncio.Lock()
-        self._baked: set[str] = set()
-        """The key of the last look of a bake that was written down."""
+        self._admissions = Admissions(ground)
 
     # -- preflight and fencing -----------------------------------------------------------------------------------
 
@@ -63,23 +62,43 @@ class NodeActivities:
         plan = await self._allowed(request.run)
         if isinstance(plan, Failure):
             return Observed(problems=(plan,))
+        try:
+            tokens = await self._tokens(plan, request)
+        except DriverError as error:
+            if error.retryable:
+                raise
+            return Observed(problems=(failure_of_the_run(error.kind, error.message),))
         async with pulse():
             looks = await each(
                 request.nodes,
-                lambda node: self._look(plan, request, node),
+                lambda node: self._look(plan, request, node, tokens),
                 lambda node: (node, _problem(node, plan.nodes[node].name, "session", UNSEEN)),
             )
-            begun = await self._begun(plan, request.run)
-            first = request.nodes[0] if request.nodes else 0
+            found = _observed(plan, looks, probed=request.probes)
+            token = max(tokens.values(), default=(request.run.epoch, 0, 1))
             await self._ground.note(
                 request.run.fleet,
-                f"{request.run.id}@{request.run.epoch}/looked-{request.serial}.{activity.info().attempt}/{first}",
-                looked(plan, request, looks, activity.info().attempt),
+                f"{request.run.id}@{request.run.epoch}/looked-{_task()}",
+                {**moment(), **looked(plan, request, looks, found, token)},
+                strict=True,
             )
         self._remember(plan, request, looks)
-        return _observed(plan, looks, probed=request.probes).model_copy(
-            update={"finalized": FINALIZE_BEGUN in begun, "restored": RESTORE_BEGUN in begun}
+        begun = await self._admissions.marks(request.run)
+        return found.model_copy(
+            update={
+                "finalized": FINALIZE_BEGUN in begun,
+                "restored": RESTORE_BEGUN in begun,
+                "fenced": found.fenced and await self._admissions.overtaken(request.run),
+            }
         )
+
+    async def _tokens(self, plan: Plan, request: ObserveRequest) -> dict[int, Token]:
+        """With which token each node is looked at. A rollback raises the fence above everything that was admitted."""
+        run = request.run
+        if goes_back(run.id):
+            token = (run.epoch, await self._admissions.fence(run), activity.info().attempt)
+            return dict.fromkeys(request.nodes, token)
+        return await self._admissions.tokens_of(run, plan, request.nodes)
 
     def _remember(
         self, plan: Plan, request: ObserveRequest, looks: list[tuple[int, SessionEnd | Failure]]
@@ -108,10 +127,10 @@ class NodeActivities:
             return failure_of_the_run(error.kind, error.message, saw=error.detail)
 
     async def _look(
-        self, plan: Plan, request: ObserveRequest, index: int
+        self, plan: Plan, request: ObserveRequest, index: int, tokens: Mapping[int, Token]
     ) -> tuple[int, SessionEnd | Failure]:
         node = plan.nodes[index]
-        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{request.serial}.{activity.info().attempt}"
+        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{_task()}"
         ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
         if request.probes:
             needed = secrets(plan, index, run_id=request.run.id, epoch=request.run.epoch)
@@ -121,44 +140,15 @@ class NodeActivities:
             for number, probe in enumerate(asked):
                 ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})
         try:
-            return index, await self._session(request.run, request.serial, node, ops)
+            return index, await self._session(request.run, tokens[index], node, ops)
         except DriverError as error:
             return index, _problem(index, node.name, "session", error)
 
     async def _session(
-        self, run: Run, serial: int, node: PlannedNode, ops: Iterable[dict[str, Json]]
+        self, run: Run, token: Token, node: PlannedNode, ops: Iterable[dict[str, Json]]
     ) -> SessionEnd:
-        asked = SessionRequest(
-            run=run.id, token=(run.epoch, serial, activity.info().attempt), ops=tuple(ops)
-        )
+        asked = SessionRequest(run=run.id, token=token, ops=tuple(ops))
         return await talk(self._ground.transport, node, asked)
-
-    async def _begun(self, plan: Plan, run: Run) -> set[str]:
-        """What legs wrote down before they acted in the upgrade that is looked at (an earlier one may have had this
-        plan too). Every page of the evidence is read once: what was read stays as it is, so the next look begins
-        behind it. Nothing is read for a plan that has nothing that would be in there.
-        """
-        if not any(program.name in ("finalize", "restore") for program in plan.programs):
-            return set()
-        upgrade = run.snapshots or run.epoch
-        asked = (run.fleet, run.plan, upgrade)
-        async with self._reading:
-            since, known = self._read.get(asked, (0, frozenset()))
-            found = set(known)
-            while entries := await self._ground.evidence.read(run.fleet, since):
-                for entry in entries:
-                    record = entry.record
-                    if (
-                        isinstance(record, dict)
-                        and record.get("plan") == run.plan
-                        and record.get("upgrade") == upgrade
-                    ):
-                        found.add(str(record.get("what")))
-                since = entries[-1].seq
-            if asked not in self._read:
-                self._read.clear()
-            self._read[asked] = (since, frozenset(found))
-        return found
 
     # -- waves ---------------------------------------------------------------------------------------------------
 
@@ -188,9 +178,12 @@ class NodeActivities:
             for batch in wave.batches
         ]
         async with pulse():
+            every = tuple(node for batch in batches for node in batch)
+            tokens: Mapping[int, Token] = {}
+            if plan.waves[request.wave].rules:
+                tokens = await self._admissions.tokens_of(request.run, plan, every)
             for number, rule in enumerate(plan.waves[request.wave].rules):
-                asked = partial(self._holds, request, plan, number)
-                every = [node for batch in batches for node in batch]
+                asked = partial(self._holds, request, plan, number, tokens)
                 holds = dict(await each(every, asked, lambda node: (node, None)))
                 # Who may be the leader for all anybody knows goes last too.
                 late = {node for node, held in holds.items() if held is None or held == rule.last}
@@ -199,22 +192,26 @@ class NodeActivities:
                     *(tuple(node for node in batch if node in late) for batch in batches),
                 ]
             run = request.run
-            key = f"{run.id}@{run.epoch}/opened-{request.wave}-{request.serial}.{activity.info().attempt}"
+            key = f"{run.id}@{run.epoch}/opened-{request.wave}-{_task()}"
             await self._ground.note(run.fleet, key, opened(plan, request, batches))
         return Opened(batches=tuple(batch for batch in batches if batch))
 
     async def _holds(
-        self, request: OpenRequest, plan: Plan, number: int, index: int
+        self,
+        request: OpenRequest,
+        plan: Plan,
+        number: int,
+        tokens: Mapping[int, Token],
+        index: int,
     ) -> tuple[int, bool | None]:
         """Whether an order rule's probe passes on a node; None when that cannot be said."""
         node = plan.nodes[index]
-        attempt = activity.info().attempt
-        key = f"{request.run.id}@{request.run.epoch}/{node.name}/order-{request.serial}.{attempt}/{number}"
+        key = f"{request.run.id}@{request.run.epoch}/{node.name}/order-{_task()}/{number}"
         run = request.run
         rules = probes(plan, index, "rules", wave=request.wave, run_id=run.id, epoch=run.epoch)
         op: dict[str, Json] = {"key": key, "op": "probe", "probe": rules[number]}
         try:
-            end = await self._session(request.run, request.serial, node, [op])
+            end = await self._session(request.run, tokens[index], node, [op])
         except DriverError:
             return index, None
         error = end.failed.error if end.failed is not None else None
@@ -229,12 +226,21 @@ class NodeActivities:
         plan = await self._allowed(request.run, request.wave)
         if isinstance(plan, Failure):
             return Checked(failures=(plan,))
-        skip = set(request.skip)
-        nodes = [node for node in plan.waves[request.wave].nodes if node not in skip]
+        run = request.run
+        try:
+            looking = await self._admissions.bake(run, request.wave)
+        except DriverError as error:
+            if error.retryable:
+                raise
+            failure = failure_of_the_run(error.kind, error.message)
+            return Checked(failures=(failure,), fenced=error.kind == "Fenced")
+        index = {node.name: at for at, node in enumerate(plan.nodes)}
+        nodes = tuple(index[name] for name in looking.nodes)
+        tokens = await self._admissions.tokens_of(run, plan, nodes)
         async with pulse():
             looks = await each(
                 nodes,
-                lambda node: self._checked(plan, request, node),
+                lambda node: self._checked(plan, request, node, tokens, ensure=looking.ensure),
                 lambda node: _problem(node, plan.nodes[node].name, "bake", UNSEEN),
             )
         found = [failure for failure in looks if failure is not None]
@@ -243,30 +249,28 @@ class NodeActivities:
             # Nothing is known against those that were not looked at; but nothing is known for them either.
             said = f"{len(found)} of {len(nodes)} nodes were not looked at within {sessions.LOOKING:g} s"
             failures = [failure_of_the_run(UNSEEN.kind, said)]
-        await self._note_bake(request, len(nodes), failures)
+        token = max(tokens.values(), default=(run.epoch, 0, 1))
+        record = {**moment(), **baked(plan, request.run, request.wave, looking, failures, token)}
+        key = f"{run.id}@{run.epoch}/bake-{request.wave}/{_task()}"
+        await self._ground.note(run.fleet, key, record, strict=True)
         return Checked(
             failures=bounded(tuple(failures)),
-            fenced=any(failure.type == "Fenced" for failure in failures),
+            fenced=any(failure.type == "Fenced" for failure in failures)
+            and await self._admissions.overtaken(run),
+            passed=not failures and await self._admissions.baked(run, request.wave),
         )
 
-    async def _note_bake(self, request: CheckRequest, nodes: int, failures: list[Failure]) -> None:
-        """Looks that went well become evidence once a minute, those that did not each: a bake may take days."""
-        run, at = request.run, now()
-        place = f"{run.id}@{run.epoch}/bake-{request.wave}"
-        key = (
-            f"{place}/{at[:16]}"
-            if not failures
-            else f"{place}/{request.serial}.{activity.info().attempt}"
-        )
-        if key in self._baked:
-            return
-        record = baked(request, nodes, failures, activity.info().attempt)
-        await self._ground.note(run.fleet, key, {"at": at, **record})
-        self._baked = {key}
-
-    async def _checked(self, plan: Plan, request: CheckRequest, index: int) -> Failure | None:
+    async def _checked(
+        self,
+        plan: Plan,
+        request: CheckRequest,
+        index: int,
+        tokens: Mapping[int, Token],
+        *,
+        ensure: bool,
+    ) -> Failure | None:
         node, wave = plan.nodes[index], plan.waves[request.wave]
-        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/bake-{request.serial}.{activity.info().attempt}"
+        prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/bake-{_task()}"
         probe: dict[str, Json] = {"service": {"running": True}}
         run = request.run
         more = probes(plan, index, "bake", wave=wave.index, run_id=run.id, epoch=run.epoch)
@@ -282,17 +286,26 @@ class NodeActivities:
                 "interval": 0.5,
             }
         ]
-        if request.ensure:
+        if ensure:
             ops.insert(0, {"key": f"{prefix}/ensure", "op": "ensure"})
         try:
-            end = await self._session(request.run, request.serial, node, ops)
+            end = await self._session(request.run, tokens[index], node, ops)
         except DriverError as error:
             return _problem(index, node.name, "bake", error)
         if any(event.result.get("started") for event in end.done):
             what: dict[str, Json] = {"what": "started", "run": run.id, "node": node.name}
             await self._ground.note(run.fleet, f"{prefix}/started", what)
         fault = end.fault(node.name)
-        return _problem(index, node.name, "bake", fault) if fault is not None else None
+        if fault is None:
+            return None
+        reported = fault.kind != "Fenced"
+        return _problem(index, node.name, "bake", fault).model_copy(update={"reported": reported})
+
+
+def _task() -> str:
+    """What nobody else's activity has in its keys: the server gives each run of a workflow a name of its own."""
+    info = activity.info()
+    return f"{info.workflow_run_id}.{info.activity_id}.{info.attempt}"
 
 
 def _asks_serving(plan: Plan) -> bool:
@@ -319,59 +332,33 @@ def _observed(
     plan: Plan, looks: list[tuple[int, SessionEnd | Failure]], *, probed: bool
 ) -> Observed:
     """Sort nodes by the release ``current`` points to. Whatever is not certain is a problem, never a pass."""
-    before = {artifact.digest for artifact in plan.before.artifacts}
-    after = {artifact.digest for artifact in plan.after.artifacts}
-    lists: dict[str, list[int]] = {
-        name: [] for name in ("before", "after", "other", "empty", "unreachable")
-    }
-    stopped: list[int] = []
-    started: list[int] = []
-    mixed: list[int] = []
     problems: list[Failure] = []
+    sights: dict[int, Mapping[str, Json]] = {}
+    step = "preflight" if probed else "look"
     for index, look in looks:
         if isinstance(look, Failure):
-            lists["unreachable"].append(index)
             problems.append(look)
             continue
-        fault = look.fault(plan.nodes[index].name)
+        name = plan.nodes[index].name
+        fault = look.fault(name)
         if fault is not None:
-            problems.append(
-                _problem(index, plan.nodes[index].name, "preflight" if probed else "look", fault)
-            )
+            problems.append(_problem(index, name, step, fault))
+        sights[index] = look.observed
         digest = look.observed.get("release")
-        runs = look.observed.get("running_release") or digest
-        kind = "before" if digest in before else "after" if digest in after else "other"
-        if runs not in before | after:
-            kind = "other"
-        elif runs != digest:
-            mixed.append(index)
-        lists["empty" if digest is None else kind].append(index)
-        if not look.observed.get("running"):
-            stopped.append(index)
-            if probed and fault is None and digest is not None:
-                problems.append(_stopped(index, plan.nodes[index].name))
-        # A host that does not say what it started last is taken to have started what it is on.
-        if look.observed.get("started_release", digest) in after:
-            started.append(index)
-        if kind == "other" and (fault is None or digest is not None):
+        if not look.observed.get("running") and probed and fault is None and digest is not None:
+            problems.append(_stopped(index, name))
+        other = index in sorted_sights(plan, {index: look.observed}).other or digest is None
+        if other and (fault is None or digest is not None):
             said = (
                 "runs a release this plan does not know" if digest else "has no release installed"
             )
-            error = DriverError(
-                "UnknownRelease", f"{plan.nodes[index].name} {said}", retryable=False
-            )
-            problems.append(
-                _problem(index, plan.nodes[index].name, "preflight" if probed else "look", error)
-            )
-    return Observed(
-        before=tuple(lists["before"]),
-        after=tuple(lists["after"]),
-        other=tuple(lists["other"]),
-        empty=tuple(lists["empty"]),
-        unreachable=tuple(lists["unreachable"]),
-        stopped=tuple(stopped),
-        started_after=tuple(started),
-        mixed=tuple(mixed),
-        problems=bounded(tuple(problems)),
-        fenced=any(problem.type == "Fenced" for problem in problems),
+            error = DriverError("UnknownRelease", f"{name} {said}", retryable=False)
+            problems.append(_problem(index, name, step, error))
+    unreachable = tuple(index for index, look in looks if isinstance(look, Failure))
+    return sorted_sights(plan, sights).model_copy(
+        update={
+            "unreachable": unreachable,
+            "problems": bounded(tuple(problems)),
+            "fenced": any(problem.type == "Fenced" for problem in problems),
+        }
     )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.callers import own
 from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
@@ -24,7 +25,10 @@ from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
 from kedge.trust.envelope import order_digest
 from kedge.trust.orders import judge, read, refused
+from kedge.trust.run_history import SAID
 
+SAID_KINDS = frozenset({"decision", "asked", "parked", "way-back", "ended"})
+"""What a workflow says of its decisions. It is told to people, and authorizes nothing."""
 AUTHORS_MATTER = frozenset({"start", "approve"})
 """The words that a policy may forbid to who made the release."""
 
@@ -40,7 +44,7 @@ class OrderActivities:
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
         """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
-        _own(f"fleet/{request.fleet}" if request.run is None else request.run.id)
+        own(f"fleet/{request.fleet}" if request.run is None else request.run.id)
         async with pulse():
             hearing = Hearing(request.envelope)
             verdict = await self._judged(request, hearing)
@@ -80,7 +84,7 @@ class OrderActivities:
     @activity.defn
     async def open_reviews(self, fleet: str) -> tuple[Review, ...]:
         """The reviews that the fleet owes, by its record."""
-        _own(f"fleet/{fleet}")
+        own(f"fleet/{fleet}")
         async with pulse():
             return await self._reviews.open(fleet)
 
@@ -234,7 +238,7 @@ class OrderActivities:
     @activity.defn
     async def judge_glass(self, request: GlassRequest) -> OrderVerdict:
         """The verdict about an order that broke the glass in a run, at its own moment: its run accepted it, and tells."""
-        _own(f"fleet/{request.fleet}")
+        own(f"fleet/{request.fleet}")
         async with pulse():
             return await self._glass(request)
 
@@ -290,7 +294,7 @@ class OrderActivities:
                 non_retryable=True,
             )
         async with pulse():
-            await self._ground.note_verdict(refusal.fleet, refusal.verdict)
+            await self._ground.note_said(refusal.fleet, refusal.verdict)
 
     @activity.defn
     async def write_warrant(self, update: WarrantUpdate) -> str:
@@ -303,7 +307,7 @@ class OrderActivities:
         for envelope in signed:
             # The Fleet acts on what was said to it, a run on what was said to that run.
             try:
-                _own(read(envelope).target)
+                own(read(envelope).target)
             except OrderError as error:
                 raise ApplicationError(
                     str(error), type="NotAuthorised", non_retryable=True
@@ -321,23 +325,13 @@ class OrderActivities:
     @activity.defn
     async def record(self, note: Note) -> EvidenceSeen:
         """Append a decision of a workflow to the fleet's evidence; where that ends then is what people are shown."""
-        if not note.key.startswith(f"{note.run.id}@{note.run.epoch}/"):
-            # What orders, leases and policies are noted under is for who judges them.
-            said = f"{note.run.id} writes under its own name, not under {note.key}"
-            raise ApplicationError(said, type="NotAuthorised", non_retryable=True)
-        record = {"run": note.run.id, "epoch": note.run.epoch, **note.record}
+        own(note.run.id)
+        if note.record.get("what") not in SAID_KINDS:
+            # What orders, leases, admissions and legs are noted as is for the activities that see to them.
+            said = f"a workflow writes down {', '.join(sorted(SAID_KINDS))}, not {note.record.get('what')}"
+            raise ApplicationError(said[:500], type="NotAuthorised", non_retryable=True)
+        name = f"{SAID}{note.run.id}@{note.run.epoch}/{note.key}"
+        record = {**note.record, "run": note.run.id, "epoch": note.run.epoch}
         async with pulse():
-            head = await self._ground.note_apart(note.run.fleet, note.key, record)
+            head = await self._ground.note_apart(note.run.fleet, name, record)
         return EvidenceSeen(seq=head.seq, hash=head.hash)
-
-
-def _own(workflow: str) -> None:
-    """Raise unless it is the workflow of that id that asks.
-
-    Whoever reaches the engine can begin a Fleet under another id, with the state he likes. Two workflows of one id
-    never run at a time, so what asks under the right one is what everybody else sees too.
-    """
-    asks = activity.info().workflow_id
-    if asks != workflow:
-        said = f"{asks} asks about orders of {workflow}: only that one may"
-        raise ApplicationError(said, type="NotAuthorised", non_retryable=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from temporalio import activity
 
+from activities.admission import Admissions
 from activities.ground import Ground
 from activities.heartbeats import pulse
 from kedge.model.plan import Plan, ProgramName
 from kedge.model.run import LegFacts, PlanFacts, ReturnRequest, WaveFacts
 from kedge.plan.wayback import Return, choose_around
+from kedge.trust.wholeness import is_automatic
 
 MARGIN = 60.0
 """Seconds a leg may take beyond the sum of its steps' time-outs: the connection, the lock, the journal."""
@@ -19,6 +21,7 @@ class PlanActivities:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._admissions = Admissions(ground)
 
     @activity.defn
     async def plan_facts(self, digest: str) -> PlanFacts:
@@ -28,17 +31,20 @@ class PlanActivities:
 
     @activity.defn
     async def choose_way_back(self, request: ReturnRequest) -> Return:
-        """Decide the way back from an observation of every node."""
+        """Decide the way back from what the record has of every node, and write the decision down."""
         async with pulse():
-            plan = await self._ground.plan(request.run.plan)
-            await self._ground.went_back(request.run)
-            return choose_around(
+            run, plan = request.run, await self._ground.plan(request.run.plan)
+            await self._ground.went_back(run)
+            seen, given_up = await self._admissions.seen(run, plan)
+            choice = choose_around(
                 plan,
-                request.seen,
-                unseen=request.unseen,
-                given_up=request.given_up,
-                automatic=request.automatic,
+                seen,
+                # Who asks may leave nodes out, and adds none.
+                unseen=tuple(sorted({*seen.unreachable, *request.unseen})),
+                given_up=given_up,
+                automatic=is_automatic(run.id),
             )
+            return await self._admissions.decided(run, choice)
 
 
 def facts_of(plan: Plan) -> PlanFacts:

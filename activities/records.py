@@ -8,7 +8,8 @@ from typing import Any
 from kedge.drivers.ports import HostEvent, SessionEnd
 from kedge.model.base import Json, canonical
 from kedge.model.plan import Artifact, Plan
-from kedge.model.run import CheckRequest, Failure, ObserveRequest, OpenRequest, Run
+from kedge.model.run import Failure, Observed, ObserveRequest, OpenRequest, Run
+from kedge.trust.admission import Looking
 
 MOST_NAMED = 100
 """Nodes that a record of a whole wave names one by one."""
@@ -94,6 +95,8 @@ def sight_of(end: SessionEnd) -> dict[str, Json]:
     seen: dict[str, Json] = {
         name: end.observed.get(name) for name in ("release", "running", "running_release")
     }
+    if "started_release" in end.observed:
+        seen["started_release"] = end.observed.get("started_release")
     journal = _lines(end.observed.get("journal"))
     if journal is not None:
         seen["journal"] = journal
@@ -104,27 +107,36 @@ def looked(
     plan: Plan,
     request: ObserveRequest,
     looks: Iterable[tuple[int, SessionEnd | Failure]],
-    attempt: int,
+    found: Observed,
+    token: tuple[int, int, int],
 ) -> dict[str, Json]:
-    """The record of a look at many nodes: which release is where, and how each host's journal ends."""
+    """The record of a look at many nodes: which release is where, and how each host's journal ends.
+
+    ``there`` are nodes that run the new release already, ``failures`` those that are not as they should be.
+    """
     nodes: dict[str, Json] = {}
-    failures: list[Json] = []
+    failures: dict[str, str] = {}
     for index, look in looks:
         name = plan.nodes[index].name
         if isinstance(look, Failure):
-            failures.append(f"{name}: {look.type}")
+            failures[name] = look.type
             continue
         nodes[name] = sight_of(look)
         if look.failed is not None and look.failed.error is not None:
-            failures.append(f"{name}: {look.failed.error.type}")
+            failures[name] = look.failed.error.type
+    for problem in found.problems:
+        failures.setdefault(problem.name, problem.type)
+    astray = {*found.stopped, *found.mixed}
+    there = [plan.nodes[node].name for node in found.after if node not in astray]
     return {
         "what": "looked",
         "run": request.run.id,
         "why": "preflight" if request.probes else "fence",
         "plan": request.run.plan,
-        "token": [request.run.epoch, request.serial, attempt],
+        "token": list[Json](token),
         "nodes": nodes,
-        "failures": failures,
+        "there": list[Json](there) if request.probes else [],
+        "failures": [f"{name}: {kind}" for name, kind in failures.items()],
     }
 
 
@@ -147,6 +159,7 @@ def serving_record(run: Run, plan: Plan, sights: Mapping[int, Any], why: str) ->
     return {
         "what": "looked",
         "run": run.id,
+        "epoch": run.epoch,
         "why": why,
         "plan": run.plan,
         "nodes": nodes,
@@ -170,18 +183,29 @@ def opened(plan: Plan, request: OpenRequest, batches: list[tuple[int, ...]]) -> 
 
 
 def baked(
-    request: CheckRequest, nodes: int, failures: Iterable[Failure], attempt: int
+    plan: Plan,
+    run: Run,
+    wave: int,
+    looking: Looking,
+    failures: Iterable[Failure],
+    token: tuple[int, int, int],
 ) -> dict[str, Json]:
-    """The record of a look of a bake: how many nodes there were, and which did not pass."""
-    ill = [f"{failure.name}: {failure.type}" for failure in failures]
+    """The record of a look of a bake: how many nodes there were, who was left out, and which did not pass."""
+    found = tuple(failures)
+    ill = [f"{failure.name}: {failure.type}" for failure in found]
+    bake = plan.waves[wave].bake
+    interval = max(bake.interval, bake.duration / 60) if bake is not None else 0.0
     return {
         "what": "looked",
-        "run": request.run.id,
+        "run": run.id,
         "why": "bake",
-        "wave": request.wave,
-        "token": [request.run.epoch, request.serial, attempt],
-        "nodes": nodes,
-        "failures": list[Json](ill[:MOST_NAMED]),
+        "wave": wave,
+        "token": list[Json](token),
+        "nodes": len(looking.nodes),
+        "skipped": list[Json](looking.skipped),
+        "interval_ms": round(interval * 1000),
+        "reported": any(failure.reported for failure in found),
+        "failures": list[Json](ill),
     }
 
 

@@ -22,9 +22,10 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from activities.plans import PlanActivities
+    from activities.runs import RunActivities
     from kedge.model.base import Digest
     from kedge.model.errors import FORGED
-    from kedge.model.run import PlanFacts
+    from kedge.model.run import EndRequest, EndVerdict, Phase, PlanFacts, Run
 
 T = TypeVar("T")
 
@@ -110,6 +111,12 @@ async def decide(
         ),
         summary,
     )
+
+
+async def end_run(run: Run, outcome: Phase, said: str) -> EndVerdict:
+    """Write down how a run ended; not ok where the record does not bear it out."""
+    request = EndRequest(run=run, outcome=outcome, said=said)
+    return await decide(RunActivities.end_run, request, f"ended: {outcome}")
 
 
 async def plan_facts(plan: Digest) -> PlanFacts:

@@ -28,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
         WaveResult,
         WideningRequest,
         WideningStop,
+        beside,
         bounded,
         failure_of_the_run,
     )
@@ -37,6 +38,9 @@ with workflow.unsafe.imports_passed_through():
 from workflows.calls import SERIALS_A_WAVE, survey, tell, why
 from workflows.fanout import look_all
 from workflows.wave import Wave, chunk_of
+
+ORDERED = 10.0
+"""Seconds until an order that the record has is known here too."""
 
 
 @workflow.defn(name="CanaryWidening")
@@ -236,6 +240,9 @@ class CanaryWidening:
             # What somebody else made a chunk hold is taken up again: only our own hold counts. So is what a lane left
             # that lost its part of the budget, while the whole is not spent and places are free.
             waiting = (*(node for result in results for node in result.remaining), *waiting)
+            if any(result.refused for result in results):
+                await self._wait(ORDERED, "an order in the record holds this run")
+                self._held = True
             stop = await self._judge(results, (*waiting, *later), budget)
             if stop is not None:
                 return stop
@@ -308,7 +315,7 @@ class CanaryWidening:
     async def _judge(
         self, results: list[WaveResult], remaining: tuple[int, ...], budget: int
     ) -> WideningStop | None:
-        failures = tuple(failure for result in results for failure in result.failures)
+        failures = beside(tuple(failure for result in results for failure in result.failures))
         for result in results:
             self._done += result.done
             self._steps += result.steps
@@ -385,8 +392,10 @@ class CanaryWidening:
         try:
             while True:
                 left = (self._until - workflow.now()).total_seconds()
-                if left > 0:
-                    await self._wait(min(interval, left), f"bake of wave {wave.name}")
+                # Where the looks in the record have a gap, it goes on until they cover the whole time.
+                await self._wait(
+                    min(interval, left) if left > 0 else interval, f"bake of wave {wave.name}"
+                )
                 if self._held:
                     return await self._stop("held", where="bake")
                 checked = await survey(
@@ -406,7 +415,7 @@ class CanaryWidening:
                     return await self._stop("fenced", failures=checked.failures, where="bake")
                 if checked.failures:
                     return await self._stop("failed", failures=checked.failures, where="bake")
-                if workflow.now() >= self._until:
+                if checked.passed and workflow.now() >= self._until:
                     return None
         finally:
             self._until = None

@@ -387,8 +387,7 @@ class Ordered:
 
     async def _write(self, key: str, record: dict[str, Json]) -> None:
         """Append to the fleet's evidence, once per key, and remember where it ends."""
-        name = f"{self._run.id}@{self._run.epoch}/{key}"
-        note = Note(run=self._run, key=name, record={**record, "at": instant()})
+        note = Note(run=self._run, key=key, record={**record, "at": instant()})
         head = await decide(OrderActivities.record, note, "write it down")
         self._memory = self._memory.model_copy(update={"head": head})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import timedelta
 from typing import Literal
 
 from temporalio import workflow
@@ -41,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from kedge.plan.progress import asked_again, executed_again, lacking
     from kedge.plan.wayback import Return
 
-from workflows.calls import SERIALS_A_WAVE, decide, survey, tell, why
+from workflows.calls import SERIALS_A_WAVE, decide, end_run, survey, tell, why
 from workflows.fanout import look_all, observe_all
 from workflows.ordered import Open, Ordered, OrderMemory, instant
 from workflows.wave import Wave, chunk_of
@@ -119,10 +121,18 @@ class Rollback(Ordered):
         facts = self._facts = await self._read_plan()
         if facts is None:
             self._take_orders()
-        while facts is not None and self._ended is None:
-            await self._turn(facts)
-            if self._long() and self._ended is None:
-                await self._renew()
+        while facts is not None:
+            while self._ended is None:
+                await self._turn(facts)
+                if self._long() and self._ended is None:
+                    await self._renew()
+            ended = self._ended
+            verdict = await end_run(self._run, ended.phase, ended.said)
+            if verdict.ok:
+                break
+            # Whatever some worker answered: the record does not bear it out, and people decide.
+            self._ended = None
+            await self._park("end", (failure_of_the_run("NotRecorded", verdict.said),), facts)
         return await self._end(facts)
 
     @workflow.query(description="Where the way back is, what it waits for, and for whom.")
@@ -336,6 +346,8 @@ class Rollback(Ordered):
                 if result.failures:
                     await self._not_back(result.failures, facts)
                     return
+                if result.refused:
+                    await self._until_ordered()
                 if self._full():
                     return
             if self._long():
@@ -360,6 +372,13 @@ class Rollback(Ordered):
             await self._park("serving", missing or tuple(refused), facts, refused[0].said)
         else:
             self._change(first=tuple(sorted({*self._state.first, *nodes})))
+
+    async def _until_ordered(self) -> None:
+        """The record has an order that holds this run; it is on its way to here."""
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(
+                self._disturbed, timeout=timedelta(seconds=10), timeout_summary="an order comes"
+            )
 
     async def _chunk(
         self,

@@ -44,6 +44,7 @@ from workflows.calls import (
     SERIALS_OF_A_LOST_CHILD,
     attributes,
     decide,
+    end_run,
     survey,
     tell,
     why,
@@ -121,7 +122,8 @@ class Upgrade(Ordered):
             said = f"pre-empted by {self._successor_said()}"
             self._state = progress.preempted(self._state, said)
             return await self._end(None)
-        while (act := progress.command(self._state)).what != "end":
+        while not await self._ended_well(facts):
+            act = progress.command(self._state)
             event = await self._do(act, facts)
             if event is not None:
                 await self._advance(event, facts)
@@ -129,6 +131,18 @@ class Upgrade(Ordered):
             if self._long() and self._state.stage != "ended":
                 await self._renew()
         return await self._end(facts)
+
+    async def _ended_well(self, facts: PlanFacts) -> bool:
+        """Whether it ended, and the record bears out how; where it does not, people decide."""
+        state = self._state
+        if progress.command(state).what != "end":
+            return False
+        verdict = await end_run(self._run, OUTCOMES.get(state.outcome, "aborted"), state.said)
+        if not verdict.ok:
+            event = progress.NotRecorded(said=verdict.said, missing=verdict.missing)
+            self._state = progress.reopened(state, event, facts)
+            await self._note("NotRecorded")
+        return verdict.ok
 
     @workflow.query(description="Where the run is, what it waits for, and for whom.")
     def status(self) -> RunStatus:

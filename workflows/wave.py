@@ -23,10 +23,12 @@ with workflow.unsafe.imports_passed_through():
         TeamRequest,
         WaveRequest,
         WaveResult,
+        beside,
         bounded,
     )
     from kedge.model.status import WaveProgress
     from kedge.plan.availability import UNAVAILABLE, of_refusal
+    from kedge.plan.tries import FINAL, OVERTAKEN, OVERTAKEN_TRIES, RESTARTING
 
 from workflows.calls import (
     HEARTBEAT,
@@ -36,15 +38,6 @@ from workflows.calls import (
     UNFORGED,
     is_forged,
 )
-
-RESTARTING = frozenset({"ServiceDied"})
-"""Errors after which a leg is done again from its start: looking once more at a daemon that died helps nobody."""
-
-FINAL = frozenset(
-    {"NotAuthorised", "DigestMismatch", "ArchiveRefused", "BadRequest", "Unresolved", "NoRelease"}
-)
-"""Errors that no repetition mends."""
-
 
 MOST_FORGED = SERIALS_A_LEG // 2
 """Forged answers to one leg that are asked again: a person has to hear of more."""
@@ -98,6 +91,7 @@ class Wave:
         self._crowded: Failure | None = None
         """Why no further node has a place now: a node that is in flight must land first."""
         self._fenced = False
+        self._refused = False
 
     @workflow.run
     async def run(self, request: WaveRequest) -> WaveResult:  # noqa: ARG002 - read at init
@@ -119,10 +113,11 @@ class Wave:
             done=len(self._done),
             steps=self._steps,
             replayed=self._replayed,
-            failures=bounded(tuple(self._failures)),
+            failures=bounded(beside(tuple(self._failures))),
             remaining=tuple(self._waiting),
             fenced=self._fenced,
             held=self._held,
+            refused=self._refused,
         )
 
     @workflow.signal(description="Begin no further node; those in flight come to their end.")
@@ -230,6 +225,10 @@ class Wave:
             self._done.append(node)
         elif failure.type == "Fenced":
             self._fenced = True
+        elif failure.type == "Held":
+            # A person paused or ended the run: its word is on its way to here.
+            self._waiting.append(node)
+            self._held = self._refused = True
         elif failure.node == THE_RUN:
             # It lies with no node: this one waits with all that were not begun, until a person decided.
             self._waiting.append(node)
@@ -268,13 +267,18 @@ class Wave:
         do not count, but the fence is above them.
         """
         round_ = self._request.round * ROUNDS_A_TRY
-        tried = 0
+        tried = overtaken = 0
         failure = known or await self._once(node, index, leg, round_, spared)
         while True:
             if failure is not None and failure.type == FORGED and spared < MOST_FORGED:
                 # Somebody without the workers' keys answered: that was no try, and the fence has to be above it.
                 spared += 1
                 await workflow.sleep(UNFORGED, summary="before another try: a forged answer")
+                failure = await self._once(node, index, leg, round_, tried + spared)
+                continue
+            if failure is not None and failure.type == OVERTAKEN and overtaken < OVERTAKEN_TRIES:
+                overtaken += 1
+                await workflow.sleep(timedelta(seconds=1), summary="another admission is at it")
                 failure = await self._once(node, index, leg, round_, tried + spared)
                 continue
             tried += 1

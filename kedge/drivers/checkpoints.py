@@ -165,7 +165,9 @@ class SignedEvidence:
         await self._grown(fleet, head, seals=worth_sealing(record))
         return head
 
-    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+    async def append_decided(
+        self, fleet: str, since: int | Callable[[], int], decide: Decide
+    ) -> Decided:
         """See :meth:`kedge.drivers.ports.Evidence.append_decided`; raises as :meth:`append` when it cannot be sealed."""
         decided = await self._evidence.append_decided(fleet, since, decide)
         for entry in decided.appended:

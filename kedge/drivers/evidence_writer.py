@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     """A conditional append on its way into the chain of its fleet."""
 
     fleet: str
-    since: int
+    since: int | Callable[[], int]
     decide: Decide
 
 
@@ -153,7 +153,9 @@ class WrittenEvidence:
         self._hand_over(_Waiting(Append(fleet, key, record, text, strict), answer))
         return await asyncio.wrap_future(answer)
 
-    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+    async def append_decided(
+        self, fleet: str, since: int | Callable[[], int], decide: Decide
+    ) -> Decided:
         """See :meth:`kedge.drivers.ports.Evidence.append_decided`."""
         _checked(fleet, "", None)
         answer: Future[Decided] = Future()
@@ -263,9 +265,10 @@ def _append(transaction: Transaction, one: Append) -> EvidenceHead | DriverError
 
 def _decide(transaction: Transaction, one: Decision) -> Decided | Exception:
     fleet = one.fleet
-    read = transaction.read(fleet, one.since, MAX_BEHIND + 1)
+    since = one.since if isinstance(one.since, int) else one.since()
+    read = transaction.read(fleet, since, MAX_BEHIND + 1)
     if len(read) > MAX_BEHIND:
-        said = f"more than {MAX_BEHIND} entries of {fleet} follow {one.since}: read them first"
+        said = f"more than {MAX_BEHIND} entries of {fleet} follow {since}: read them first"
         return DriverError("Behind", said, retryable=True)
     try:
         pairs = [

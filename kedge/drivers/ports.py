@@ -248,10 +248,13 @@ class Evidence(Protocol):
         """
         ...
 
-    async def append_decided(self, fleet: str, since: int, decide: Decide) -> Decided:
+    async def append_decided(
+        self, fleet: str, since: int | Callable[[], int], decide: Decide
+    ) -> Decided:
         """Appends what ``decide`` returns, under the fleet's lock: no other worker appends between reading and writing.
 
-        ``decide`` gets the entries after the first ``since`` and the end of the chain. It is pure and quick: it runs in
+        ``decide`` gets the entries after the first ``since`` (a number, or what says it at the moment of reading: a
+        cursor that other requests of this worker move on) and the end of the chain. It is pure and quick: it runs in
         the writing thread while other workers wait, and its result is thrown away when the transaction fails, so the
         caller must derive nothing lasting from a call that raises. Either all pairs are appended or none. A key that
         holds the same record (its time ``at`` apart) adds nothing; one that holds another raises ``DriverError`` kind

@@ -84,7 +84,7 @@ FindingKind = Literal[
     # the chain
     "edited", "inserted", "reordered", "deleted", "truncated", "rewritten", "forked", "checkpoint", "unsigned",
     # what it says
-    "policy", "order", "gate", "lease", "warrant", "effect", "release", "journal",
+    "policy", "order", "gate", "lease", "warrant", "admission", "effect", "release", "journal",
 ]  # fmt: skip
 
 

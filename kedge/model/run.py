@@ -95,6 +95,8 @@ class Failure(Frozen):
     saw: dict[str, Json] = {}
     changed: bool = False
     """Of a node that does not serve: this run moved it to the new release already."""
+    reported: bool = False
+    """A host said so: it is not made of silence, of a refusal, or of another run's fence."""
 
 
 THE_RUN = -1
@@ -132,6 +134,13 @@ def failure_of_the_run(
         said=said[:2000],
         saw=dict(saw or {}),
     )
+
+
+def beside(failures: tuple[Failure, ...]) -> tuple[Failure, ...]:
+    """The failures without refused admissions, where a node failed: that the record lets nothing more begin follows."""
+    if all(failure.node == THE_RUN for failure in failures):
+        return failures
+    return tuple(failure for failure in failures if failure.type != "NotAdmitted")
 
 
 WHOLE_FAILURES = 20
@@ -222,6 +231,8 @@ class WaveResult(Frozen):
     remaining: tuple[int, ...] = ()
     fenced: bool = False
     held: bool = False
+    refused: bool = False
+    """The record has an order by which nothing further may begin."""
 
 
 class Again(Frozen):
@@ -490,6 +501,8 @@ class Checked(Frozen):
 
     failures: tuple[Failure, ...] = ()
     fenced: bool = False
+    passed: bool = False
+    """The looks in the record cover the bake over its whole time."""
 
 
 class ObserveRequest(Frozen):
@@ -549,7 +562,9 @@ class ReturnRequest(Frozen):
 
 
 class Note(Frozen):
-    """A decision of a workflow on its way into the evidence; ``key`` makes it stand there once."""
+    """What a workflow says of its decisions, on its way into the evidence; ``key`` makes it stand there once, among what
+    this run says.
+    """
 
     run: Run
     key: str
@@ -561,3 +576,23 @@ class HolderSeen(Frozen):
 
     ended: bool
     end: RunEnd | None = None
+
+
+class EndRequest(Frozen):
+    """To the activity that writes down how a run ended."""
+
+    run: Run
+    outcome: Phase
+    said: str
+
+
+class EndVerdict(Frozen):
+    """Whether the record bears out how a run says that it ended; ``missing`` are nodes that it has no leg of.
+
+    ``release``: the side of the plan that every node was left on.
+    """
+
+    ok: bool
+    said: str = ""
+    missing: tuple[int, ...] = ()
+    release: Literal["before", "after"] | None = None

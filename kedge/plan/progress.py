@@ -146,6 +146,13 @@ class WentBack(Frozen):
     serial: int = 1
 
 
+class NotRecorded(Frozen):
+    """The record does not bear out how the run says that it ended: ``missing`` nodes have no leg in it."""
+
+    said: str
+    missing: tuple[int, ...] = ()
+
+
 class Ordered(Frozen):
     """An accepted order of a person. ``choice`` for decide."""
 
@@ -201,6 +208,20 @@ def advance(state: UpgradeState, event: Event, facts: PlanFacts) -> UpgradeState
 def preempted(state: UpgradeState, said: str) -> UpgradeState:
     """The state after a newer run took the lease."""
     return _end(state, "preempted", said)
+
+
+def reopened(state: UpgradeState, event: NotRecorded, facts: PlanFacts) -> UpgradeState:
+    """The state after an end that the record does not bear out: what is missing is out, and people decide."""
+    state = state.model_copy(
+        update={
+            "outcome": "",
+            "down": tuple(sorted({*state.down, *event.missing})),
+            "accepted": tuple(node for node in state.accepted if node not in event.missing),
+        }
+    )
+    where: Literal["end", "go-back"] = "end" if state.wave >= len(facts.waves) else "go-back"
+    said = f"the record does not bear out that the run ended: {event.said}"
+    return _park(state, where, (), (), facts, said=said)
 
 
 def _end(state: UpgradeState, outcome: Outcome, said: str) -> UpgradeState:
@@ -379,7 +400,9 @@ def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgrad
     where: Literal["wave", "bake"] = "bake" if stop.where == "bake" else "wave"
     way = automatic_way_back(facts, begun=state.begun, committed=state.committed)
     nodes_failed = all(failure.node != THE_RUN for failure in stop.failures)
-    if facts.on_failure == "rollback" and way is not None and nodes_failed:
+    # Silence is no cause: what timed out, was refused or was not reached is for people.
+    reported = any(failure.reported for failure in stop.failures)
+    if facts.on_failure == "rollback" and way is not None and nodes_failed and reported:
         first = stop.failures[0] if stop.failures else None
         because = f"{first.name}: {quoted(first.said)}" if first else stop.said or "the wave failed"
         return state.model_copy(

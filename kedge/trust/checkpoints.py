@@ -16,7 +16,7 @@ from kedge.trust.keys import PublicKey, parse_public_key
 from kedge.trust.refusal import RefusalError
 from kedge.trust.sshsig import check, compose, parse, signed_bytes
 
-_SEALED = frozenset({"asked", "ended", "reviewed"})
+_SEALED = frozenset({"asked", "end", "ended", "reviewed"})
 
 
 def bytes_to_sign(statement: CheckpointStatement) -> bytes:

@@ -272,6 +272,7 @@ class _Trial:
             if isinstance(entry.record, dict):
                 try:
                     self._one(entry, entry.record, court, ledger)
+                    court.admissions.take(entry)
                 except Exception as error:  # noqa: BLE001 - the last line: what cannot be judged does not hold
                     said = f"what it says makes no sense ({type(error).__name__})"
                     self.findings.append(Finding(kind="unreadable", said=said, seq=entry.seq))
@@ -367,12 +368,8 @@ class _Trial:
 
 
 def ends(record: Mapping[str, Any], run: str) -> bool:
-    """Whether a record is the end of this run."""
-    if not run or record.get("run") != run:
-        return False
-    return record.get("what") == "ended" or (
-        record.get("what") == "decision" and record.get("stage") == "ended"
-    )
+    """Whether a record is the end of this run: one that the record itself bears out, whatever the run says."""
+    return bool(run) and record.get("run") == run and record.get("what") == "end"
 
 
 def _nothing(findings: list[Finding]) -> EvidenceReport:

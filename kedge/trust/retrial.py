@@ -21,6 +21,7 @@ from kedge.model.plan import Gate, Plan
 from kedge.model.policy import Policy
 from kedge.plan.lease import UNSEEN, closing, unseen
 from kedge.trust.acts import Acts
+from kedge.trust.admitted import AdmissionChecker
 from kedge.trust.docket import Accepted, Docket, Papers
 from kedge.trust.envelope import order_digest, order_key, read
 from kedge.trust.orders import judge, refused
@@ -46,6 +47,7 @@ class Court:
         """``hashes`` are those of the chain by number of records; ``first`` is the first record that is there."""
         self._docket = Docket(fleet, papers, hashes, first)
         self.acts = Acts(self._docket)
+        self.admissions = AdmissionChecker(self._docket)
         self.orders = 0
         self.refused = 0
         self._glass: dict[Digest, tuple[str, str]] = {}
@@ -97,8 +99,6 @@ class Court:
         if not isinstance(case, dict):
             if accepted:
                 self._docket.wrong("order", seq, "an accepted order without what it was judged by")
-            else:
-                self._closed(record)
             return
         try:
             envelope = Envelope.model_validate_json(canonical(case.get("envelope")))
@@ -290,12 +290,6 @@ class Court:
             for hand in (one.person, one.key, one.material)
             if run in (one.target, self._docket.leases.get(one.digest, ("",))[0])
         }
-
-    def _closed(self, record: Mapping[str, Any]) -> None:
-        """An order that was accepted, and refused at once by who asked for the verdict: it counts for nothing."""
-        digest = record.get("digest")
-        if isinstance(digest, str) and str(record.get("rule")) in AROUND:
-            self._docket.accepted.pop(digest, None)
 
     def _seen(self, seq: int, envelope: Envelope) -> None:
         """The end of the record that an order names is one that the record had when it was accepted."""

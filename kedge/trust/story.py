@@ -141,6 +141,22 @@ def _allowed(record: Mapping[str, Any]) -> _Told:
     return f"may act ({_text(record.get('program'))}{where}): {_text(record.get('said'))}", "", ()
 
 
+def _admitted(record: Mapping[str, Any]) -> _Told:
+    nodes = [_text(one) for one in _many(record.get("nodes"))]
+    wave = record.get("wave")
+    where = "" if wave is None else f", wave {wave}"
+    more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+    said = f"may begin ({_text(record.get('program'))}{where}): {', '.join(nodes[:5])}{more}"
+    return said, "", ()
+
+
+def _refused(record: Mapping[str, Any]) -> _Told:
+    failed = record.get("failed")
+    told = failed if isinstance(failed, dict) else {}
+    said = f"may not begin: {_text(told.get('type'))}: {_text(told.get('message'))}"
+    return said, _text(record.get("node")), ()
+
+
 def _asked(record: Mapping[str, Any]) -> _Told:
     showing = record.get("showing")
     title = _text(showing.get("title")) if isinstance(showing, dict) else ""
@@ -197,6 +213,11 @@ _TELL: dict[str, Any] = {
     "way-back": _said("the way back"),
     "parked": _said("waits for a decision"),
     "ended": _said("ended"),
+    "admitted": _admitted,
+    "refused": _refused,
+    "fence": _said("the fence is raised: the run looks before it goes back"),
+    "return": _said("the way back is decided"),
+    "end": _said("it is over"),
     "installed": _said("installed"),
     "started": _said("started"),
     "opened": _said("a wave is opened"),

@@ -64,6 +64,11 @@ def acts_as(run: str) -> frozenset[str]:
     return frozenset({run})
 
 
+def is_automatic(run: str) -> bool:
+    """Whether a run is a rollback that an upgrade begins, under its own lease."""
+    return len(acts_as(run)) > 1
+
+
 def begins(entries: Iterable[EvidenceEntry], run: str) -> bool:
     """Whether the order that a run acts on, and the lease it was spent under, stand among these records."""
     accepted: set[str] = set()

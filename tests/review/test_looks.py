@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from kedge.model.run import (
     Run,
     Warrant,
 )
+from kedge.trust.envelope import order_digest
 from tests.spine.scene import Scene, make_scene, settle
 from worker.wiring import ground_of
 
@@ -43,17 +45,31 @@ class Looks:
     def __init__(self, scene: Scene, ground: Ground, plan: Plan, run: Run) -> None:
         self.scene, self.ground, self.plan, self.run = scene, ground, plan, run
         self.activities = NodeActivities(ground)
+        self.looks = 0
 
     async def check(self) -> Checked:
-        """One look of the bake of the first wave."""
-        asked = CheckRequest(run=self.run, wave=0, serial=1)
+        """One look of the bake of the first wave, whose nodes are all through by the record."""
+        run, nodes = self.run, [node.name for node in self.plan.nodes]
+        order = (await self.ground.warrant(run)).start
+        about: dict[str, Json] = {"run": run.id, "epoch": run.epoch, "plan": run.plan}
+        lease: dict[str, Json] = {"what": "lease", "order": order_digest(order), **about}
+        await self.ground.note(run.fleet, "lease", lease)
+        ready: dict[str, Json] = {
+            "what": "looked", "why": "preflight", "token": [run.epoch, 0, 1], "run": run.id,
+            "nodes": {name: {} for name in nodes}, "there": list[Json](nodes),
+        }  # fmt: skip
+        await self.ground.note(run.fleet, "looked", ready)
+        asked = CheckRequest(run=run, wave=0, serial=1)
         return await ActivityEnvironment().run(self.activities.check_nodes, asked)
 
     async def observe(self, *, probes: bool = False) -> Observed:
         """A look at every node."""
         nodes = tuple(range(len(self.plan.nodes)))
         asked = ObserveRequest(run=self.run, nodes=nodes, serial=1, probes=probes)
-        return await ActivityEnvironment().run(self.activities.observe_nodes, asked)
+        environment = ActivityEnvironment()
+        self.looks += 1
+        environment.info = dataclasses.replace(environment.info, activity_id=f"look-{self.looks}")
+        return await environment.run(self.activities.observe_nodes, asked)
 
     async def open(self) -> Opened:
         """The first wave, opened."""

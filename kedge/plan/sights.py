@@ -1,0 +1,44 @@
+"""What looks at nodes say together: which release each is on, what runs, and what was ever started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kedge.model.base import Json
+from kedge.model.plan import Plan
+from kedge.model.run import Observed
+
+Sight = Mapping[str, Json]
+
+
+def sorted_sights(plan: Plan, sights: Mapping[int, Sight]) -> Observed:
+    """Sort nodes by the release ``current`` points to; nodes without a sight are unreachable. Pure."""
+    before = {artifact.digest for artifact in plan.before.artifacts}
+    after = {artifact.digest for artifact in plan.after.artifacts}
+    kinds: dict[str, list[int]] = {"before": [], "after": [], "other": [], "empty": []}
+    stopped: list[int] = []
+    started: list[int] = []
+    mixed: list[int] = []
+    for index, sight in sights.items():
+        digest = sight.get("release")
+        runs = sight.get("running_release") or digest
+        kind = "before" if digest in before else "after" if digest in after else "other"
+        if runs not in before | after:
+            kind = "other"
+        elif runs != digest:
+            mixed.append(index)
+        kinds["empty" if digest is None else kind].append(index)
+        if not sight.get("running"):
+            stopped.append(index)
+        # A host that does not say what it started last is taken to have started what it is on.
+        if sight.get("started_release", digest) in after:
+            started.append(index)
+    return Observed(
+        before=tuple(kinds["before"]),
+        after=tuple(kinds["after"]),
+        other=tuple(kinds["other"]),
+        empty=tuple(kinds["empty"]),
+        stopped=tuple(stopped),
+        started_after=tuple(started),
+        mixed=tuple(mixed),
+    )
