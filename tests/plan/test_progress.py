@@ -14,6 +14,7 @@ from kedge.plan.progress import (
     Finalized,
     GateEnded,
     LookedAtAll,
+    NotRecorded,
     Ordered,
     PreflightSeen,
     UpgradeState,
@@ -21,6 +22,7 @@ from kedge.plan.progress import (
     Widened,
     advance,
     command,
+    reopened,
 )
 
 LEG = LegFacts(timeout=60.0, attempts=3, backoff=1.0)
@@ -58,10 +60,11 @@ def facts(**given: object) -> PlanFacts:
     return base.model_copy(update=given)
 
 
-def failure(node: int = 1, kind: str = "NotHealthy") -> Failure:
+def failure(node: int = 1, kind: str = "NotHealthy", *, reported: bool = True) -> Failure:
     return Failure(
-        node=node, name=f"n{node}", program="forward", leg=0, step="healthy", type=kind, said="503"
-    )
+        node=node, name=f"n{node}", program="forward", leg=0, step="healthy", type=kind, said="503",
+        reported=reported,
+    )  # fmt: skip
 
 
 def stop(why: str, wave: int, **given: object) -> Widened:
@@ -225,6 +228,29 @@ def test_a_failure_goes_back_by_itself_where_the_runbook_says_so() -> None:
     assert not state.chosen
     ended = advance(state, WentBack(ok=True, said="back"), known)
     assert ended.outcome == "rolled-back"
+
+
+@pytest.mark.parametrize("kind", ["Timeout", "Unreachable", "NotAuthorised", "Unknown"])
+def test_what_no_host_reported_parks_and_rolls_nothing_back(kind: str) -> None:
+    silent = stop("failed", 1, failures=(failure(kind=kind, reported=False),), where="wave")
+    state = walk(facts(on_failure="rollback"), SEEN, AT_SHIP, SHIPPED, silent)
+    assert state.parked is not None
+    assert "rollback" in state.parked.choices
+
+
+def test_an_end_that_the_record_does_not_bear_out_is_for_people() -> None:
+    known = facts(commit=None, on_failure="rollback")
+    waves = tuple(wave.model_copy(update={"gates": ()}) for wave in known.waves)
+    known = known.model_copy(update={"waves": waves})
+    done = walk(known, SEEN, stop("done", 3, done=5))
+    assert done.outcome == "done"
+    state = reopened(done, NotRecorded(said="2 node(s) have no leg", missing=(3, 4)), known)
+    assert (command(state).what, state.outcome, state.down) == ("wait", "", (3, 4))
+    assert state.parked is not None
+    assert "2 node(s) have no leg" in state.parked.said
+    again = advance(state, Ordered(verb="decide", person="olga", choice="retry"), known)
+    assert again.again is not None
+    assert again.again.nodes == (3, 4)
 
 
 def test_no_automatic_way_back_crosses_the_point_of_no_return() -> None:
