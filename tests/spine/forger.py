@@ -49,16 +49,19 @@ def values_of(annotation: Any, known: Known, name: str = "") -> Iterator[Any]:
     if isinstance(annotation, type) and annotation in known.types:
         yield from known.types[annotation]
         return
-    if name in known.names:
-        yield from known.names[name]
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
         yield from values_of(args[0], known, name)
-    elif origin is Literal:
-        yield from args
-    elif origin in (types.UnionType, typing.Union):
+        return
+    if origin in (types.UnionType, typing.Union):
         for arg in args:
             yield from values_of(arg, known, name)
+        return
+    of_models = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if name in known.names and not of_models and annotation is not type(None):
+        yield from known.names[name]
+    if origin is Literal:
+        yield from args
     elif annotation is type(None):
         yield None
     elif origin in (tuple, list):

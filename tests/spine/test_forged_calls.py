@@ -20,7 +20,7 @@ from activities.every import every_activity
 from activities.plans import facts_of
 from kedge.model.base import Json, canonical
 from kedge.model.order import Envelope, OrderVerdict
-from kedge.model.plan import Plan
+from kedge.model.plan import Gate, Plan
 from kedge.model.run import (
     FleetState,
     LegRequest,
@@ -92,9 +92,14 @@ def known_of(scene: Scene, plan: Plan, run: Run, order: Envelope) -> Known:
             OrderVerdict: (verdict,),
             PlanFacts: (facts_of(plan),),
             FleetState: (FleetState(fleet=scene.name),),
+            Gate: (Gate(name="ship", threshold=1, roles=("sre",), expires=60.0),),
         },
         names={
             "fleet": (scene.name,),
+            "target": (run.id, f"fleet/{scene.name}"),
+            "now": ("2026-01-01T00:00:00Z",),
+            "base": (run.warrant, "0" * 64),
+            "gate": ("ship", None),
             "plan": (run.plan,),
             "digest": (run.plan,),
             "run": (run.id, back.id),
