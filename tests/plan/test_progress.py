@@ -242,7 +242,7 @@ def test_an_end_that_the_record_does_not_bear_out_is_for_people() -> None:
     known = facts(commit=None, on_failure="rollback")
     waves = tuple(wave.model_copy(update={"gates": ()}) for wave in known.waves)
     known = known.model_copy(update={"waves": waves})
-    done = walk(known, SEEN, stop("done", 3, done=5))
+    done = walk(known, SEEN, stop("done", 3, done=5), LookedAtAll(serial=9, nodes=5))
     assert done.outcome == "done"
     state = reopened(done, NotRecorded(said="2 node(s) have no leg", missing=(3, 4)), known)
     assert (command(state).what, state.outcome, state.down) == ("wait", "", (3, 4))
