@@ -241,7 +241,7 @@ async def test_a_worker_outlives_even_another_authority(
         assert own.kill()
         shutil.rmtree(EngineFiles(settings.engine_dir).certificates)
         await asyncio.to_thread(own.start)
-        handle = (await connect(settings)).get_workflow_handle_for(Waits.run, "w")
+        handle = (await connect(settings)).get_workflow_handle("w", result_type=str)
         await handle.signal(Waits.release)
         assert await asyncio.wait_for(handle.result(), 60) == "went on"
         following.cancel()

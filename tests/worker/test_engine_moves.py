@@ -110,7 +110,7 @@ async def test_a_home_of_the_dev_server_moves_over_with_its_runs(
     assert ["stops the dev server" in sentence for sentence in said] == [True] * runs
     client = await connect(settings)
     async with Worker(client, task_queue="q", workflows=[Waits]):
-        handle = client.get_workflow_handle_for(Waits.run, "w")
+        handle = client.get_workflow_handle("w", result_type=str)
         assert (await handle.describe()).run_id == run
         await handle.signal(Waits.release)
         assert await handle.result() == "went on"
