@@ -10,7 +10,7 @@ import asyncio
 import secrets as random
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -92,6 +92,10 @@ class RunLooks:
     def last(self, node: int) -> Sight | None:
         """What was last seen of a node."""
         return self._sights.get(node)
+
+    def seen(self) -> Iterable[int]:
+        """The nodes of which something is known."""
+        return self._sights.keys()
 
     def ages(self) -> Iterator[tuple[int, float]]:
         """Seconds since each node was seen, oldest first."""

@@ -51,8 +51,12 @@ class ServingActivities:
 
 def _wanted(request: LookRequest, plan: Plan, known: RunLooks, nodes: tuple[int, ...]) -> list[int]:
     """Which of these nodes are looked at now."""
-    if request.why in ("end", "baseline") or request.ensure:
+    if request.ensure:
         return list(nodes)
+    if request.why in ("end", "baseline"):
+        every, age = range(len(plan.nodes)), availability.end_seconds(len(plan.nodes))
+        seen = set(known.seen()) - set(availability.stale(known.ages(), every, age))
+        return [node for node in nodes if node not in seen or node in known.down]
     moved = {node for wave in plan.waves[: request.wave] for node in wave.nodes}
     near = moved | {node for nodes in known.moved.values() for node in nodes}
     old = set(availability.stale(known.ages(), near, 0.0)) | known.unseen | known.down

@@ -16,6 +16,8 @@ OBSERVE = 30.0
 NEAR_PER_NODE = 0.02
 """Seconds, by node of the wave, for which a look counts as one right before a stop: so that looking takes a bounded part
 of a large wave, and a small wave is looked at each time."""
+END = 5.0
+"""Seconds for which a look is reused at the end of a run, in a large fleet."""
 NOT_SERVING = "NotServing"
 """The type of the failure of a node that does not serve now."""
 UNAVAILABLE = "Unavailable"
@@ -25,6 +27,13 @@ UNAVAILABLE = "Unavailable"
 def near_seconds(size: int) -> float:
     """How old a look right before a stop may be in a wave of so many nodes."""
     return min(OBSERVE, NEAR_PER_NODE * size) if size > 1 / NEAR_PER_NODE else 0.0
+
+
+def end_seconds(nodes: int) -> float:
+    """How old a look may be when the end is said of so many nodes: no older than a look at all of them would be when its
+    last node is looked at.
+    """
+    return min(END, near_seconds(nodes))
 
 
 def stale(

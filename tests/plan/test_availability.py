@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.plan.availability import (
+    END,
     OBSERVE,
+    end_seconds,
     free_places,
     may_stop,
     near_seconds,
@@ -70,6 +72,13 @@ def test_a_small_wave_is_looked_at_before_each_stop_and_a_large_one_takes_turns(
     assert near_seconds(3) == near_seconds(50) == 0.0
     assert near_seconds(500) == 10.0
     assert near_seconds(100_000) == OBSERVE
+
+
+def test_the_end_of_a_small_fleet_is_said_after_a_look_at_all_and_of_a_large_one_soon_after() -> (
+    None
+):
+    assert end_seconds(50) == 0.0
+    assert end_seconds(10_000) == END
 
 
 def test_old_looks_and_those_of_nodes_changed_in_the_wave_are_repeated() -> None:
