@@ -46,6 +46,10 @@ class Browser:
         with _DIRECT.open(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
+    def give_up_after(self, seconds: float) -> None:
+        """How long a page may take to load."""
+        self._call("POST", "/timeouts", {"pageLoad": int(seconds * 1000)})
+
     def load(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})
 
