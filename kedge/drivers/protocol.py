@@ -221,6 +221,14 @@ def _is_head(value: Any) -> bool:
     )
 
 
+def _is_ran(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_OTHERS
+        and all(_is_digest(key) and (one is None or _is_name(one)) for key, one in value.items())
+    )
+
+
 _OBSERVED: dict[str, Callable[[Any], bool]] = {
     "release": _is_digest,
     "running_release": _is_digest,
@@ -237,6 +245,7 @@ _OBSERVED: dict[str, Callable[[Any], bool]] = {
     "snapshots": _all(_is_name),
     "replaced": _all(_is_name),
     "journal": _is_head,
+    "ran": _is_ran,
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from kedge.drivers.ports import Token
+from kedge.host.baseline import MAX_RELEASES
 from kedge.host.errors import Conflict, DigestMismatch, NoRelease, NoSnapshot, ServiceDied
 from kedge.model.base import Json
 
@@ -41,6 +42,7 @@ class State(NamedTuple):
     starts: int = 0
     first: int = 0
     """What was started last, how many starts there were, and the one at which that release was first started."""
+    started_generation: str | None = None
 
     def alive(self, now: float) -> bool:
         """Whether the daemon runs at ``now``."""
@@ -101,6 +103,7 @@ class SimHost:
         "journal",
         "key",
         "pids",
+        "ran",
         "releases",
         "replaced",
         "restored",
@@ -124,6 +127,8 @@ class SimHost:
         self.snapshots: dict[str, tuple[str, ...]] = {}
         self.taken: dict[str, tuple[str, str | None, int]] = {}
         """Of each snapshot, in the order they were taken: its step, the release it is from before, starts until then."""
+        self.ran: tuple[tuple[str, str | None], ...] = ()
+        """The generation that ran with each release before the node was moved away from it, oldest first."""
         self.replaced: tuple[str, ...] = ()
         self.restored = ""
         """The key of the restore that was done last."""
@@ -145,6 +150,7 @@ class SimHost:
         return {
             **self.state.brief(now),
             "started_release": self.state.started,
+            "ran": dict[str, Json](self.ran),
             "token": list(self.token) if self.token else None,
             "run": self.run or None,
             "releases": [*sorted(self.releases)],
@@ -198,6 +204,8 @@ def _stage(act: Act) -> Result:
     host = act.host
     digest = act.params["digest"]
     if digest not in host.releases:
+        if act.params["source"] is None:
+            _staged(host, digest)
         host.releases = (*host.releases, digest)
     return {"files": 1, "bytes": act.params["length"]}
 
@@ -244,6 +252,7 @@ def _start(act: Act) -> Result:
         data=state.data if state.data[-1:] == (state.release,) else (*state.data, state.release),
         dies_at=None,
         started=state.release,
+        started_generation=state.generation,
         starts=state.starts + 1,
         first=state.first if state.started == state.release else state.starts + 1,
     )
@@ -269,21 +278,65 @@ def _switch(act: Act) -> Result:
     return {"from": act.before.release, "to": digest}
 
 
+def _note_ran(host: SimHost, release: str, generation: str | None) -> None:
+    if (release, generation) not in host.ran:
+        rest = tuple(one for one in host.ran if one[0] != release)
+        host.ran = (*rest, (release, generation))[-MAX_RELEASES:]
+
+
+def _chosen(act: Act) -> tuple[str, bool]:
+    """The generation that is meant, and whether the host knew it by itself: ``kedge.host.configs.chosen``."""
+    host, earlier = act.host, act.params["earlier"]
+    given: str = act.params["generation"]
+    if earlier is None:
+        return given, True
+    started = host.state.started_generation if host.state.started == earlier else None
+    generation = dict(host.ran).get(earlier, started)
+    if generation is None or generation not in host.generations:
+        return given, False
+    return generation, True
+
+
 def _configure(act: Act) -> Result:
     host = act.host
-    generation = act.params["generation"]
-    text = json.dumps([act.params["files"], act.params["service"]], sort_keys=True)
-    content = hashlib.sha256(text.encode()).hexdigest()[:16]
-    known = host.generations.get(generation)
-    if known is None:
-        host.generations = {**host.generations, generation: content}
-    elif known != content:
-        raise DigestMismatch(
-            f"generation {generation} on this host has other content", {"generation": generation}
-        )
+    generation, known = _chosen(act)
+    if generation == act.params["generation"]:
+        text = json.dumps([act.params["files"], act.params["service"]], sort_keys=True)
+        content = hashlib.sha256(text.encode()).hexdigest()[:16]
+        there = host.generations.get(generation)
+        if there is None:
+            host.generations = {**host.generations, generation: content}
+        elif there != content:
+            raise DigestMismatch(
+                f"generation {generation} on this host has other content",
+                {"generation": generation},
+            )
     if host.state.generation != generation:
         host.become(generation=generation)
-    return {"from": act.before.generation, "to": generation}
+    told: Result = {"from": act.before.generation, "to": generation}
+    if act.params["earlier"] is None:
+        return told
+    if not known:
+        _note_ran(host, act.params["earlier"], None)
+    return {**told, "known": known}
+
+
+def _check(act: Act) -> Result:
+    """What can be known before the stop: ``kedge.host.preflight.check``, without a disk."""
+    host, params, state = act.host, act.params, act.host.state
+    _staged(host, params["release"])
+    if params["back"] is not None:
+        _staged(host, params["back"])
+    restore = params["restore"]
+    if restore is not None and _standing(act._replace(params=restore)) is None:
+        raise NoSnapshot(f"there is no complete snapshot {restore['id']!r} on this host")
+    moves = restore is not None or params["snapshot"] is not None
+    told: Result = {"bytes": 0 if moves else None, "kept": None}
+    if params["earlier"] is not None:
+        return {**told, "known": _chosen(act)[1]}
+    if state.started is not None and state.started != params["release"]:
+        _note_ran(host, state.started, state.started_generation)
+    return told
 
 
 def _standing(act: Act) -> str | None:
@@ -358,6 +411,7 @@ ACTS: dict[str, Callable[[Act], Result]] = {
     "observe": _observe,
     "stage": _stage,
     "verify": _verify,
+    "check": _check,
     "stop": _stop,
     "start": _start,
     "switch": _switch,

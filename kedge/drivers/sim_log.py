@@ -24,7 +24,7 @@ from kedge.drivers.sim_host import Counts, Record, SimHost, State
 _FACTS = (
     "token", "run", "state", "counts", "releases", "generations", "snapshots", "runs", "captured",
     "pids", "begun", "begun_run", "first",
-    "replaced", "restored", "taken", "anew",
+    "replaced", "restored", "taken", "anew", "ran",
 )  # fmt: skip
 
 
@@ -142,6 +142,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "counts": lambda value: Counts(*value),
     "releases": tuple,
     "replaced": tuple,
+    "ran": lambda value: tuple(tuple(one) for one in value),
     "taken": lambda value: {name: tuple(told) for name, told in value.items()},
     "snapshots": lambda value: {name: tuple(data) for name, data in value.items()},
 }

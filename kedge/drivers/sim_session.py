@@ -164,6 +164,10 @@ class SimSession:
             if record is None and not fresh:
                 self._begin(key)
         if record is not None:
+            if name == "check" and self._is_to_come(record):
+                # Recorded, and the stop is still to come: looked at again, told as it was recorded.
+                with self._turn():
+                    ACTS[name](Act(self._host, key, op.params, record.before, time.time()))
             return self._replayed(op, record)
         before = self._host.state if fresh else self._host.first[1]
         fault = self._fault(name, key)
@@ -184,6 +188,11 @@ class SimSession:
         if fault is not None and fault.at == "recorded":
             await self._happen(fault)
         return event
+
+    def _is_to_come(self, check: Record) -> bool:
+        """Whether the daemon that a check looked at still runs: the stop after it was not done yet."""
+        state = self._host.state
+        return state.alive(time.time()) and state.pid == check.before.pid
 
     def _begin(self, key: str) -> None:
         """Keeps the first observation for a key: also of an attempt that died in the middle."""

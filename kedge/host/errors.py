@@ -88,10 +88,24 @@ class NoRelease(Fault):
     retryable = False
 
 
+class NoProgram(Fault):
+    """What is to be executed is not there, or may not be executed."""
+
+    kind = "NoProgram"
+    retryable = False
+
+
 class NoSecret(Fault):
     """A secret that the configuration names cannot be had on this host now. Its value is never in the words."""
 
     kind = "NoSecret"
+
+
+class EditedByHand(Fault):
+    """The configuration is not what kedge wrote: a person changed it, and a person decides what becomes of that."""
+
+    kind = "EditedByHand"
+    retryable = False
 
 
 class NoSnapshot(Fault):

@@ -56,7 +56,12 @@ class Node:
         self.runs = own / "runs"
         self.secrets = own / "secrets"
         self.captured = own / "captured.json"
+        self.baseline = own / "baseline.json"
+        self.written_texts = own / "written"
+        self.edited = own / "edited.json"
+        self.edits = own / "edits"
         self.restoring = own / "restoring.json"
+        self.restoring_elsewhere = own / "restoring-elsewhere.json"
         self.restore_new = own / "restore.new"
         self._real_releases = ""
         # Both are looked at a dozen times in a session, and replaced once or twice.
@@ -101,6 +106,10 @@ class Node:
     def config(self, generation: str) -> Place:
         """The directory of one generation of configuration."""
         return self.configs / generation
+
+    def written(self, generation: str) -> Place:
+        """What kedge wrote as one generation of configuration: to find edits by hand, and to write it again."""
+        return self.written_texts / f"{generation}.json"
 
     def snapshot(self, name: str) -> Place:
         """The directory of one snapshot."""

@@ -77,6 +77,8 @@ def full(node: Node) -> Dict[str, Any]:
         **brief(node),
         # Also of a daemon that is gone: a start that failed may have touched the data all the same.
         "started_release": kept.get("release"),
+        # Which configuration ran with each release before the node was moved away from it.
+        "ran": ran(node),
         "token": fence.get("token") if isinstance(fence, dict) else None,
         "run": fence.get("run") if isinstance(fence, dict) else None,
         "releases": [name for name in _names(node.releases) if DIGEST.match(name)],
@@ -84,6 +86,22 @@ def full(node: Node) -> Dict[str, Any]:
         "snapshots": snapshots(node),
         "replaced": [name for name in _names(node.snapshots) if name.startswith(REPLACED)],
     }
+
+
+def ran(node: Node) -> Dict[str, Optional[str]]:
+    """The generation that ran with each release before the node was moved away from it, oldest first; null: unknown."""
+    kept = files.read_json(node.baseline)
+    # A list of pairs: sorted keys would lose the order.
+    return {
+        release: generation
+        for release, generation in (kept if isinstance(kept, list) else [])
+        if DIGEST.match(release) and (generation is None or is_generation(generation))
+    }
+
+
+def is_generation(value: object) -> bool:
+    """Whether a value is the name of a generation."""
+    return isinstance(value, str) and NAME.match(value) is not None
 
 
 def snapshots(node: Node) -> List[str]:

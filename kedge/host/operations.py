@@ -6,10 +6,13 @@ from typing import Any, Callable, Dict
 
 from kedge.host import (
     configs,
+    edits,
     observe,
+    preflight,
     probes,
     prune,
     releases,
+    restores,
     runs,
     secret,
     services,
@@ -30,7 +33,7 @@ def _fence(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
 def _observe(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
     """The whole observation."""
     del op
-    return observe.full(ctx.node)
+    return {**observe.full(ctx.node), "edited": edits.names_now(ctx.node)}
 
 
 def _verify(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
@@ -45,12 +48,13 @@ OPERATIONS: Dict[str, Act] = {
     "secrets": secret.check,
     "stage": releases.stage,
     "verify": _verify,
+    "check": preflight.check,
     "stop": stops.stop,
     "start": services.start,
     "switch": releases.switch,
     "configure": configs.configure,
     "snapshot": snapshots.snapshot,
-    "restore": snapshots.restore,
+    "restore": restores.restore,
     "probe": probes.probe,
     "healthy": probes.healthy,
     "run": runs.run,

@@ -41,11 +41,18 @@ def stage(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
         try:
             return _there(node, digest, ctx.pulse.tick)
         except (NoRelease, DigestMismatch):
+            if op["source"] is None:
+                raise
             # Broken by somebody: made anew, unless it is what the node stands on.
             if observe.current_release(node) == digest:
                 raise
             with ctx.fence.act():
                 _take_away(node, digest)
+    if op["source"] is None:
+        raise NoRelease(
+            f"release {digest[:12]} is not on this host, and its archive was not brought",
+            {"release": digest},
+        )
     clean(node)
     fd = os.open(op["source"], os.O_RDONLY | os.O_CLOEXEC)
     try:

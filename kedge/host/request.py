@@ -241,8 +241,57 @@ def optional_digest(value: Any, where: str) -> Optional[str]:
     return None if value is None else str(digest(value, where))
 
 
+def optional_absolute(value: Any, where: str) -> Optional[str]:
+    """An absolute path or null."""
+    return None if value is None else absolute(value, where)
+
+
+def follow(value: Any, where: str) -> Any:
+    """Which links are followed: true, all; false, none; or globs of their paths."""
+    return value if isinstance(value, bool) else list_of(text, most=256)(value, where)
+
+
+def program(value: Any, where: str) -> Dict[str, Any]:
+    """A program that a later step executes, with the release that is `current` then."""
+    return fields(value, PROGRAM, where)
+
+
+def optional_snapshot(value: Any, where: str) -> Optional[Dict[str, Any]]:
+    """The parameters of a snapshot or null."""
+    return None if value is None else fields(value, SNAPSHOT, where)
+
+
+def optional_restore(value: Any, where: str) -> Optional[Dict[str, Any]]:
+    """The parameters of a restore or null."""
+    return None if value is None else fields(value, RESTORE, where)
+
+
 # What a snapshot is for: the step that takes it, and the release that is started after it.
 SERIES: Dict[str, Any] = {"step": (text, ""), "before": (optional_digest, None)}
+
+SNAPSHOT: Dict[str, Any] = {
+    "id": (snapshot, REQUIRED),
+    "paths": (list_of(relative, least=1, most=64), REQUIRED),
+    "keep_out": (list_of(text, most=256), []),
+    "follow": (follow, False),
+    "keep_links": (list_of(text, most=256), []),
+    "empty": (flag, False),
+    **SERIES,
+}
+RESTORE: Dict[str, Any] = {
+    "id": (snapshot, REQUIRED),
+    "keep": (list_of(text, most=256), []),
+    "drop_replaced": (flag, False),
+    **SERIES,
+}
+PROGRAM: Dict[str, Any] = {"program": (word, REQUIRED), "release": (digest, REQUIRED)}
+# Which configuration: the one given, or the one that ran with the release `earlier`, where the host knows it.
+CONFIGURATION: Dict[str, Any] = {
+    "generation": (name, REQUIRED),
+    "service": (service, REQUIRED),
+    "secrets": (secrets, {}),
+    "earlier": (optional_digest, None),
+}
 
 OPERATIONS: Dict[str, Dict[str, Any]] = {
     "fence": {},
@@ -250,7 +299,7 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
     "stage": {
         "digest": (digest, REQUIRED),
         "length": (natural, REQUIRED),
-        "source": (absolute, REQUIRED),
+        "source": (optional_absolute, None),
         "max_bytes": (natural, MAX_UNPACKED),
         "max_members": (natural, MAX_MEMBERS),
         "strip": (natural, 0),
@@ -268,24 +317,19 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
     },
     "start": {"settle": (seconds, 0.0)},
     "switch": {"digest": (digest, REQUIRED)},
-    "configure": {
-        "generation": (name, REQUIRED),
-        "files": (config_files, {}),
-        "service": (service, REQUIRED),
-        "secrets": (secrets, {}),
+    "configure": {"files": (config_files, {}), **CONFIGURATION},
+    "check": {
+        **CONFIGURATION,
+        "release": (digest, REQUIRED),
+        "back": (optional_digest, None),
+        "programs": (list_of(program, most=256), []),
+        "snapshot": (optional_snapshot, None),
+        "restores": (flag, False),
+        "restore": (optional_restore, None),
+        "anew": (natural, 0),
     },
-    "snapshot": {
-        "id": (snapshot, REQUIRED),
-        "paths": (list_of(relative, least=1, most=64), REQUIRED),
-        "keep_out": (list_of(text, most=256), []),
-        **SERIES,
-    },
-    "restore": {
-        "id": (snapshot, REQUIRED),
-        "keep": (list_of(text, most=256), []),
-        "drop_replaced": (flag, False),
-        **SERIES,
-    },
+    "snapshot": SNAPSHOT,
+    "restore": RESTORE,
     "probe": {"probe": (probe, REQUIRED)},
     "healthy": {
         "probe": (probe, REQUIRED),
@@ -322,7 +366,7 @@ def operation(value: Any, where: str) -> Operation:
         raise BadRequest(f"{where}.op: no operation {str(asked)[:80]!r}; there are: {there}")
     spec = {**OPERATIONS[asked], "op": (text, REQUIRED), "key": (key_text, REQUIRED)}
     found = fields(value, {**spec, "when": (optional_probe, None)}, where)
-    if asked == "configure":
+    if asked in ("configure", "check"):
         named_secrets(found, where)
     when = found.pop("when")
     key = found.pop("key")
@@ -332,7 +376,7 @@ def operation(value: Any, where: str) -> Operation:
 
 def named_secrets(found: Dict[str, Any], where: str) -> None:
     """BadRequest when a configuration has a secret in it that nobody says where to find."""
-    for one in [*found["files"].values(), *found["service"]["env"].values()]:
+    for one in [*found.get("files", {}).values(), *found["service"]["env"].values()]:
         for part in one if isinstance(one, list) else []:
             if isinstance(part, dict) and part["secret"] not in found["secrets"]:
                 raise BadRequest(f"{where}.secrets: {part['secret']} is missing")

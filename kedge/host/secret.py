@@ -62,7 +62,12 @@ def marks(values: Values) -> Dict[str, Any]:
 
 def mark(salt: str, value: str) -> str:
     """A value's digest under a salt."""
-    return hashlib.blake2b(value.encode(), key=salt.encode(), digest_size=16).hexdigest()
+    return mark_of(salt, value.encode())
+
+
+def mark_of(salt: str, value: bytes) -> str:
+    """The same of bytes."""
+    return hashlib.blake2b(value, key=salt.encode(), digest_size=16).hexdigest()
 
 
 def _missing(name: str, why: str) -> NoSecret:
@@ -201,6 +206,24 @@ def write(node: Node, generation: str, content: Dict[str, Any], values: Values) 
         text = put(parts, values).encode()
         if files.read_bytes(top / path) != text:
             files.write_atomic(top / path, text)
+    if content:
+        # By these an edit by hand is told from a secret that its source changed.
+        texts = {path: put(parts, values) for path, parts in content.items()}
+        places.make(node.written_texts, 0o700, there=True)
+        files.write_atomic(_marks_of(node, generation), files.to_json(marks(texts)))
+
+
+def _marks_of(node: Node, generation: str) -> Place:
+    return node.written_texts / f"{generation}.marks"
+
+
+def is_as_written(node: Node, generation: str, path: str) -> bool:
+    """Whether a file with secrets is not there, or has what kedge wrote last; True when nobody knows."""
+    text = files.read_bytes(folder(node, generation) / path)
+    kept = files.read_json(_marks_of(node, generation))
+    if text is None or not isinstance(kept, dict) or path not in kept.get("of", {}):
+        return True
+    return bool(mark_of(str(kept["salt"]), text) == kept["of"][path])
 
 
 def forget_others(node: Node, generation: str) -> None:

@@ -138,11 +138,18 @@ class StopStep(StepBase):
 class SnapshotStep(StepBase):
     """A copy of ``paths`` under the root, complete or absent. ``keep_out`` (globs) is not copied;
     ``keep_newest`` (globs) is not put back by a restore: what is there then stays.
+
+    A link that leads out of these paths stops the run before the node is stopped, unless it is named here: ``follow``
+    (true, or globs of links) copies the data that it leads to, and a restore puts them back there; ``keep_links``
+    (globs) copies the link alone, for no data lies there. ``empty``: there may be no file at all.
     """
 
     paths: Annotated[tuple[DaemonPath, ...], Field(min_length=1, max_length=64)] = ("data",)
     keep_out: tuple[Text, ...] = ()
     keep_newest: tuple[Text, ...] = ()
+    follow: Flag | Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)] = False
+    keep_links: tuple[Text, ...] = ()
+    empty: Flag = False
 
 
 class SwitchStep(StepBase):

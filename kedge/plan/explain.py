@@ -175,6 +175,7 @@ _FIXED = {
     "switch": "point current at the release",
     "configure": "write its configuration",
     "restore": "put the snapshot back; writes since then are lost",
+    "check": "look, while the daemon still runs, at what the steps after the stop need",
 }
 
 
@@ -193,11 +194,18 @@ def _words(op: str, params: dict[str, Json]) -> str:
             grace = duration(_number(params, "grace"))
             return f"SIG{params.get('signal')} once, wait up to {grace}, {end}"
         case "snapshot":
-            return f"copy {_line(params.get('paths'))}, complete or not at all"
+            return f"copy {_line(params.get('paths'))}, complete or not at all{_links(params)}"
         case "start":
             return f"it must stay alive for {duration(_number(params, 'settle'))}"
         case _:
             return _FIXED.get(op, op)
+
+
+def _links(params: dict[str, Json]) -> str:
+    follow = params.get("follow")
+    if not follow:
+        return ""
+    return f"; links followed: {'all' if follow is True else _line(follow)}"
 
 
 def _number(params: dict[str, Json], key: str) -> float:

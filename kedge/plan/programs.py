@@ -8,7 +8,7 @@ from kedge.model.base import Json
 from kedge.model.notation import Path
 from kedge.model.plan import Effect, Leg, Program, Serving, Step
 from kedge.model.probe import CommandCall, HttpCall, Probe
-from kedge.model.runbook import Runbook
+from kedge.model.runbook import AfterCommit, Runbook
 from kedge.model.steps import (
     AnyStep,
     ConfigureStep,
@@ -210,9 +210,7 @@ class Maker:
                 }
                 return "stop", params, body.grace + MARGIN
             case SnapshotStep():
-                paths: list[Json] = [*body.paths]
-                keep_out: list[Json] = [*body.keep_out]
-                return "snapshot", {"id": "", "paths": paths, "keep_out": keep_out}, 3600.0
+                return "snapshot", snapshot_params(body), 3600.0
             case StartStep():
                 return "start", {"settle": body.settle}, body.settle + 30.0 + MARGIN
             case ConfigureStep():
@@ -248,6 +246,18 @@ class Maker:
         }
 
 
+def snapshot_params(body: SnapshotStep) -> dict[str, Json]:
+    """The parameters of a ``snapshot``, its name apart; what is as usual is not said."""
+    made: dict[str, Json] = {"id": "", "paths": [*body.paths], "keep_out": [*body.keep_out]}
+    if body.follow is not False:
+        made["follow"] = True if body.follow is True else [*body.follow]
+    if body.keep_links:
+        made["keep_links"] = [*body.keep_links]
+    if body.empty:
+        made["empty"] = True
+    return made
+
+
 def _undo_effect(body: RunStep) -> Effect:
     if isinstance(body.undo, Undo):
         return "reversible"
@@ -268,7 +278,47 @@ def forward(runbook: Runbook, maker: Maker) -> Program:
         if made is not None:
             steps.append(_with_snapshot(made, name))
     ends = [written.body.decision for written in runbook.node]
+    at = next((at for at, step in enumerate(steps) if step.op == "stop"), None)
+    if at is not None:
+        restores = isinstance(runbook.rollback.after_commit, AfterCommit)
+        returns = restores or runbook.rollback.before_commit == "switch-back"
+        check = _check(steps, at, back=returns)
+        if restores:
+            check = check.model_copy(update={"params": {**check.params, "restores": True}})
+        steps.insert(at, check)
+        ends.insert(at, False)
     return Program(name="forward", legs=_legs(steps, ends, runbook))
+
+
+CHECK_SAID = "looks, while the daemon still runs, at what the steps after the stop need"
+
+
+def _check(steps: list[Step], stop: int, *, back: bool | None) -> Step:
+    """The look right before the stop, made from the steps that follow it; ``back`` None: this is a way back."""
+    taken = {step.name for step in steps}
+    numbered = ("check", *(f"check-{number}" for number in range(2, len(taken) + 3)))
+    name = next(candidate for candidate in numbered if candidate not in taken)
+    params: dict[str, Json] = {} if back is None else {"back": back}
+    later = steps[stop + 1 :]
+    switched = next((at for at, step in enumerate(later) if step.op == "switch"), len(later))
+    programs: list[Json] = [
+        {"program": program, "release": "{release.digest}"}
+        for step in later[switched:]
+        if step.op == "run" and step.when is None and (program := _of_release(step)) is not None
+    ]
+    if programs:
+        params["programs"] = programs
+    for step in later:
+        if step.op in {"snapshot", "restore"}:
+            params[step.op] = {**step.params}
+    return Step(name=name, op="check", params=params, timeout=900.0, said=CHECK_SAID)
+
+
+def _of_release(step: Step) -> str | None:
+    """The program of a command, when it is one that the release must have."""
+    argv = step.params.get("argv")
+    program = argv[0] if isinstance(argv, list) and argv else None
+    return program if isinstance(program, str) and program.startswith("{node.current}/") else None
 
 
 def _with_snapshot(step: Step, name: str) -> Step:
@@ -310,6 +360,8 @@ def way_back(runbook: Runbook, maker: Maker, *, restore: bool) -> Program:
     before, between, behind = all_steps[:stop], all_steps[stop + 1 : start], all_steps[start + 1 :]
     moves = {written.verb: (name, written) for name, written in all_steps}
     steps: list[Step | None] = [
+        # Only where it is missing does its archive have to be had: the leg brings it then.
+        maker.step(*moves["stage"], captured=False) if "stage" in moves else None,
         *_again(before, maker),
         *_undone(behind, maker),
         maker.step(*moves["stop"], captured=False),
@@ -324,6 +376,8 @@ def way_back(runbook: Runbook, maker: Maker, *, restore: bool) -> Program:
     steps += _again(behind, maker, conditions=False)
     steps += _undone(before, maker)
     done = [_lasting(step) for step in steps if step is not None]
+    stops = next(at for at, step in enumerate(done) if step.op == "stop")
+    done.insert(stops, _check(done, stops, back=None))
     return Program(name="restore" if restore else "back", legs=_legs(done, [], runbook))
 
 

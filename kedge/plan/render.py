@@ -90,17 +90,42 @@ class Ground:
                     operation["strip"] = artifact.strip
                 if artifact.program is not None:
                     operation["program"] = artifact.program
-                operation["daemon"] = self.configured[side].needs(values)
-                sources = self.configured[side].secrets(planned, values)
+                # On the way back the configuration that ran needs its own secrets: the check looks at these.
+                if side == "after":
+                    operation["daemon"] = self.configured[side].needs(values)
+                sources = self.configured[side].secrets(planned, values) if side == "after" else {}
                 if sources:
                     operation["secrets"] = sources
         elif kind in {"snapshot", "restore"}:
             # By this the host knows the snapshot of an earlier run that was aborted (docs/host-protocol.md).
-            after = self.artifacts.get("after", {}).get(planned.platform)
-            operation["before"] = after.digest if after is not None else None
+            operation["before"] = self._digest("after", planned)
         elif kind == "configure":
             operation |= self.configured[side].operation(planned, values)
+        elif kind == "check":
+            self._complete_check(operation, planned, side, values)
+        if kind in {"configure", "check"} and side == "before":
+            # The host knows which configuration ran with it; the one rendered here is for a host that does not.
+            operation["earlier"] = self._digest("before", planned)
         return operation
+
+    def _digest(self, side: Side, node: PlannedNode) -> str | None:
+        found = self.artifacts.get(side, {}).get(node.platform)
+        return found.digest if found is not None else None
+
+    def _complete_check(
+        self, operation: Operation, node: PlannedNode, side: Side, values: dict[str, str]
+    ) -> None:
+        operation["release"] = self._digest(side, node)
+        if "back" in operation:
+            operation["back"] = self._digest("before", node) if operation["back"] else None
+        for kind in ("snapshot", "restore"):
+            inner = operation.get(kind)
+            if isinstance(inner, dict):
+                operation[kind] = {**inner, "before": self._digest("after", node)}
+        made = self.configured[side].operation(node, values)
+        operation |= {
+            name: made[name] for name in ("generation", "service", "secrets") if name in made
+        }
 
 
 class Rendering:
@@ -215,6 +240,8 @@ class Configured:
             for name, source in configuration.secrets.items()
         }
         self._argv = self._line(configuration.settings)
+        self._made: tuple[dict[str, str], Operation] | None = None
+        """The last that was made, with the values it was made from."""
 
     def _line(self, settings: dict[str, str]) -> list[Callable[[Values], str]]:
         return [
@@ -231,6 +258,9 @@ class Configured:
 
     def operation(self, node: PlannedNode, values: dict[str, str]) -> Operation:
         """The parameters of ``configure``: files, service, and the generation they make."""
+        if self._made is not None and self._made[0] is values:
+            # The same leg asks twice: for its check and for its configure.
+            return {**self._made[1]}
         own = own_settings(node, self._configuration)
         argv = self._line({**self._configuration.settings, **own}) if own else self._argv
         files: dict[str, Json] = {name: parts(put(values)) for name, put in self._files}
@@ -245,7 +275,9 @@ class Configured:
             made["secrets"] = secrets
         # Over where secrets are, never over what they are: a host has the values, nobody else.
         content = json.dumps(made, sort_keys=True, separators=(",", ":"))
-        return {"generation": hashlib.sha256(content.encode()).hexdigest(), **made}
+        made = {"generation": hashlib.sha256(content.encode()).hexdigest(), **made}
+        self._made = (values, made)
+        return {**made}
 
     def secrets(self, node: PlannedNode, values: dict[str, str]) -> dict[str, Json]:
         """Where a host finds the secrets that this configuration needs on a node, by name."""

@@ -9,7 +9,18 @@ from kedge.trust.chain import genesis, link, linked
 from tests.chaos import truth
 from tests.chaos.theatre import OLD, Troupe
 
-STEPS = ("stage", "probe", "stop", "snapshot", "switch", "configure", "run", "start", "healthy")
+STEPS = (
+    "stage",
+    "probe",
+    "check",
+    "stop",
+    "snapshot",
+    "switch",
+    "configure",
+    "run",
+    "start",
+    "healthy",
+)
 """The steps of a leg forward, by name."""
 
 

@@ -260,7 +260,8 @@ def test_no_descriptor_is_left_open(below: Path) -> None:
 
 
 def take(number: int = 0, path: str = "data/db/wal") -> dict[str, Any]:
-    return {"key": f"take-{number}", "op": "snapshot", "id": f"s{number}", "paths": [path]}
+    asked = {"id": f"s{number}", "paths": [path], "empty": True}
+    return {"key": f"take-{number}", "op": "snapshot", **asked}
 
 
 def back(number: int = 0, **more: Any) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_steps_get_their_own_names_and_a_decision_ends_a_leg() -> None:
     )
     legs = [[step.name for step in leg.steps] for leg in plan(runbook=text).program("forward").legs]
     assert legs == [
-        ["stage", "probe", "stop", "snapshot", "run"],
+        ["stage", "probe", "check", "stop", "snapshot", "run"],
         ["run-2", "run-3", "switch", "configure", "start", "healthy"],
     ]
 
@@ -261,7 +261,7 @@ def test_the_way_back_mirrors_what_has_to_be_undone() -> None:
     text = replaced(text, "\nwaves:", "\n" + step.replace("NAME", "announce") + "\nwaves:")
     back = [step.name for leg in plan(runbook=text).program("back").legs for step in leg.steps]
     assert back == [
-        "undo-announce", "stop", "undo-migrate", "switch", "configure", "start", "healthy", "undo-drain", "undo-cordon",
+        "stage", "undo-announce", "check", "stop", "undo-migrate", "switch", "configure", "start", "healthy", "undo-drain", "undo-cordon",
     ]  # fmt: skip
 
 

@@ -161,7 +161,8 @@ def test_stateless_drains_on_the_way_back_too_and_only_there_undoes_its_drain() 
     made = compiled("stateless")
     back = [step.name for leg in made.program("back").legs for step in leg.steps]
     assert back == [
-        "drain", "wait", "stop", "switch", "configure", "start", "healthy", "ready", "undo-drain",
+        "stage", "drain", "wait", "check", "stop", "switch", "configure", "start", "healthy", "ready",
+        "undo-drain",
     ]  # fmt: skip
 
 

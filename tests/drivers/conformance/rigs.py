@@ -302,3 +302,11 @@ class SimRig(Rig):
 
     def read(self, node: PlannedNode) -> str:
         return self.sim.host(node).state.data[0]
+
+
+def checked(rig: Rig, version: Version, key: str = "check", **more: Json) -> Op:
+    """The look right before the stop, on the way to a release."""
+    return {
+        "key": key, "op": "check", "release": rig.releases[version].digest, "generation": "g1",
+        "service": {"argv": ["bin/daemon"], **AS_US}, **more,
+    }  # fmt: skip

@@ -18,6 +18,7 @@ from tests.drivers.conformance.rigs import (
     LocalRig,
     Op,
     Rig,
+    checked,
     commanded,
     configure,
     healthy,
@@ -670,3 +671,86 @@ async def test_many_nodes_at_once_do_not_disturb_each_other(rig: Rig) -> None:
     assert all(end.ok for end in ends), [end.failed for end in ends if not end.ok]
     for node in nodes:
         await rig.saw(node, starts=1, stops=0)
+
+
+# -- before the stop -------------------------------------------------------------------------------
+
+
+async def test_releases_that_are_missing_are_found_before_the_stop(rig: Rig) -> None:
+    node = rig.node()
+    await rig.installed(node)
+    one, two = rig.releases["one"].digest, rig.releases["two"].digest
+    assert await rig.bad(node, checked(rig, "two")) == "NoRelease"
+    bare: dict[str, Json] = {**rig.stage("two", "bare"), "source": None}
+    assert await rig.bad(node, bare) == "NoRelease"
+    await rig.good(node, rig.stage("two"))
+    assert await rig.bad(node, checked(rig, "two", back="0" * 64)) == "NoRelease"
+    restore: dict[str, Json] = {"id": "none"}
+    assert await rig.bad(node, checked(rig, "two", restore=restore)) == "NoSnapshot"
+    end = await rig.good(node, {**bare, "key": "there"}, checked(rig, "two", back=one))
+    assert end.done[1].result == {"bytes": None, "kept": None}
+    assert end.observed["ran"] == {one: "g1"}
+    assert two in _list(end.observed["releases"])
+    await rig.saw(node, starts=1, stops=0)
+
+
+@pytest.mark.parametrize("at", ["before", "acted", "recorded"])
+async def test_a_check_that_was_interrupted_is_done_once(rig: Rig, at: Instant) -> None:
+    node = rig.node()
+    await rig.installed(node)
+    rig.die(node, "check", at)
+    leg = [rig.stage("two"), checked(rig, "two"), *rig.install("two")[1:]]
+    end = await rig.survive(node, *leg)
+    assert end.ok, end.failed
+    assert [event.op for event in end.done].count("check") == 1
+    await rig.saw(node, starts=2, stops=1)
+
+
+async def test_a_check_stands_once_its_daemon_is_stopped_and_not_before(rig: Rig) -> None:
+    node = rig.node()
+    await rig.installed(node)
+    await rig.good(node, rig.stage("two"))
+    one = rig.releases["one"].digest
+    asked = checked(rig, "two", back=one)
+    await rig.good(node, asked)
+    prune: dict[str, Json] = {"op": "prune", "releases": [], "snapshots": []}
+    # The release that is to come is taken away again; the current one always stays.
+    await rig.good(node, {"key": "p", **prune})
+    assert await rig.bad(node, asked) == "NoRelease"
+    await rig.good(node, stop("s"))
+    end = await rig.good(node, asked)
+    assert end.done[0].replayed
+
+
+async def test_a_rollback_goes_back_to_the_configuration_that_ran(rig: Rig) -> None:
+    node = rig.node()
+    await rig.installed(node)
+    one = rig.releases["one"].digest
+    await rig.good(
+        node, rig.stage("two"), checked(rig, "two"), stop("s2"), rig.switch("two"),
+        configure("c2", generation="g2"), start("t2"),
+    )  # fmt: skip
+    back = {**configure("c3", generation="g3"), "earlier": one}
+    end = await rig.good(
+        node, checked(rig, "one", "k3", earlier=one), stop("s3"), rig.switch("one", "back"), back,
+        start("t3"),
+    )  # fmt: skip
+    results = {event.key: event.result for event in end.done}
+    assert results["k3"] == {"bytes": None, "kept": None, "known": True}
+    assert results["c3"] == {"from": "g2", "to": "g1", "known": True}
+    assert end.observed["running_generation"] == "g1"
+    assert end.observed["ran"] == {one: "g1"}
+
+
+async def test_a_host_that_does_not_know_what_ran_says_so(rig: Rig) -> None:
+    node = rig.node()
+    await rig.installed(node)
+    one = rig.releases["one"].digest
+    await rig.good(
+        node, rig.stage("two"), stop("s2"), rig.switch("two"), configure("c2", generation="g2"),
+        start("t2"),
+    )  # fmt: skip
+    back = {**configure("c3", generation="g3"), "earlier": one}
+    end = await rig.good(node, stop("s3"), rig.switch("one", "back"), back, start("t3"))
+    assert end.done[2].result == {"from": "g2", "to": "g3", "known": False}
+    assert end.observed["ran"] == {one: None}
