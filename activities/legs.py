@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from temporalio import activity
 
 from activities.admission import REFUSALS, Admissions
+from activities.bringing import RETURNING, not_brought, with_missing
 from activities.errors import LOST, saw_of, sentence, to_temporal, unexpected
 from activities.ground import Ground, goes_back
 from activities.heartbeats import Pulse, pulse
@@ -40,6 +42,10 @@ from kedge.trust.admission import Admitted
 
 ONCE = frozenset({"run", "snapshot", "restore"})
 """Operations that keep their key over all rounds: done once is done."""
+
+
+ANEW = frozenset({"run", "check"})
+"""Operations that do something else once a person, who was shown what is wrong, said to try again."""
 
 
 FINALIZE_BEGUN, RESTORE_BEGUN = "finalize-begun", "restore-begun"
@@ -207,7 +213,7 @@ class LegActivities:
             name = node.name
             await self._note_begun(request, admitted)
             ops = _operations(plan, request, admitted)
-            end = await self._session(plan, node, (request, admitted), ops, on_event)
+            end, ops = await self._session(plan, node, (request, admitted), ops, on_event)
         except DriverError as error:
             return await self._unheard(request, admitted, name, error)
         except Exception as error:  # noqa: BLE001 - no leg is left without a record and an end
@@ -266,16 +272,29 @@ class LegActivities:
         asked_for: tuple[LegRequest, Admitted],
         planned: tuple[dict[str, Json], ...],
         on_event: Callable[[HostEvent], None],
-    ) -> SessionEnd:
+    ) -> tuple[SessionEnd, tuple[dict[str, Json], ...]]:
+        """How the session ended, and the operations as they were sent."""
         request, admitted = asked_for
         artifacts = (*plan.after.artifacts, *plan.before.artifacts)
-        ops = await self._ground.with_sources(node, planned, artifacts)
         asked = SessionRequest(
             run=request.run.id,
             token=(request.run.epoch, admitted.serial, activity.info().attempt),
-            ops=ops,
+            ops=planned,
         )
-        return await self._ground.transport.session(node, asked, on_event)
+        transport = self._ground.transport
+        # The old release lies on the host: a rollback does not depend on where its archive came from.
+        sent = planned
+        if request.program not in RETURNING:
+            sent = await self._ground.with_sources(node, planned, artifacts)
+        end = await transport.session(node, replace(asked, ops=sent), on_event)
+        wanted = with_missing(end, sent, artifacts)
+        if wanted is None:
+            return end, sent
+        try:
+            sent = await self._ground.with_sources(node, wanted, artifacts)
+        except DriverError as error:
+            return not_brought(end, error), sent
+        return await transport.session(node, replace(asked, ops=sent), on_event), sent
 
     async def _refused(self, request: LegRequest, error: DriverError) -> Ended:
         """What was not let through is evidence once, and no failure of a node."""
@@ -368,7 +387,7 @@ def _operations(plan: Plan, request: LegRequest, admitted: Admitted) -> tuple[di
         )
     if admitted.retries:
         planned = tuple(
-            {**op, "anew": admitted.retries} if op["op"] == "run" else op for op in planned
+            {**op, "anew": admitted.retries} if op["op"] in ANEW else op for op in planned
         )
     return planned
 

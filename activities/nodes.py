@@ -15,7 +15,7 @@ from activities.heartbeats import pulse
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
 from activities.looks import sight_of_node
 from activities.recorded import moment
-from activities.records import baked, looked, opened
+from activities.records import baked, edits_in, looked, opened
 from activities.sessions import each, talk
 from kedge.drivers.ports import SessionEnd, SessionRequest
 from kedge.model.base import Json
@@ -37,7 +37,7 @@ from kedge.model.trusted import OF_RELEASES
 from kedge.plan import availability
 from kedge.plan.programs import RUNS
 from kedge.plan.render import probes, secrets
-from kedge.plan.sights import sorted_sights
+from kedge.plan.sights import configuration_of, sorted_sights
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
@@ -343,7 +343,8 @@ def _observed(
         fault = look.fault(name)
         if fault is not None:
             problems.append(_problem(index, name, step, fault))
-        sights[index] = look.observed
+        against = configuration_of(look.observed, edited=edits_in(look))
+        sights[index] = {**look.observed, "configuration": list[Json](against)}
         digest = look.observed.get("release")
         if not look.observed.get("running") and probed and fault is None and digest is not None:
             problems.append(_stopped(index, name))

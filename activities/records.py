@@ -9,6 +9,7 @@ from kedge.drivers.ports import HostEvent, SessionEnd
 from kedge.model.base import Json, canonical
 from kedge.model.plan import Artifact, Plan
 from kedge.model.run import Failure, Observed, ObserveRequest, OpenRequest, Run
+from kedge.plan.sights import configuration_of
 from kedge.trust.admission import Looking
 
 MOST_NAMED = 100
@@ -20,7 +21,8 @@ _KEPT: dict[str, tuple[str, ...]] = {
     "stage": ("files", "bytes"),
     "verify": ("files",),
     "switch": ("from", "to"),
-    "configure": ("from", "to"),
+    "check": ("bytes", "kept", "known"),
+    "configure": ("from", "to", "known"),
     "start": ("pid",),
     "stop": ("waited", "was_running"),
     "snapshot": ("id", "files", "bytes", "digest"),
@@ -81,13 +83,18 @@ def sent_by(
     return {
         str(op["key"]): known[str(op["digest"])]
         for op in ops
-        if op["op"] == "stage" and str(op.get("digest")) in known
+        if op["op"] == "stage" and op.get("source") and str(op.get("digest")) in known
     }
 
 
 def journal_of(end: SessionEnd) -> Json:
     """The end of the host's journal as the session left it (lines and hash of the last), or None when it did not say."""
     return _lines(end.observed.get("journal"))
+
+
+def edits_in(end: SessionEnd) -> bool:
+    """Whether a look found that somebody changed the configuration by hand."""
+    return any(event.result.get("edited") for event in end.done if event.op == "observe")
 
 
 def sight_of(end: SessionEnd) -> dict[str, Json]:
@@ -97,6 +104,9 @@ def sight_of(end: SessionEnd) -> dict[str, Json]:
     }
     if "started_release" in end.observed:
         seen["started_release"] = end.observed.get("started_release")
+    said = configuration_of(end.observed, edited=edits_in(end))
+    if said:
+        seen["configuration"] = list[Json](said)
     journal = _lines(end.observed.get("journal"))
     if journal is not None:
         seen["journal"] = journal

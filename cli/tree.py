@@ -12,8 +12,10 @@ from cli import words
 from cli.answers import answers, way_back
 from desk.views import NodeView, RunView, WaveView
 from kedge.model.order import Tally
+from kedge.model.outside import line as visible
 from kedge.model.outside import lines as lines_of
 from kedge.model.outside import quoted
+from kedge.model.run import Failure
 from kedge.model.status import RunStatus, Showing
 
 MARKS = {
@@ -322,6 +324,7 @@ def showing_lines(showing: Showing) -> list[Text]:
         lines.append(
             Text(f"   {failure.name}{where}: {failure.type}: {quoted(failure.said)}", style="red")
         )
+        lines += diff_lines(failure)
     if len(showing.failures) > 5:
         lines.append(Text(f"   and {len(showing.failures) - 5} more failures", style="red"))
     if showing.reversible:
@@ -329,6 +332,21 @@ def showing_lines(showing: Showing) -> list[Text]:
         lines.append(Text(f"   way back from here: {said}", style="dim"))
     if showing.lost:
         lines.append(Text(f"   lost for good behind it: {showing.lost}", style="red"))
+    return lines
+
+
+MAX_DIFF_LINES = 24
+
+
+def diff_lines(failure: Failure) -> list[Text]:
+    """What a person changed by hand on a node, as the host showed it."""
+    diff = failure.saw.get("diff")
+    shown = [visible(str(one)) for one in diff] if isinstance(diff, list) else []
+    styles = {"+": "green", "-": "red"}
+    lines = [Text(f"      {one}", style=styles.get(one[:1], "dim")) for one in shown]
+    if len(lines) > MAX_DIFF_LINES:
+        more = f"      and {len(lines) - MAX_DIFF_LINES} more lines: `kedge status RUN --json` has them"
+        return [*lines[:MAX_DIFF_LINES], Text(more, style="dim")]
     return lines
 
 

@@ -40,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from kedge.model.status import RunStatus, Showing
     from kedge.plan.availability import UNAVAILABLE, of_refusal, serving_message
-    from kedge.plan.progress import asked_again, executed_again, lacking
+    from kedge.plan.progress import asked_again, executed_again, lacking, overwritten
     from kedge.plan.wayback import Return
 
 from workflows.calls import SERIALS_A_WAVE, decide, end_run, survey, tell, why
@@ -488,7 +488,7 @@ class Rollback(Ordered):
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         said = (
             f"{where}: {first.name} at {first.step or 'no step'}: {first.type}: {quoted(first.said)}{more}"
-            f"{executed_again(failures)}{asked_again(failures)}{f'; {stands}' if stands else ''}"
+            f"{executed_again(failures)}{overwritten(failures)}{asked_again(failures)}{f'; {stands}' if stands else ''}"
         )
         if where == "serving":
             said = stands  # it names the nodes and what was seen

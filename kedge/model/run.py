@@ -357,6 +357,12 @@ class Observed(Frozen):
     """Nodes on which this plan's new release was ever started: a failed start counts."""
     mixed: tuple[int, ...] = ()
     """Nodes whose daemon runs another release than ``current`` points to."""
+    reconfigured: tuple[int, ...] = ()
+    """Nodes on the old release with another configuration than the one that ran with it before."""
+    unsure: tuple[int, ...] = ()
+    """Nodes on the old release of which nobody knows the configuration that ran with it before."""
+    edited: tuple[int, ...] = ()
+    """Nodes on which the configuration that runs was changed by hand."""
     problems: tuple[Failure, ...] = ()
     finalized: bool = False
     """The finalize steps were begun in the upgrade that is looked at."""

@@ -21,6 +21,7 @@ Outcome = Literal[
     "", "done", "aborted", "rejected", "preempted", "rolled-back", "going-back-failed"
 ]
 
+EDITED = "EditedByHand"
 FENCED = "a newer run has the hosts: this one may not act on them any more"
 
 
@@ -402,7 +403,10 @@ def _failed(state: UpgradeState, stop: WideningStop, facts: PlanFacts) -> Upgrad
     nodes_failed = all(failure.node != THE_RUN for failure in stop.failures)
     # Silence is no cause: what timed out, was refused or was not reached is for people.
     reported = any(failure.reported for failure in stop.failures)
-    if facts.on_failure == "rollback" and way is not None and nodes_failed and reported:
+    # What a person changed by hand is for a person to decide about: the nodes still serve.
+    edited = any(failure.type == EDITED for failure in stop.failures)
+    for_people = edited or not (nodes_failed and reported)
+    if facts.on_failure == "rollback" and way is not None and not for_people:
         first = stop.failures[0] if stop.failures else None
         because = f"{first.name}: {quoted(first.said)}" if first else stop.said or "the wave failed"
         return state.model_copy(
@@ -464,7 +468,9 @@ def _park(
         choices.append("rollback")
     choices.append("abort")
     number = state.parks + 1
-    again = executed_again(failures) + asked_again(failures) if "retry" in choices else ""
+    again = ""
+    if "retry" in choices:
+        again = executed_again(failures) + overwritten(failures) + asked_again(failures)
     parked = Parked(
         subject=f"{where}-{number}",
         where=where,
@@ -486,6 +492,18 @@ def executed_again(failures: tuple[Failure, ...]) -> str:
     first = unknown[0]
     more = f" (and on {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     return f"; retry executes it again: {first.step or 'the command'} on {first.name}{more}"
+
+
+def overwritten(failures: tuple[Failure, ...]) -> str:
+    """What people must know before they say to try again: what was changed by hand is overwritten then."""
+    edited = [failure for failure in failures if failure.type == EDITED]
+    if not edited:
+        return ""
+    more = f" (and on {len(edited) - 1} more)" if len(edited) > 1 else ""
+    return (
+        f"; retry overwrites the edit on {edited[0].name}{more}, a copy stays in .kedge/edits; to keep"
+        " it, abort and write it into the documents"
+    )
 
 
 def lacking(failures: tuple[Failure, ...]) -> tuple[str, ...]:

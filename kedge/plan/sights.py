@@ -11,6 +11,25 @@ from kedge.model.run import Observed
 Sight = Mapping[str, Json]
 
 
+def configuration_of(seen: Sight, *, edited: bool) -> tuple[str, ...]:
+    """What a look says against the configuration of a node, for the release that it had before an upgrade.
+
+    ``reconfigured``: another one than ran before; ``unsure``: nobody knows which one did; ``edited``: somebody changed it
+    by hand. A host that never moved the node away from its release has nothing to compare with, and nothing to say.
+    """
+    running = bool(seen.get("running"))
+    release = seen.get("running_release" if running else "release")
+    found = seen.get("running_generation" if running else "generation")
+    ran = seen.get("ran")
+    said: list[str] = []
+    if isinstance(ran, dict) and isinstance(release, str) and release in ran:
+        if ran[release] is None:
+            said.append("unsure")
+        elif ran[release] != found:
+            said.append("reconfigured")
+    return (*said, "edited") if edited else tuple(said)
+
+
 def sorted_sights(plan: Plan, sights: Mapping[int, Sight]) -> Observed:
     """Sort nodes by the release ``current`` points to; nodes without a sight are unreachable. Pure."""
     before = {artifact.digest for artifact in plan.before.artifacts}
@@ -19,6 +38,7 @@ def sorted_sights(plan: Plan, sights: Mapping[int, Sight]) -> Observed:
     stopped: list[int] = []
     started: list[int] = []
     mixed: list[int] = []
+    configured: dict[str, list[int]] = {"reconfigured": [], "unsure": [], "edited": []}
     for index, sight in sights.items():
         digest = sight.get("release")
         runs = sight.get("running_release") or digest
@@ -33,6 +53,10 @@ def sorted_sights(plan: Plan, sights: Mapping[int, Sight]) -> Observed:
         # A host that does not say what it started last is taken to have started what it is on.
         if sight.get("started_release", digest) in after:
             started.append(index)
+        said = sight.get("configuration")
+        for one in said if isinstance(said, list) and kind == "before" else ():
+            if isinstance(one, str) and one in configured:
+                configured[one].append(index)
     return Observed(
         before=tuple(kinds["before"]),
         after=tuple(kinds["after"]),
@@ -41,4 +65,7 @@ def sorted_sights(plan: Plan, sights: Mapping[int, Sight]) -> Observed:
         stopped=tuple(stopped),
         started_after=tuple(started),
         mixed=tuple(mixed),
+        reconfigured=tuple(configured["reconfigured"]),
+        unsure=tuple(configured["unsure"]),
+        edited=tuple(configured["edited"]),
     )

@@ -9,8 +9,11 @@ RESTARTING = frozenset({"ServiceDied"})
 """Errors after which a leg is done again from its start: looking once more at a daemon that died helps nobody."""
 
 FINAL = frozenset(
-    {"NotAuthorised", "DigestMismatch", "ArchiveRefused", "BadRequest", "Unresolved", "NoRelease"}
-)
+    {
+        "NotAuthorised", "DigestMismatch", "ArchiveRefused", "BadRequest", "Unresolved", "NoRelease",
+        "NoProgram", "EditedByHand",
+    }
+)  # fmt: skip
 """Errors that no repetition mends."""
 
 OVERTAKEN = "Overtaken"

@@ -63,7 +63,8 @@ def choose_around(
     choice = choose(plan, rest, automatic=automatic)
     missing = tuple(sorted(set(unseen) - set(given_up)))
     if choice.verdict == "nothing":
-        return choice.model_copy(update={"said": _seen_on_baseline(plan, missing, given_up)})
+        said = _seen_on_baseline(plan, rest, missing, given_up)
+        return choice.model_copy(update={"said": said})
     if not missing or choice.verdict == "refuse":
         return choice
     furthest = rest.model_copy(
@@ -92,18 +93,35 @@ def choose_around(
 
 def _without(seen: Observed, alone: set[int]) -> Observed:
     """The same observation without these nodes."""
-    lists = ("before", "after", "other", "empty", "stopped", "started_after", "mixed")
+    lists = (
+        "before", "after", "other", "empty", "stopped", "started_after", "mixed", "reconfigured",
+        "unsure", "edited",
+    )  # fmt: skip
     return seen.model_copy(
         update={name: tuple(n for n in getattr(seen, name) if n not in alone) for name in lists}
     )
 
 
-def _seen_on_baseline(plan: Plan, unseen: tuple[int, ...], given_up: tuple[int, ...]) -> str:
-    """What may be said at the end: of nodes that were not looked at, nothing."""
-    if not unseen and not given_up:
-        return "every node runs its baseline"
-    alone = {*unseen, *given_up}
-    said = f"{len(plan.nodes) - len(alone)} of {len(plan.nodes)} nodes run their baseline"
+def _seen_on_baseline(
+    plan: Plan, seen: Observed, unseen: tuple[int, ...] = (), given_up: tuple[int, ...] = ()
+) -> str:
+    """What may be said at the end: what was looked at, and no more.
+
+    Nothing of nodes that were not looked at; and of one whose earlier configuration nobody knows, or that somebody edited
+    by hand, not that it is what ran before.
+    """
+    alone, whole = {*unseen, *given_up}, not seen.unsure and not seen.edited
+    many = f"{len(plan.nodes) - len(alone)} of {len(plan.nodes)} nodes run"
+    if whole:
+        said = f"{many} their baseline" if alone else "every node runs its baseline"
+    else:
+        said = f"{many if alone else 'every node runs'} {plan.before.version}"
+    for nodes, what in (
+        (seen.unsure, "the configuration that ran before is not known of"),
+        (seen.edited, "the configuration was changed by hand on"),
+    ):
+        if nodes:
+            said += f"; {what} {_named(plan, nodes)}"
     for nodes, what in ((unseen, "not seen"), (given_up, "given up, and not known to be back")):
         if nodes:
             said += f"; {what}: {_named(plan, nodes)}"
@@ -134,10 +152,14 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
             said=f"{len(seen.other)} node(s) run a release this plan does not know: {names}",
         )
     # A daemon that still runs the new release is not on its baseline, wherever `current` points meanwhile.
-    touched = {*seen.after, *seen.mixed}
+    # Neither is one that runs the old release with the configuration of the new one.
+    touched = {*seen.after, *seen.mixed, *seen.reconfigured}
     asleep = set(seen.stopped) & set(seen.before)
+    if touched == set(seen.reconfigured) and touched and _has(plan, "back"):
+        # Their release and their data are back already: no snapshot is put back a second time.
+        return _configured_back(plan, touched | (set() if _lasts(plan) else asleep))
     if not touched and not asleep:
-        return Return(verdict="nothing", said="every node runs its baseline")
+        return Return(verdict="nothing", said=_seen_on_baseline(plan, seen))
     moved = touched | (asleep if _lasts(plan) else asleep & set(seen.started_after))
     if not moved:
         return _awake(plan, asleep)
@@ -180,6 +202,13 @@ def choose(plan: Plan, seen: Observed, *, automatic: bool) -> Return:
         waves=(*waves, *later),
         parallel=(*parallel, *beside),
     )
+
+
+def _configured_back(plan: Plan, nodes: set[int]) -> Return:
+    """Nodes on the old release with the configuration of the new one: they get back the one that ran before."""
+    waves, parallel = _batches(plan, nodes)
+    said = f"{len(nodes)} node(s) get back the configuration of {plan.before.version}"
+    return Return(verdict="go", program="back", said=said, waves=waves, parallel=parallel)
 
 
 def _awake(plan: Plan, asleep: set[int]) -> Return:
