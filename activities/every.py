@@ -23,6 +23,8 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         plans.plan_facts,
         plans.choose_way_back,
         orders.judge_order,
+        orders.judge_fleet_order,
+        orders.fleet_of_record,
         orders.judge_glass,
         orders.open_reviews,
         orders.keep_verdict,

@@ -35,8 +35,9 @@ from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.run import Run, Warrant
 from kedge.model.signed_policy import KeptPolicy
-from kedge.trust.chain import EvidenceHead
+from kedge.trust.chain import EvidenceEntry, EvidenceHead
 from kedge.trust.envelope import order_digest, order_key, read
+from kedge.trust.orders import signer_of
 from kedge.trust.policies import text_digest, verify_kept
 from kedge.trust.run_history import SAID
 from kedge.trust.warrant import verify_warrant
@@ -106,14 +107,25 @@ def _timeless(record: Mapping[str, Json]) -> bytes:
     return canonical({name: value for name, value in record.items() if name != "at"})
 
 
-def _lease_of(record: Json) -> tuple[int, Digest, str]:
-    """Epoch, policy and run of a lease as it stands in the record; what is none of these fits nothing."""
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """What an order was spent for: a run, its epoch, and the policy that was pinned then."""
+
+    run: str
+    epoch: int
+    policy: Digest
+
+
+def _lease_of(entry: EvidenceEntry | None) -> _Lease | None:
+    """A lease as it stands in the record; None for what is none."""
+    record = entry.record if entry is not None else None
     if not isinstance(record, dict):
-        return -1, "", ""
-    epoch, policies = record.get("epoch"), record.get("policies")
+        return None
+    run, epoch, policies = record.get("run"), record.get("epoch"), record.get("policies")
     first = policies[0] if isinstance(policies, list) and policies else ""
-    under = first if isinstance(first, str) else ""
-    return epoch if isinstance(epoch, int) else -1, under, str(record.get("run"))
+    if not isinstance(run, str) or not isinstance(epoch, int) or not isinstance(first, str):
+        return None
+    return _Lease(run, epoch, first)
 
 
 @dataclass
@@ -135,10 +147,8 @@ class Ground:
     _allowed: OrderedDict[Act, None] = field(default_factory=OrderedDict)
     _waves: dict[str, dict[int, int]] = field(default_factory=dict)
     """Of the plan asked for last: the wave of each node."""
-    _leases: OrderedDict[tuple[str, Digest], tuple[int, Digest, str]] = field(
-        default_factory=OrderedDict
-    )
-    """The epoch each order acts under, and the policy it first acted under."""
+    _leases: OrderedDict[tuple[str, Digest], _Lease] = field(default_factory=OrderedDict)
+    """What each order was spent for."""
     _policies: dict[str, tuple[float, Pinned]] = field(default_factory=dict)
     _earlier: OrderedDict[Digest, Pinned] = field(default_factory=OrderedDict)
     """Policies that runs under way began under."""
@@ -311,7 +321,7 @@ class Ground:
         return await self._began_under(run, plan, warrant, await self.pinned(run.fleet))
 
     async def _began_under(self, run: Run, plan: Plan, warrant: Warrant, now: Pinned) -> Pinned:
-        ordered = await self._leased(run, warrant, now.digest)
+        ordered = await self._leased(run, warrant)
         digest = ordered if _verb_of(warrant.start) == "rollback" else plan.policy.digest
         if digest == now.digest:
             return now
@@ -384,36 +394,32 @@ class Ground:
             raise DriverError("NotAuthorised", said, retryable=False)
         return own
 
-    async def _leased(self, run: Run, warrant: Warrant, policy: Digest) -> Digest:
-        """An order is spent under one lease: the first that it acts under is written down, and stays the only one.
+    async def _leased(self, run: Run, warrant: Warrant) -> Digest:
+        """The policy that was pinned when the order of a run was spent. It is spent under one lease, by the record.
 
-        Signatures say nothing of the epoch. Without this, whoever reaches the engine could begin a workflow of his own
-        with an old order and a fence above all others. The ``policy`` pinned then is written down with it, and returned.
-        Raises ``DriverError`` NotAuthorised for another lease.
+        Signatures say nothing of the epoch: without this, whoever reaches the engine could begin a workflow of his own
+        with an old order and a fence above all others. Raises ``DriverError`` NotAuthorised for a run without that lease.
         """
         order = order_digest(warrant.start)
         known = self._leases.get((run.fleet, order))
         if known is None:
-            record: dict[str, Json] = {
-                "what": "lease",
-                "order": order,
-                "run": run.id,
-                "epoch": run.epoch,
-                "policies": [policy],
-            }
-            _, first = await self._first(run.fleet, f"lease/{order}", record)
-            known = _lease_of(first)
+            known = _lease_of(await self.evidence.find(run.fleet, f"lease/{order}"))
+            accepted = await self.evidence.find(run.fleet, order_key(order, "accepted", ""))
+            record = accepted.record if accepted is not None else None
+            signer = record.get("key") if isinstance(record, dict) else None
+            if known is None or signer != signer_of(warrant.start):
+                said = f"no lease was granted for the order of {run.id}, as it is signed here"
+                raise DriverError("NotAuthorised", said, retryable=False)
             self._leases[run.fleet, order] = known
             while len(self._leases) > KEPT_WARRANTS:
                 self._leases.popitem(last=False)
-        epoch, under, leased = known
-        if leased not in acts_as(run.id):
-            said = f"the order of {run.id} was spent for {leased}"
+        if known.run not in acts_as(run.id):
+            said = f"the order of {run.id} was spent by {known.run}"
             raise DriverError("NotAuthorised", said, retryable=False)
-        if epoch != run.epoch:
-            said = f"the order of this run was spent in epoch {epoch}; it does not act in epoch {run.epoch}"
+        if known.epoch != run.epoch:
+            said = f"the order of this run was spent in epoch {known.epoch}; it does not act in epoch {run.epoch}"
             raise DriverError("NotAuthorised", said, retryable=False)
-        return under
+        return known.policy
 
     async def pinned(self, fleet: str, *, fresh: bool = False) -> Pinned:
         """The policy that is pinned now; read again when it was read longer than a moment ago, or ``fresh``.

@@ -25,6 +25,7 @@ from kedge.model.plan import Plan
 from kedge.model.run import Failure, Run
 from kedge.plan import availability
 from kedge.plan.render import Side, probes
+from kedge.trust.admission import overtaken
 
 if TYPE_CHECKING:
     from activities.ground import Ground
@@ -43,7 +44,7 @@ BACK = -1
 """In place of a wave: the way back."""
 STANDING_TRIES = 3
 """How often a look follows a token that rises while it looks."""
-FENCED = "a newer run has the hosts"
+FENCED = "a newer run has this host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,11 @@ class Looks:
             for node, sight in zip(nodes, seen, strict=True)
             if sight is not None and node not in known.flying
         }
-        if any(sight.message == FENCED for sight in found.values()):
+        fenced = any(sight.message == FENCED for sight in found.values())
+        if fenced and await self._ground.recorded.ask(
+            run.fleet, lambda history, _: (overtaken(history, run.epoch), ())
+        ):
+            # A host alone may claim any fence: the record says whether there is a newer lease.
             return False
         for node, sight in found.items():
             known.put(node, sight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -12,6 +13,7 @@ from activities.admission import Admissions, Token
 from activities.errors import saw_of, sentence
 from activities.ground import Ground, goes_back
 from activities.heartbeats import pulse
+from activities.leases import FleetLeases
 from activities.legs import FINALIZE_BEGUN, RESTORE_BEGUN
 from activities.looks import sight_of_node
 from activities.recorded import moment
@@ -22,6 +24,7 @@ from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.plan import Plan, PlannedNode
 from kedge.model.run import (
+    MAX_EPOCH,
     Checked,
     CheckRequest,
     Failure,
@@ -38,6 +41,7 @@ from kedge.plan import availability
 from kedge.plan.programs import RUNS
 from kedge.plan.render import probes, secrets
 from kedge.plan.sights import configuration_of, sorted_sights
+from kedge.trust.leases import FENCE, MAX_STEP
 
 BLIP = 5.0
 """Seconds a node may take in a bake to answer well."""
@@ -53,6 +57,7 @@ class NodeActivities:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._admissions = Admissions(ground)
+        self._leases = FleetLeases(ground)
 
     # -- preflight and fencing -----------------------------------------------------------------------------------
 
@@ -82,6 +87,7 @@ class NodeActivities:
                 {**moment(), **looked(plan, request, looks, found, token)},
                 strict=True,
             )
+            fence = await self._fences_found(request.run, found)
         self._remember(plan, request, looks)
         begun = await self._admissions.marks(request.run)
         return found.model_copy(
@@ -89,6 +95,7 @@ class NodeActivities:
                 "finalized": FINALIZE_BEGUN in begun,
                 "restored": RESTORE_BEGUN in begun,
                 "fenced": found.fenced and await self._admissions.overtaken(request.run),
+                "unknown_fence": fence,
             }
         )
 
@@ -99,6 +106,26 @@ class NodeActivities:
             token = (run.epoch, await self._admissions.fence(run), activity.info().attempt)
             return dict.fromkeys(request.nodes, token)
         return await self._admissions.tokens_of(run, plan, request.nodes)
+
+    async def _fences_found(self, run: Run, seen: Observed) -> int:
+        """The highest fence on these hosts that no lease in the record has; 0 when there is none above this run's.
+
+        It is written down: the next lease is above it.
+        """
+        found = [(failure.name, *_fence_of(failure)) for failure in seen.problems]
+        above = {epoch: (name, by) for name, epoch, by in found if epoch > run.epoch}
+        if not above:
+            return 0
+        leases = await self._leases.of(run.fleet)
+        known = {one.epoch for one in leases.granted}
+        for epoch in sorted(set(above) - known):
+            name, by = above[epoch]
+            record: dict[str, Json] = {
+                "what": "fence-found", "run": run.id, "node": name, "epoch": epoch, "by": by,
+            }  # fmt: skip
+            await self._ground.note(run.fleet, f"{FENCE}{epoch}/{name}", record)
+        highest = leases.highest(int(time.time()))
+        return max((one for one in set(above) - known if one - highest <= MAX_STEP), default=0)
 
     def _remember(
         self, plan: Plan, request: ObserveRequest, looks: list[tuple[int, SessionEnd | Failure]]
@@ -314,6 +341,13 @@ def _asks_serving(plan: Plan) -> bool:
         return True
     asked = [step.params.get("probe") for step in plan.preflight]
     return plan.serving.before in asked or {"all": [RUNS, plan.serving.before]} in asked
+
+
+def _fence_of(failure: Failure) -> tuple[int, str]:
+    """The epoch of the fence that kept a session out, and the run that raised it as the host says; 0 for other failures."""
+    fence, by = failure.saw.get("fence"), failure.saw.get("run")
+    epoch = fence[0] if failure.type == "Fenced" and isinstance(fence, list) and fence else 0
+    return (epoch if type(epoch) is int and epoch <= MAX_EPOCH else 0), str(by)[:200]
 
 
 def _problem(node: int, name: str, step: str, error: DriverError) -> Failure:

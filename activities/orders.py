@@ -11,6 +11,7 @@ from activities.callers import own
 from activities.ground import Ground, Pinned, goes_back
 from activities.hearings import Hearing
 from activities.heartbeats import pulse
+from activities.leases import FleetLeases, facts_of
 from activities.reviews import OwedReviews
 from activities.spent import SpentOrders
 from kedge.model.base import Json, canonical, digest_of
@@ -19,7 +20,17 @@ from kedge.model.order import EvidenceSeen, Expected, OrderVerdict
 from kedge.model.plan import Plan
 from kedge.model.policy import Policy
 from kedge.model.review import Review
-from kedge.model.run import GlassRequest, JudgeRequest, Lease, Note, Refused, Warrant, WarrantUpdate
+from kedge.model.run import (
+    FleetFacts,
+    FleetJudged,
+    GlassRequest,
+    JudgeRequest,
+    Lease,
+    Note,
+    Refused,
+    Warrant,
+    WarrantUpdate,
+)
 from kedge.plan.lease import UNSEEN, admit, closing, owing, refuse, standing, unproven, unseen
 from kedge.plan.risk import risk_of
 from kedge.trust.chain import genesis
@@ -40,25 +51,77 @@ class OrderActivities:
         self._ground = ground
         self._reviews = OwedReviews(ground)
         self._spent = SpentOrders(ground)
+        self._leases = FleetLeases(ground)
 
     @activity.defn
     async def judge_order(self, request: JudgeRequest) -> OrderVerdict:
-        """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
-        own(f"fleet/{request.fleet}" if request.run is None else request.run.id)
+        """The verdict about an order to a run; it is evidence before it is answered (see :meth:`_verdict`)."""
+        if request.run is None:
+            said = "an order to a fleet is judged with the fleet's lease"
+            raise ApplicationError(said, type="NotAuthorised", non_retryable=True)
+        own(request.run.id)
         async with pulse():
-            hearing = Hearing(request.envelope)
-            verdict = await self._judged(request, hearing)
-            if verdict.accepted:
-                verdict = await self._witnessed(request, verdict)
-            by = activity.info().workflow_id or ""
-            if verdict.accepted:
-                verdict, hearing = await self._accepted(request, verdict, hearing, by)
-            if not verdict.accepted and not (request.quiet and unproven(verdict)):
-                await self._ground.note_verdict(
-                    request.fleet, verdict, {**hearing.case(), "by": by}
-                )
-            reviews = request.lease.owed if request.lease is not None else ()
-            await self._reviews.noted(request.fleet, verdict, reviews, by)
+            verdict = await self._verdict(request)
+            back = verdict.verb == "decide" and verdict.choice == "rollback"
+            if verdict.accepted and back and request.expected.target == request.run.id:
+                policy = (await self._ground.pinned(request.fleet)).digest
+                if not await self._leases.lend(request.run, verdict, policy):
+                    said = (
+                        f"{request.run.id} has no lease of epoch {request.run.epoch} in the record"
+                    )
+                    verdict = refuse(verdict, "lease", said)
+        return verdict
+
+    @activity.defn
+    async def judge_fleet_order(self, request: JudgeRequest) -> FleetJudged:
+        """The verdict about an order to a fleet, and the lease of the run that it begins.
+
+        Who has the fleet, its plan and its epochs are read from the record, whatever the workflow remembers.
+        """
+        fleet = request.fleet
+        own(f"fleet/{fleet}")
+        async with pulse():
+            before = await self._leases.facts(fleet)
+            told = request.lease or Lease()
+            lease = told.model_copy(update={"holder": before.holder, "plan": before.plan})
+            asked = request.model_copy(update={"run": None, "lease": lease})
+            verdict = await self._verdict(asked)
+            if not verdict.accepted or verdict.verb not in ("start", "rollback"):
+                return FleetJudged(verdict=verdict, facts=before)
+            policy = (await self._ground.pinned(fleet)).digest
+            granted = await self._leases.grant(fleet, verdict, request.envelope, policy)
+            if granted is None:
+                said = "another order got the lease of this fleet in this moment: order again"
+                return FleetJudged(verdict=refuse(verdict, "lease", said), facts=before)
+            run, leases = granted
+        return FleetJudged(
+            verdict=verdict,
+            facts=facts_of(fleet, leases, run.id),
+            run=run,
+            of=before.holder or before.last or "",
+            loser=before.holder,
+        )
+
+    @activity.defn
+    async def fleet_of_record(self, fleet: str) -> FleetFacts:
+        """The fleet as its record has it: what a workflow goes by that was begun anew, or begun by somebody else."""
+        own(f"fleet/{fleet}")
+        async with pulse():
+            return await self._leases.facts(fleet)
+
+    async def _verdict(self, request: JudgeRequest) -> OrderVerdict:
+        """The verdict about an order; it is evidence before it is answered (in a flood of refusals, unless unproven)."""
+        hearing = Hearing(request.envelope)
+        verdict = await self._judged(request, hearing)
+        if verdict.accepted:
+            verdict = await self._witnessed(request, verdict)
+        by = activity.info().workflow_id or ""
+        if verdict.accepted:
+            verdict, hearing = await self._accepted(request, verdict, hearing, by)
+        if not verdict.accepted and not (request.quiet and unproven(verdict)):
+            await self._ground.note_verdict(request.fleet, verdict, {**hearing.case(), "by": by})
+        reviews = request.lease.owed if request.lease is not None else ()
+        await self._reviews.noted(request.fleet, verdict, reviews, by)
         return verdict
 
     async def _accepted(

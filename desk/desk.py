@@ -36,6 +36,7 @@ from kedge.model.release import Release
 from kedge.model.run import EnsureResult, Submitted
 from kedge.model.status import FleetStatus, RunStatus
 from kedge.model.trusted import ReleaseName
+from kedge.trust.leases import LEASE
 from worker.settings import Settings
 from worker.settings import SettingsError as SettingsMistake
 
@@ -157,8 +158,24 @@ class Desk:
         return await (await self.runs()).status(run)
 
     async def fleet_status(self, fleet: str) -> FleetStatus:
-        """What a fleet's workflow says. Raises ``NotFound`` before its first order, or ``EngineError``."""
-        return await (await self.runs()).fleet(fleet)
+        """What a fleet's workflow says. Raises ``NotFound`` before its first order, or ``EngineError``.
+
+        Where the record has leases and Temporal has no workflow any more, that is begun anew, by the record.
+        """
+        runs = await self.runs()
+        try:
+            return await runs.fleet(fleet)
+        except DriverError as error:
+            if error.kind != "NotFound" or not await self._was_leased(fleet):
+                raise
+        await runs.begin(fleet)
+        return await runs.fleet(fleet)
+
+    async def _was_leased(self, fleet: str) -> bool:
+        try:
+            return bool(await self.evidence.under(fleet, LEASE, 1))
+        except DriverError:
+            return False
 
     async def fleet_or_new(self, fleet: str) -> FleetStatus:
         """As :meth:`fleet_status`; a fleet that is known here and was never ordered about is new, not missing."""

@@ -127,9 +127,24 @@ class Runs:
     async def fleet(self, fleet: str, *, seconds: float = ANSWER_SECONDS) -> FleetStatus:
         """What a fleet's workflow says. Raises as :meth:`status`.
 
-        A fleet that nobody ordered anything for yet is ``NotFound``.
+        A fleet that nobody ordered anything for yet is ``NotFound``; so is one whose workflow was ended (:meth:`begin`).
         """
-        return await self._ask(f"fleet/{fleet}", "status", FleetStatus, seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        workflow = f"fleet/{fleet}"
+        status = await self._ask(workflow, "status", FleetStatus, seconds)
+        with self._faults(workflow):
+            if await self._is_closed(workflow):
+                said = f"the workflow of {fleet} was ended in Temporal"
+                raise DriverError("NotFound", said, retryable=False)
+        while not status.known and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.1)
+            status = await self._ask(workflow, "status", FleetStatus, seconds)
+        return status
+
+    async def begin(self, fleet: str) -> None:
+        """Starts a fleet's workflow where it is not there; it rebuilds itself from the fleet's record."""
+        with self._faults(f"fleet/{fleet}"):
+            await self._workflow(f"fleet/{fleet}")
 
     async def every(self, fleet: str | None = None) -> tuple[RunSummary, ...]:
         """All runs, newest first; each once, however often its workflow continued as new."""
@@ -319,8 +334,9 @@ class Runs:
         )
 
     async def _is_over(self, target: str) -> bool:
-        if target.startswith("fleet/"):
-            return False
+        return not target.startswith("fleet/") and await self._is_closed(target)
+
+    async def _is_closed(self, target: str) -> bool:
         description = await self._client.get_workflow_handle(target).describe(
             rpc_timeout=timedelta(seconds=ANSWER_SECONDS)
         )

@@ -33,6 +33,7 @@ def together(parts: list[Observed]) -> Observed:
         finalized=any(part.finalized for part in parts),
         restored=any(part.restored for part in parts),
         fenced=any(part.fenced for part in parts),
+        unknown_fence=max((part.unknown_fence for part in parts), default=0),
     )
 
 

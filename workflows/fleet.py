@@ -20,6 +20,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.runs import RunActivities
     from kedge.model.order import Envelope, Expected, OrderVerdict
     from kedge.model.run import (
+        FleetFacts,
+        FleetJudged,
         FleetState,
         GlassNotice,
         GlassRequest,
@@ -33,7 +35,6 @@ with workflow.unsafe.imports_passed_through():
         Run,
         Submitted,
         UpgradeRequest,
-        WarrantUpdate,
     )
     from kedge.model.status import FleetStatus
     from kedge.plan.lease import MOST_REVIEWS, owed, refuse, signed_for, unproven
@@ -70,13 +71,16 @@ def glass_target(envelope: Envelope, run: str) -> str:
 class Fleet:
     """The lease of one fleet. ``holder`` has it; a start is admitted only when nobody has; a rollback takes it.
 
-    The epoch grows with every lease and is never below the seconds since 1970, so that it keeps growing when the
-    engine's database was lost and hosts still remember the old fence.
+    What it knows of the lease it has from the record, from its first instant on: the worker computes epochs and grants
+    leases there (``activities.leases``), so a Fleet that was terminated, reset or begun by somebody else is none the worse.
     """
 
     @workflow.init
     def __init__(self, fleet: str, state: FleetState | None = None) -> None:
-        self._state = state or FleetState(fleet=fleet)
+        # Only its own continue-as-new hands a Fleet its memory: whoever else begins one may claim what he likes.
+        carried = state if workflow.info().continued_run_id is not None else None
+        self._state = carried or FleetState(fleet=fleet)
+        self._known = False
         self._ordering = asyncio.Lock()
         self._received = 0
         self._told = 0
@@ -86,6 +90,7 @@ class Fleet:
     async def run(self, fleet: str, state: FleetState | None = None) -> None:  # noqa: ARG002 - read at init
         """Lives as long as the fleet; its history is renewed from time to time."""
         workflow.set_current_details(f"fleet **{fleet}**")
+        await self._rebuild()
         while True:
             await workflow.wait_condition(lambda: self._told > self._looked or self._long())
             if self._told > self._looked:
@@ -131,7 +136,7 @@ class Fleet:
     )
     def run_ended(self, *sent: Any) -> None:
         """Only wakes the fleet: what became of the run is read from the run."""
-        if sent and sent[0] == self._state.holder:
+        if sent and (sent[0] == self._state.holder or not self._known):
             self._told += 1
 
     @workflow.signal(
@@ -147,6 +152,7 @@ class Fleet:
             notice = GlassNotice.model_validate(sent[0] if sent else None)
         except ValidationError:
             return
+        await workflow.wait_condition(lambda: self._known)
         async with self._ordering:
             await self._owe(notice)
 
@@ -165,6 +171,7 @@ class Fleet:
             runs=state.runs,
             verdicts=state.verdicts,
             reviews=state.reviews,
+            known=self._known,
         )
 
     # -- decisions -----------------------------------------------------------------------------------------------
@@ -181,18 +188,17 @@ class Fleet:
 
     async def _receive(self, envelope: Envelope) -> Submitted:
         self._received += 1
+        await workflow.wait_condition(lambda: self._known)
         async with self._ordering:
             await self._look_at_holder(RunActivities.run_end)
-            verdict = await decide(
-                OrderActivities.judge_order,
+            judged = await decide(
+                OrderActivities.judge_fleet_order,
                 JudgeRequest(
                     envelope=envelope,
                     expected=self._expected(),
                     fleet=self._state.fleet,
                     signed=tuple(one for review in self._state.reviews for one in review.signed),
                     lease=Lease(
-                        holder=self._state.holder,
-                        plan=self._state.plan,
                         reviews={review.run: review.plan for review in self._state.reviews},
                         owed=self._state.reviews,
                     ),
@@ -201,6 +207,8 @@ class Fleet:
                 ),
                 "verify an order to the fleet",
             )
+            verdict = judged.verdict
+            self._take(judged.facts)
             if not verdict.accepted:
                 if verdict.rule == "break-glass" and verdict.verb == "start":
                     await self._take_up()
@@ -208,21 +216,9 @@ class Fleet:
                 return Submitted(verdict=verdict)
             # The record has it as accepted, once for good: whatever becomes of it now, it does not come again.
             self._change(spent=(*self._state.spent, verdict.nonce)[-KEPT * 10 :])
-            if verdict.verb == "review":
+            if judged.run is None:
                 return Submitted(verdict=await self._reviewed(verdict))
-            try:
-                facts = await plan_facts(verdict.plan)
-            except ActivityError as error:
-                if is_cancelled_exception(error):
-                    raise
-                said = f"the plan this order names cannot be read any more: {why(error)}"
-                verdict = refuse(verdict, "plan", said)
-                await self._keep(verdict)
-                return Submitted(verdict=verdict)
-            run = await self._begin(envelope, verdict, facts)
-            self._remember(verdict)
-            self._open_review(run, verdict)
-            return Submitted(verdict=verdict, run=run)
+            return await self._begin(envelope, judged, judged.run)
 
     async def _reviewed(self, verdict: OrderVerdict) -> OrderVerdict:
         """Take up an accepted review, if it is of what is owed now: the end of a run may have added to it meanwhile."""
@@ -303,59 +299,56 @@ class Fleet:
             now=instant(),
         )
 
-    async def _begin(self, envelope: Envelope, verdict: OrderVerdict, facts: PlanFacts) -> str:
-        """Grant the lease with a new epoch and start the run under it."""
-        warrant = await decide(
-            OrderActivities.write_warrant, WarrantUpdate(start=envelope), "store the warrant"
-        )
-        loser, last = self._state.holder, self._state.last
-        upgrade = verdict.verb == "start"
-        while True:
-            run = self._grant(verdict, warrant)
-            try:
-                if upgrade:
-                    await self._upgrade(run, verdict, facts)
-                else:
-                    await self._roll_back(run, verdict, facts, of=loser or last or "")
-            except WorkflowAlreadyStartedError:
-                # Somebody else's workflow has this name. It is not ours, so ours takes the next one.
-                workflow.logger.warning(
-                    "%s is taken by a workflow that this fleet did not start", run.id
-                )
-                self._change(runs=self._state.runs[:-1])
-                continue
-            break
-        if loser is not None:
+    async def _begin(self, envelope: Envelope, judged: FleetJudged, run: Run) -> Submitted:
+        """Start the run that got the lease, and tell the one that lost it."""
+        verdict = judged.verdict
+        self._change(refused=0)
+        try:
+            facts = await plan_facts(run.plan)
+            if verdict.verb == "start":
+                await self._upgrade(run, verdict, facts)
+            else:
+                await self._roll_back(run, verdict, facts, of=judged.of)
+        except (ActivityError, WorkflowAlreadyStartedError) as error:
+            if is_cancelled_exception(error):
+                raise
+            # The lease is spent all the same: nothing acts under it, and the next order gets the next one.
+            said = f"{run.id} did not begin: {why(error)}; order again"
+            self._change(holder=None)
+            verdict = refuse(verdict, "lease", said)
+            await self._keep(verdict)
+            return Submitted(verdict=verdict)
+        if judged.loser is not None:
             notice = Preempted(epoch=run.epoch, successor=run.id, envelope=envelope)
-            await self._tell(loser, notice)
-        return run.id
+            await self._tell(judged.loser, notice)
+        self._remember(verdict)
+        self._open_review(run.id, verdict)
+        return Submitted(verdict=verdict, run=run.id)
 
-    def _grant(self, verdict: OrderVerdict, warrant: str) -> Run:
-        """The lease goes to a new run, with an epoch above all before."""
-        state = self._state
-        epoch = max(state.epoch + 1, int(workflow.now().timestamp()))
-        upgrade = verdict.verb == "start"
-        identity = f"{'upgrade' if upgrade else 'rollback'}/{state.fleet}/{state.count + 1}"
+    def _take(self, facts: FleetFacts) -> None:
+        """Go by what the record has of the fleet."""
+        fresh = facts.last != self._state.last
         self._change(
-            epoch=epoch,
-            count=state.count + 1,
-            refused=0,
-            holder=identity,
-            last=identity,
-            plan=verdict.plan,
-            snapshots=epoch if upgrade else state.snapshots,
-            runs=(*state.runs, identity)[-KEPT:],
-            release=None if upgrade else state.release,
-            release_document=None if upgrade else state.release_document,
+            epoch=facts.epoch,
+            # That it ended is taken up with what it left, when it is looked at.
+            holder=facts.holder if fresh or facts.holder is not None else self._state.holder,
+            last=facts.last,
+            plan=facts.plan,
+            runs=facts.runs,
+            release=None if fresh else self._state.release,
+            release_document=None if fresh else self._state.release_document,
         )
-        return Run(
-            id=identity,
-            fleet=state.fleet,
-            plan=verdict.plan,
-            epoch=epoch,
-            warrant=warrant,
-            snapshots=0 if upgrade else state.snapshots,
+
+    async def _rebuild(self) -> None:
+        """Know the fleet as its record has it, whatever this workflow was begun with."""
+        self._take(
+            await decide(
+                OrderActivities.fleet_of_record, self._state.fleet, "the fleet as its record has it"
+            )
         )
+        await self._take_up()
+        await self._look_at_last()
+        self._known = True
 
     async def _upgrade(self, run: Run, verdict: OrderVerdict, facts: PlanFacts) -> None:
         await workflow.start_child_workflow(
@@ -391,6 +384,15 @@ class Fleet:
         except Exception as error:  # noqa: BLE001 - it may be gone already
             workflow.logger.warning("%s could not be told that it lost the lease: %s", loser, error)
 
+    async def _look_at_last(self) -> None:
+        """What the last run left, when this workflow does not know it any more."""
+        last = self._state.last
+        if last is None or self._state.holder is not None or self._state.release is not None:
+            return
+        seen = await decide(RunActivities.run_end, last, f"how {last} ended")
+        if seen.end is not None and self._state.last == last:
+            self._change(release=seen.end.release, release_document=seen.end.release_document)
+
     async def _look_at_holder(
         self, look: Callable[[RunActivities, str], Coroutine[Any, Any, HolderSeen]]
     ) -> None:
@@ -408,7 +410,6 @@ class Fleet:
         end = seen.end
         self._change(
             holder=None,
-            last=holder,
             release=end.release if end is not None else None,
             release_document=end.release_document if end is not None else None,
         )

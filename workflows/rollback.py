@@ -40,7 +40,14 @@ with workflow.unsafe.imports_passed_through():
     )
     from kedge.model.status import RunStatus, Showing
     from kedge.plan.availability import UNAVAILABLE, of_refusal, serving_message
-    from kedge.plan.progress import asked_again, executed_again, lacking, overwritten
+    from kedge.plan.progress import (
+        FENCED,
+        asked_again,
+        executed_again,
+        fenced_out,
+        lacking,
+        overwritten,
+    )
     from kedge.plan.wayback import Return
 
 from workflows.calls import SERIALS_A_WAVE, decide, end_run, survey, tell, why
@@ -195,10 +202,7 @@ class Rollback(Ordered):
             ),
         )
         if seen.fenced:
-            self._ended = Ended(
-                phase="preempted",
-                said="a newer run has the hosts: this one may not act on them any more",
-            )
+            self._ended = Ended(phase="preempted", said=FENCED)
             return
         missing = self._missing(seen)
         if any(failure.node == THE_RUN for failure in missing):
@@ -232,7 +236,8 @@ class Rollback(Ordered):
             },
         )
         if missing and choice.verdict in ("nothing", "unclear"):
-            await self._park("fence", missing, facts, choice.said)
+            strange = f"; {fenced_out(seen.unknown_fence)}" if seen.unknown_fence else ""
+            await self._park("fence", missing, facts, f"{choice.said}{strange}")
         else:
             await self._follow(choice, facts, unseen)
 

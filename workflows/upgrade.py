@@ -291,6 +291,7 @@ class Upgrade(Ordered):
             failures=seen.problems,
             there=tuple(node for node in seen.after if node not in astray),
             serial=serial + 1,
+            unknown_fence=seen.unknown_fence,
         )
 
     async def _gate(self, name: str, facts: PlanFacts) -> Event | None:

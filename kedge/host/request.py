@@ -38,6 +38,7 @@ from kedge.host.unpacked import MAX_MEMBERS, MAX_UNPACKED
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
 MAX_OPS = 256
+MAX_EPOCH = 1 << 48
 
 
 class Operation(NamedTuple):
@@ -390,8 +391,10 @@ def key_text(value: Any, where: str) -> str:
 
 
 def token(value: Any, where: str) -> Token:
-    """`[epoch, leg, attempt]`."""
+    """`[epoch, leg, attempt]`; an epoch is bounded, so that no request raises a fence that none can pass."""
     parts = list_of(natural, least=3, most=3)(value, where)
+    if parts[0] > MAX_EPOCH:
+        raise BadRequest(f"{where}: the epoch {parts[0]} is higher than {MAX_EPOCH}")
     return (parts[0], parts[1], parts[2])
 
 

@@ -19,6 +19,10 @@ Phase = Literal[
 """``terminated`` is what user interfaces say of a run whose workflow Temporal ended: no run says it of itself."""
 
 
+MAX_EPOCH = 2**48
+"""No lease has a higher epoch, and no host takes one: numbers of leases stay whole numbers of JSON for good."""
+
+
 class Run(Frozen):
     """What every workflow and activity of a run knows. ``epoch`` is the lease's; ``warrant`` is the digest of the
     :class:`Warrant` in the content-addressed store that says by whose signatures this run may act.
@@ -27,7 +31,7 @@ class Run(Frozen):
     id: str
     fleet: Name
     plan: Digest
-    epoch: int
+    epoch: Annotated[int, Field(ge=0, le=MAX_EPOCH)]
     warrant: Digest
     snapshots: int = 0
     """The epoch in which the snapshots were made that a way back restores; 0: this run's own."""
@@ -369,6 +373,8 @@ class Observed(Frozen):
     restored: bool = False
     """A way back of that upgrade began to restore snapshots: whoever goes on restores too."""
     fenced: bool = False
+    unknown_fence: int = 0
+    """The highest epoch of a fence on these hosts that no lease in the record has; 0: there is none above the run's."""
 
 
 class LookRequest(Frozen):
@@ -436,6 +442,31 @@ class RunEnd(Frozen):
     """The orders that broke the glass in it: the fleet owes a review for them."""
 
 
+class FleetFacts(Frozen):
+    """A fleet as its record has it. ``plan`` is the plan of ``last``, the run that got the newest lease; ``holder`` is
+    that run while its workflow goes on.
+    """
+
+    fleet: Name
+    epoch: int = 0
+    holder: str | None = None
+    last: str | None = None
+    plan: Digest | None = None
+    runs: tuple[str, ...] = ()
+
+
+class FleetJudged(Frozen):
+    """What came of an order to a fleet: the verdict, the ``run`` that it begins, and the run that it takes back
+    (``of``) or takes the lease from (``loser``). ``facts`` are the fleet's from then on.
+    """
+
+    verdict: OrderVerdict
+    facts: FleetFacts
+    run: Run | None = None
+    of: str = ""
+    loser: str | None = None
+
+
 class GlassNotice(Frozen):
     """From a run to its Fleet, before it follows an order that breaks the glass; the Fleet verifies the order."""
 
@@ -463,12 +494,9 @@ class FleetState(Frozen):
 
     fleet: Name
     epoch: int = 0
-    count: int = 0
     holder: str | None = None
     last: str | None = None
     plan: Digest | None = None
-    snapshots: int = 0
-    """Epoch of the last upgrade: its snapshots are what a rollback restores."""
     release: str | None = None
     release_document: Digest | None = None
     runs: tuple[str, ...] = ()

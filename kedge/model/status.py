@@ -118,3 +118,5 @@ class FleetStatus(Frozen):
     verdicts: tuple[OrderVerdict, ...] = ()
     reviews: tuple[Review, ...] = ()
     """Open: somebody broke the glass, and nobody else looked at it yet."""
+    known: bool = True
+    """Whether the workflow has read the fleet's record yet."""

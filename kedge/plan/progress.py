@@ -28,6 +28,16 @@ FENCED = "a newer run has the hosts: this one may not act on them any more"
 ParkedAt = Literal["preflight", "wave", "bake", "serving", "finalize", "gate", "end", "go-back"]
 
 
+def fenced_out(unknown: int) -> str:
+    """Why a run may not act on the hosts that it looked at; ``unknown`` is the epoch of a fence that no lease has."""
+    if not unknown:
+        return FENCED
+    return (
+        f"a host holds the fence of epoch {unknown}, which no lease in this record has: look who raised it, "
+        "then order again: the next lease is above it"
+    )
+
+
 class Parked(Frozen):
     """A run that cannot go on by itself. ``subject`` names the item in orders; ``where`` says which command failed, or
     that too many nodes are not ``serving``.
@@ -100,6 +110,8 @@ class PreflightSeen(Frozen):
     there: tuple[int, ...] = ()
     """Nodes that run the new release already."""
     serial: int
+    unknown_fence: int = 0
+    """See :class:`kedge.model.run.Observed`."""
 
 
 class GateEnded(Frozen):
@@ -309,7 +321,7 @@ def _preflight(state: UpgradeState, event: PreflightSeen, facts: PlanFacts) -> U
         }
     )
     if any(failure.type == "Fenced" for failure in event.failures):
-        return _end(state, "preempted", FENCED)
+        return _end(state, "preempted", fenced_out(event.unknown_fence))
     if event.failures:
         return _park(state, "preflight", event.failures, (), facts)
     return _onward(state, facts)

@@ -53,6 +53,11 @@ class Acts:
             )
         if known is not None and known.verdict.verb in ("start", "rollback"):
             self._docket.requesters[run] = known.verdict.person
+        if record.get("verb") is not None:
+            highest = max((one[1] for one in self._docket.leases.values()), default=0)
+            if epoch <= highest:
+                said = f"its epoch {epoch} is not above {highest}, which was granted before"
+                self._docket.wrong("lease", seq, said)
         if order in self._docket.leases:
             self._docket.wrong("lease", seq, "the order was spent before, under another lease")
         under = record.get("policies")

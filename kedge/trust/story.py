@@ -209,6 +209,7 @@ _TELL: dict[str, Any] = {
     "asked": _asked,
     "looked": _looked,
     "spent": _said("the order is spent"),
+    "fence-found": _said("a host holds a fence that no lease here has"),
     "lease": _said("the order is spent; the run has the fleet"),
     "way-back": _said("the way back"),
     "parked": _said("waits for a decision"),

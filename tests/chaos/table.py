@@ -72,9 +72,9 @@ class Scene(NamedTuple):
 
 
 UPGRADE: tuple[Scene, ...] = (
-    Scene("judge_order", 1, "the order to start"),
+    Scene("fleet_of_record", 1, "the fleet reads its record"),
+    Scene("judge_fleet_order", 1, "the order to start, and its lease"),
     Scene("plan_facts", 1, "the fleet reads the plan"),
-    Scene("write_warrant", 1, "the warrant of the run"),
     Scene("plan_facts", 2, "the run reads the plan"),
     Scene("observe_nodes", 1, "preflight"),
     Scene("record", 1, "preflight is written down"),
@@ -84,10 +84,10 @@ UPGRADE: tuple[Scene, ...] = (
     Scene("check_nodes", 1, "a look in the bake"),
     Scene("record", 2, "the canary is written down"),
     Scene("look_nodes", 2, "the look that the gate shows"),
-    Scene("judge_order", 2, "the first approval"),
-    Scene("judge_order", 3, "the second approval"),
+    Scene("judge_order", 1, "the first approval"),
+    Scene("judge_order", 2, "the second approval"),
     Scene("look_nodes", 3, "the look when all have signed"),
-    Scene("write_warrant", 2, "the gate is passed"),
+    Scene("write_warrant", 1, "the gate is passed"),
     Scene("record", 3, "between the approval and the next wave"),
     Scene("open_wave", 2, "the next wave opens"),
     Scene("run_leg", 2, "the leg of the second node"),
@@ -115,11 +115,10 @@ AUTOMATIC: tuple[Scene, ...] = (
 
 ORDERED: tuple[Scene, ...] = (
     Scene("run_end", 1, "the fleet looks at who has the lease"),
-    Scene("judge_order", 2, "the order to go back"),
+    Scene("judge_fleet_order", 2, "the order to go back, and its lease"),
     Scene("plan_facts", 3, "the fleet reads the plan"),
-    Scene("write_warrant", 2, "the warrant of the way back"),
     Scene("plan_facts", 4, "the way back reads the plan"),
-    Scene("judge_order", 3, "the loser looks at the order"),
+    Scene("judge_order", 1, "the loser looks at the order"),
     Scene("observe_nodes", 2, "the fence is raised"),
     Scene("choose_way_back", 1, "the way back is chosen"),
     Scene("run_leg", 2, "the leg back"),

@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import pytest
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from activities.orders import OrderActivities
@@ -32,7 +33,7 @@ from kedge.drivers.checkpoints import ensure_key
 from kedge.model.base import canonical, digest_of
 from kedge.model.order import Expected
 from kedge.model.policy import EvidenceRules
-from kedge.model.run import JudgeRequest, Lease, Run, WarrantUpdate
+from kedge.model.run import JudgeRequest, Lease, Run
 from kedge.trust import evidence_file
 from kedge.trust.evidence import Asked, verify_parts
 from tests.chaos import truth, writers
@@ -46,7 +47,6 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(560)]
 KILLS = 60
 NODES = 4
 ROOT = Path(__file__).parents[2]
-EPOCH = 1_900_000_000
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -95,17 +95,23 @@ async def begun(scene: Scene) -> Run:
     envelope = scene.envelope("start", target, plan, "olga")
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, workflow_id=target)
-    orders = OrderActivities(
-        ground_of(scene.drivers, await Client.connect("127.0.0.1:1", lazy=True))
-    )
+    client = await Client.connect("127.0.0.1:1", lazy=True)
+    orders = OrderActivities(ground_of(scene.drivers, client))
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     expected = Expected(verbs=("start",), target=target, plan=plan, now=now)
     request = JudgeRequest(envelope=envelope, expected=expected, fleet=scene.name, lease=Lease())
-    assert (await environment.run(orders.judge_order, request)).accepted
-    warrant = await environment.run(orders.write_warrant, WarrantUpdate(start=envelope))
-    return Run(
-        id=f"upgrade/{scene.name}/1", fleet=scene.name, plan=plan, epoch=EPOCH, warrant=warrant
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "get_workflow_handle", lambda _: NothingThere())
+        run: Run | None = (await environment.run(orders.judge_fleet_order, request)).run
+    assert run is not None
+    return run
+
+
+class NothingThere:
+    """What an engine without workflows answers: the fleet is new, and no name is taken."""
+
+    async def describe(self) -> None:
+        raise RPCError("not found", RPCStatusCode.NOT_FOUND, b"")
 
 
 class Writer:
