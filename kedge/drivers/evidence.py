@@ -163,8 +163,10 @@ class SqliteStore:
         if not self._checked:
             check_owners(self._path)
             self._checked = True
-        # What SQLite makes beside it has its mode, and it would make it itself as the umask says.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # What SQLite makes beside it has its mode, and it would make it itself as the umask says. Only where there is
+        # none: closing any descriptor of a file lets go of every lock that this process has on it, SQLite's too.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self._path, timeout=LOCK_WAIT, isolation_level=None)
         try:
             _enter_wal(database)

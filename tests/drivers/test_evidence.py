@@ -584,3 +584,42 @@ async def test_looking_makes_no_file(tmp_path: Path) -> None:
     assert await evidence.find("etcd", "k") is None
     assert await evidence.checkpoints("etcd") == ()
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
+
+
+LOOKS = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+print(len(database.execute("select * from entries").fetchall()))
+database.close()
+"""
+
+
+async def test_a_reader_in_another_process_takes_no_writers_log_away(tmp_path: Path) -> None:
+    """A descriptor of the file that is closed lets go of SQLite's locks: another process then removes the log in use."""
+    path = tmp_path / "evidence.db"
+    evidence = SqliteEvidence(path)
+    for number in range(1, 4):
+        await evidence.append("f", f"k{number}", {"n": number})
+        await evidence.read("f")
+        assert await asyncio.to_thread(looked_at, path) == number
+        assert not [name for name in open_files() if name.endswith("(deleted)")]
+    assert [entry.key for entry in await evidence.read("f")] == ["k1", "k2", "k3"]
+    await evidence.aclose()
+
+
+def looked_at(path: Path) -> int:
+    """How many entries another process sees, which then closes what it opened."""
+    said = subprocess.run(
+        [sys.executable, "-c", LOOKS, str(path)], capture_output=True, text=True, check=True
+    )
+    return int(said.stdout)
+
+
+def open_files() -> list[str]:
+    """The database's files that this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        # The descriptor that the folder itself was listed by is gone by now.
+        with contextlib.suppress(OSError):
+            found.append(entry.readlink().name)
+    return [name for name in found if name.startswith("evidence.db")]
