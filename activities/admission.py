@@ -133,6 +133,13 @@ class Admissions:
         )
         return why is None
 
+    async def absent(self, run: Run, plan: Plan) -> tuple[int, ...]:
+        """The nodes that did not serve when they were last seen, by whichever worker."""
+        names = await self.read(
+            run.fleet, lambda history: set(history.run(run.id, run.epoch).absent)
+        )
+        return tuple(index for index, node in enumerate(plan.nodes) if node.name in names)
+
     async def marks(self, run: Run) -> set[str]:
         """Which programs were begun, in the upgrade that is looked at, that hosts do not show any more."""
 

@@ -196,7 +196,14 @@ class LegActivities:
             if not waiting or pause is None:
                 break
             await asyncio.sleep(pause)
+            await self._look_again(first)
         return [(request, found[request.node]) for request in requests]
+
+    async def _look_again(self, request: LegRequest) -> None:
+        """No place was free: nodes that another worker saw not to serve may serve again."""
+        run, plan = request.run, await self._ground.plan(request.run.plan)
+        absent = await self._admissions.absent(run, plan)
+        await self._ground.looks.again(run, plan, absent)
 
     async def _leg(self, request: LegRequest, admitted: Admitted, beating: Pulse) -> Ended:
         """One leg, its record durable; or what went wrong, in both its shapes."""

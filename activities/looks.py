@@ -209,6 +209,12 @@ class Looks:
         if not await self.look(run, plan, first, key=key, why="stop"):
             raise DriverError("Fenced", FENCED, retryable=False)
 
+    async def again(self, run: Run, plan: Plan, nodes: Collection[int]) -> None:
+        """Look at these nodes again, but for those that this worker works on."""
+        idle = set(nodes) - self.of(run, plan).flying
+        key = f"{run.id}@{run.epoch}/looked-stop/{random.token_hex(8)}"
+        await self.look(run, plan, sorted(idle), key=key, why="stop")
+
     def ended(self, run: Run, plan: Plan, wave: int, node: int, *, done: bool) -> None:
         """The work on a node is over: ``done`` well, or nobody knows what it is like now."""
         known = self.of(run, plan)

@@ -386,8 +386,21 @@ class _Back(_Deciding):
         here = len(self.going)
         if here >= max(1, self.parallel[at] - len(self.run.excused)):
             raise _RefusedError(f"{here} node(s) go back now, and no more may", "Full")
+        self._serving(name, self.parallel[at])
         self.going.add(name)
         return Admitted(self.since, 0, self.run.retries)
+
+    def _serving(self, name: str, most: int) -> None:
+        """A node that serves is not stopped while too many others do not. Working on one that does not costs nothing, and
+        a fleet goes back without the nodes that did not answer.
+        """
+        run = self.run
+        if name in run.absent:
+            return
+        down = set(run.absent) - run.excused.keys() - run.bad.keys() - self.going - {name}
+        if down and len(self.going) + len(down) + len(run.excused) >= most:
+            said = f"{min(down)} does not serve, and {most} may be unavailable"
+            raise _RefusedError(said, "Full")
 
     def _through(self, name: str) -> bool:
         node = self.track.nodes.get(name)

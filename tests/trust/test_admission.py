@@ -377,6 +377,47 @@ def test_a_way_back_touches_the_nodes_that_were_decided_in_their_order(record: R
     assert "NotAdmitted" in record.refused("node-0", **{**back, "program": "restore"})
 
 
+def serving(record: Record, *names: str, run: str, serves: bool) -> None:
+    sight = {"release": "x", "running": serves, "serving": serves}
+    record.add("looked", run=run, why="stop", epoch=EPOCH, nodes=dict.fromkeys(names, sight))
+
+
+def test_nodes_that_do_not_serve_keep_their_places_whatever_brought_them_down(
+    record: Record,
+) -> None:
+    record.through("node-0", wave=0)
+    record.bake(seconds=60)
+    serving(record, "node-0", "node-5", run=RUN, serves=False)
+    assert record.refused("node-1", wave=1).startswith("Full")
+    serving(record, "node-5", run=RUN, serves=True)
+    assert isinstance(record.admitted("node-1", wave=1)["node-1"], Admitted)
+    assert record.refused("node-2", wave=1).startswith("Full"), "one is out, one in flight"
+    record.end("node-1", wave=1)
+    serving(record, "node-1", run=RUN, serves=False)
+    assert record.refused("node-2", wave=1).startswith("Full"), "it died after it was done"
+    record.decide("skip")
+    assert isinstance(record.admitted("node-2", wave=1)["node-2"], Admitted)
+
+
+def test_nobody_that_serves_goes_back_while_too_many_do_not_serve(record: Record) -> None:
+    record.through("node-0", wave=0)
+    record.bake(seconds=10, bad=["node-0"])
+    back: dict[str, Any] = {"run": BACK, "program": "back", "wave": 1}
+    record.add(
+        "return", run=BACK, epoch=EPOCH, verdict="go", program="back", begun=1,
+        waves=[["node-0", "node-1", "node-2"]], parallel=[1],
+    )  # fmt: skip
+    serving(record, "node-1", "node-5", run=BACK, serves=False)
+    assert record.refused("node-0", **back) == (
+        "Full: node-1 does not serve, and 1 may be unavailable"
+    )
+    assert isinstance(record.admitted("node-1", **back)["node-1"], Admitted), "it costs nothing"
+    record.end("node-1", run=BACK, program="back")
+    assert "node-5 does not serve" in record.refused("node-0", **back)
+    record.look("node-5", bad=["node-5"], run=BACK, why="fence")
+    assert isinstance(record.admitted("node-0", **back)["node-0"], Admitted), "nobody answers there"
+
+
 # -- bakes and ends ------------------------------------------------------------------------------------------------
 
 
