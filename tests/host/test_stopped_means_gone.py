@@ -152,7 +152,9 @@ def test_a_start_is_refused_while_anything_of_the_node_lives(
     assert f"pid {pid}" in error["message"]
     assert error["detail"]["alive"] == [{"pid": pid, "program": "server"}]
     # Data are not exchanged under it either.
-    host.call({"key": "s", "op": "snapshot", "id": "a", "paths": ["data"]})
+    (host.root / "data/rows").write_text("old")
+    took = host.call({"key": "s", "op": "snapshot", "id": "a", "paths": ["data"]})
+    assert took.ok, took.lines
     assert host.call({"key": "r", "op": "restore", "id": "a"}).error["type"] == "Conflict"
     # What should run and lost its first process is ended and started as a whole.
     host.good({"key": "e", "op": "ensure"})
