@@ -31,7 +31,8 @@ from kedge.model.run import (
     Run,
     Warrant,
 )
-from kedge.trust.envelope import order_digest
+from kedge.trust.envelope import order_digest, order_key
+from kedge.trust.orders import signer_of
 from tests.spine.scene import Scene, make_scene, settle
 from worker.wiring import ground_of
 
@@ -47,29 +48,52 @@ class Looks:
         self.activities = NodeActivities(ground)
         self.looks = 0
 
-    async def check(self) -> Checked:
-        """One look of the bake of the first wave, whose nodes are all through by the record."""
-        run, nodes = self.run, [node.name for node in self.plan.nodes]
-        order = (await self.ground.warrant(run)).start
-        about: dict[str, Json] = {"run": run.id, "epoch": run.epoch, "plan": run.plan}
-        lease: dict[str, Json] = {"what": "lease", "order": order_digest(order), **about}
-        await self.ground.note(run.fleet, "lease", lease)
+    async def begin(self, *, there: bool = False) -> None:
+        """Another run that has its lease and has looked at every node; ``there``: all of them are through."""
+        order = self.scene.envelope("start", f"fleet/{self.scene.name}", self.run.plan, "olga")
+        warrant = await self.scene.drivers.blobs.put(canonical(Warrant(start=order)))
+        self.run = run = self.run.model_copy(
+            update={
+                "id": f"upgrade/{self.scene.name}/{self.run.epoch}",
+                "epoch": self.run.epoch + 1,
+                "warrant": warrant,
+            }
+        )
+        nodes = [node.name for node in self.plan.nodes]
+        digest = order_digest(order)
+        accepted: dict[str, Json] = {
+            "what": "order", "accepted": True, "digest": digest, "key": signer_of(order),
+            "verb": "start", "target": f"fleet/{self.scene.name}",
+        }  # fmt: skip
+        lease: dict[str, Json] = {
+            "what": "lease", "order": digest, "run": run.id, "epoch": run.epoch, "plan": run.plan,
+            "verb": "start", "snapshots": 0, "policies": ["0" * 64],
+        }  # fmt: skip
         ready: dict[str, Json] = {
             "what": "looked", "why": "preflight", "token": [run.epoch, 0, 1], "run": run.id,
-            "nodes": {name: {} for name in nodes}, "there": list[Json](nodes),
+            "nodes": {name: {} for name in nodes}, "there": list[Json](nodes if there else []),
         }  # fmt: skip
-        await self.ground.note(run.fleet, "looked", ready)
-        asked = CheckRequest(run=run, wave=0, serial=1)
-        return await ActivityEnvironment().run(self.activities.check_nodes, asked)
+        await self.ground.note(run.fleet, order_key(digest, "accepted", ""), accepted)
+        await self.ground.note(run.fleet, f"lease/{digest}", lease)
+        await self.ground.note(run.fleet, f"ready/{run.id}", ready)
+
+    async def check(self) -> Checked:
+        """One look of the bake of the first wave, whose nodes are all through by the record."""
+        await self.begin(there=True)
+        asked = CheckRequest(run=self.run, wave=0, serial=1)
+        return await self._environment().run(self.activities.check_nodes, asked)
+
+    def _environment(self) -> ActivityEnvironment:
+        environment = ActivityEnvironment()
+        self.looks += 1
+        environment.info = dataclasses.replace(environment.info, activity_id=f"look-{self.looks}")
+        return environment
 
     async def observe(self, *, probes: bool = False) -> Observed:
         """A look at every node."""
         nodes = tuple(range(len(self.plan.nodes)))
         asked = ObserveRequest(run=self.run, nodes=nodes, serial=1, probes=probes)
-        environment = ActivityEnvironment()
-        self.looks += 1
-        environment.info = dataclasses.replace(environment.info, activity_id=f"look-{self.looks}")
-        return await environment.run(self.activities.observe_nodes, asked)
+        return await self._environment().run(self.activities.observe_nodes, asked)
 
     async def open(self) -> Opened:
         """The first wave, opened."""
@@ -92,6 +116,7 @@ async def looks(home: Path, nodes: int, *, up: bool = True, **runbook: Json) -> 
     run = Run(id=f"upgrade/{scene.name}/1", fleet=scene.name, plan=digest, epoch=7, warrant=warrant)
     ground = ground_of(scene.drivers, no_client)
     made = Looks(scene, ground, plan, run)
+    await made.begin()
     if up:
         await ActivityEnvironment().run(BringingUpActivities(ground).ensure_fleet, scene.name)
     return made
@@ -147,7 +172,11 @@ async def test_what_legs_began_is_found_also_when_it_is_written_down_between_two
     final: Json = {"steps": [{"run": {"argv": ["set"], "undo": "none"}}]}
     made = await looks(tmp_path, 2, finalize=final)
     assert not (await made.observe()).finalized
-    record: dict[str, Json] = {"what": "finalize-begun", "plan": made.run.plan, "upgrade": 7}
+    record: dict[str, Json] = {
+        "what": "finalize-begun",
+        "plan": made.run.plan,
+        "upgrade": made.run.epoch,
+    }
     await made.ground.note(made.run.fleet, "begun", record)
     assert (await made.observe()).finalized
     assert (await made.observe()).finalized
@@ -157,7 +186,7 @@ async def test_what_bringing_up_starts_is_evidence(tmp_path: Path) -> None:
     made = await looks(tmp_path, 2)
     records = [entry.record for entry in await made.ground.evidence.read(made.run.fleet)]
     said = [one["what"] for one in records if isinstance(one, dict)]
-    assert said == ["policy", "installed", "installed"]
+    assert said[3:] == ["policy", "installed", "installed"]
 
 
 async def test_a_leg_that_is_not_allowed_is_evidence(tmp_path: Path) -> None:
