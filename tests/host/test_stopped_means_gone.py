@@ -100,6 +100,8 @@ def one_served(
 def host(one_served: Served, tmp_path: Path) -> Iterator[Host]:
     one = Host(one_served, tmp_path)
     yield one
+    # Also a server that has not come to writing itself down yet.
+    one.call({"key": "teardown", "op": "stop", "grace": 0, "kill": True}, token=[99, 1, 1])
     for pid in servers(one):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
