@@ -283,7 +283,7 @@ async def test_a_rollback_on_the_order_that_started_a_run_takes_nothing_back_tha
                 result_type=RunEnd,
             )
             status = await scene.until(name, "parked")
-            assert "NotAdmitted" in status.said or "was spent for" in status.said
+            assert "NotAdmitted" in status.said or "was spent by" in status.said
             await handle.terminate()
         assert seen(scene) == before
         assert set(scene.running().values()) == {"1.1.0"}
