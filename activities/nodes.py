@@ -158,18 +158,37 @@ class NodeActivities:
     ) -> tuple[int, SessionEnd | Failure]:
         node = plan.nodes[index]
         prefix = f"{request.run.id}@{request.run.epoch}/{node.name}/look-{_task()}"
-        ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
-        if request.probes:
-            needed = secrets(plan, index, run_id=request.run.id, epoch=request.run.epoch)
-            if needed:
-                ops.append({"key": f"{prefix}/secrets", "op": "secrets", "secrets": needed})
-            asked = probes(plan, index, "preflight", run_id=request.run.id, epoch=request.run.epoch)
-            for number, probe in enumerate(asked):
-                ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})
+        of = partial(probes, plan, index, run_id=request.run.id, epoch=request.run.epoch)
+        ops = self._preflight(plan, request, index, prefix, of("preflight"))
         try:
-            return index, await self._session(request.run, tokens[index], node, ops)
+            end = await self._session(request.run, tokens[index], node, ops)
+            if request.probes and end.failed is not None and _moved_already(plan, end):
+                # It was moved before this run began: it answers as the new release does.
+                after: dict[str, Json] = {"all": [RUNS, *of("after")]}
+                ops = self._preflight(plan, request, index, f"{prefix}/moved", (after,))
+                end = await self._session(request.run, tokens[index], node, ops)
         except DriverError as error:
             return index, _problem(index, node.name, "session", error)
+        return index, end
+
+    def _preflight(
+        self,
+        plan: Plan,
+        request: ObserveRequest,
+        index: int,
+        prefix: str,
+        asked: Iterable[Json],
+    ) -> list[dict[str, Json]]:
+        """What a look asks a node: how it stands and, where ``request`` has probes, these."""
+        ops: list[dict[str, Json]] = [{"key": f"{prefix}/observe", "op": "observe"}]
+        if not request.probes:
+            return ops
+        needed = secrets(plan, index, run_id=request.run.id, epoch=request.run.epoch)
+        if needed:
+            ops.append({"key": f"{prefix}/secrets", "op": "secrets", "secrets": needed})
+        for number, probe in enumerate(asked):
+            ops.append({"key": f"{prefix}/preflight-{number}", "op": "probe", "probe": probe})
+        return ops
 
     async def _session(
         self, run: Run, token: Token, node: PlannedNode, ops: Iterable[dict[str, Json]]
@@ -341,6 +360,20 @@ def _asks_serving(plan: Plan) -> bool:
         return True
     asked = [step.params.get("probe") for step in plan.preflight]
     return plan.serving.before in asked or {"all": [RUNS, plan.serving.before]} in asked
+
+
+def _moved_already(plan: Plan, end: SessionEnd) -> bool:
+    """Whether a node that did not pass runs the new release, and was only asked what the old one answers.
+
+    A preflight that the runbook writes is asked of every node as it stands there.
+    """
+    old = plan.serving.before
+    derived = old is not None and [step.params.get("probe") for step in plan.preflight] == [
+        {"all": [RUNS, old]}
+    ]
+    release = end.observed.get("release")
+    running = end.observed.get("running_release") or release
+    return derived and release == running in {one.digest for one in plan.after.artifacts}
 
 
 def _fence_of(failure: Failure) -> tuple[int, str]:

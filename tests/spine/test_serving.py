@@ -6,6 +6,7 @@ is well about a node that it has not just looked at.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from kedge.drivers.sim_faults import Fault
 from kedge.model.base import Json
 from kedge.model.run import RunEnd
 from tests.spine.conftest import Stage
-from tests.spine.scene import Scene, eventually
+from tests.spine.scene import DAEMON, Scene, archive, eventually
 
 pytestmark = pytest.mark.temporal
 
@@ -257,3 +258,35 @@ async def test_two_that_may_be_out_are_two_whatever_brought_the_first_down(stage
         await scene.decide(run, "skip")
         end = await scene.end_of(run)
     assert "not n0" in end.said
+
+
+async def test_a_node_that_an_aborted_run_moved_passes_the_preflight_of_the_next(
+    stage: Stage,
+) -> None:
+    said: dict[str, Json] = {
+        hashlib.sha256(archive({"daemon": DAEMON.replace("{version}", one).encode()}))
+        .hexdigest(): {"version": one}
+        for one in ("1.0.0", "1.1.0")
+    }  # fmt: skip
+    scene = await stage(options={"answers": said})
+    healthy: Json = {
+        "http": "http://{node.name}/version", "expect": {"version": "{release.version}"},
+        "for": "0s", "within": "5s", "interval": "50ms",
+    }  # fmt: skip
+    book = scene.runbook(
+        node=[*SIMPLE, {"healthy": healthy}],
+        waves={"canary": {"nodes": 1, "gate": "ship"}, "widen": ["100%"], "max_unavailable": 1},
+    )
+    async with scene.playing():
+        run = await scene.start(scene.plan(book))
+        await scene.waits_for(run, "ship")
+        assert (await scene.order("abort", run, "olga")).accepted
+        assert (await scene.end_of(run)).phase == "aborted"
+        await scene.freed()
+        switched = scene.host("n0").counts.switches
+        run = await scene.start(scene.plan(book))
+        await scene.waits_for(run, "ship")
+        await scene.approve(run)
+        assert (await scene.end_of(run)).phase == "done"
+    assert set(scene.running().values()) == {"1.1.0"}
+    assert scene.host("n0").counts.switches == switched, "it was there already"
