@@ -97,7 +97,7 @@ async def test_an_order_in_lines_of_another_width_is_spent_wherever_it_is_sent(
         anew = await scene.submit(f"fleet/{scene.name}", wrapped(order, 76))
         warrant = await scene.drivers.blobs.put(canonical(Warrant(start=wrapped(order, 64))))
         failures = [
-            (await _forged_wave(scene.settings.task_queue, client, forged)).failures
+            (await forged_wave(scene.settings.task_queue, client, forged)).failures
             for forged in (
                 Run(id=run, fleet=scene.name, plan=digest, epoch=epoch + 1000, warrant=warrant),
                 Run(
@@ -111,7 +111,7 @@ async def test_an_order_in_lines_of_another_width_is_spent_wherever_it_is_sent(
     assert [[one.type for one in some] for some in failures] == [["NotAuthorised"]] * 2
 
 
-async def _forged_wave(task_queue: str, client: Client, run: Run) -> WaveResult:
+async def forged_wave(task_queue: str, client: Client, run: Run, *, node: int = 0) -> WaveResult:
     """What becomes of a wave that somebody starts by himself."""
     result: WaveResult = await client.execute_workflow(
         "Wave",
@@ -120,7 +120,7 @@ async def _forged_wave(task_queue: str, client: Client, run: Run) -> WaveResult:
             wave=0,
             program="forward",
             legs=(LegFacts(timeout=60, attempts=1, backoff=0.1),),
-            nodes=(0,),
+            nodes=(node,),
             parallel=1,
             budget=0,
             serial=1,

@@ -10,6 +10,9 @@ from cli.watching import _is_enough  # pyright: ignore[reportPrivateUsage]
 from desk.runs import Runs
 from desk.views import view_of
 from kedge.drivers.sim_faults import Fault
+from kedge.model.base import Json, canonical, digest_of
+from kedge.model.run import Run, Warrant
+from tests.review.test_spent_orders import forged_wave
 from tests.spine.conftest import Stage
 from tests.spine.scene import Scene, eventually
 from tests.spine.test_rollback import ONE_BY_ONE, finished, gate
@@ -73,6 +76,43 @@ async def test_a_host_that_goes_away_on_its_way_back_holds_no_other_up(stage: St
         scene.sim.clear()
         await scene.decide(back, "retry")
         assert (await scene.end_of(back)).said == "every node runs its baseline"
+
+
+async def test_a_host_that_comes_back_is_not_acted_on_by_the_older_run(
+    stage: Stage, client: Client
+) -> None:
+    scene = await stage()
+    waves: Json = {"widen": ["100%"], "max_unavailable": 1}
+    plan = scene.plan(scene.runbook(waves=waves, gates={}))
+    digest = await scene.drivers.blobs.put(canonical(plan))
+    order = scene.envelope("start", f"fleet/{scene.name}", digest, "olga")
+    async with scene.playing():
+        scene.sim.program(Fault(do="hang", op="switch", node="n1", run="upgrade/*"))
+        await scene.open_fleet()
+        run = (await scene.submit(f"fleet/{scene.name}", order)).run
+        assert run is not None
+        await eventually(lambda: scene.running() == {"n0": "1.1.0", "n1": None, "n2": "1.0.0"})
+        epoch = (await scene.fleet_status()).epoch
+        scene.sim.program(Fault(do="unreachable", node="n2", run="rollback/*"))
+        back = await scene.rollback()
+        await scene.waits_for(back, "fence-1")
+        assert set(scene.running().values()) == {"1.0.0"}
+        scene.sim.clear()
+        # No fence was raised on it, and its own run would have come to it next.
+        older = Run(
+            id=run,
+            fleet=scene.name,
+            plan=digest,
+            epoch=epoch,
+            warrant=digest_of(Warrant(start=order)),
+        )
+        happened = len(scene.happened())
+        result = await forged_wave(scene.settings.task_queue, client, older, node=2)
+        assert (result.done, result.fenced) == (0, True), result
+        assert len(scene.happened()) == happened
+        await scene.decide(back, "retry")
+        assert (await scene.end_of(back)).said == "every node runs its baseline"
+        assert (await scene.end_of(run)).phase == "preempted"
 
 
 async def test_a_parked_rollback_shows_wherever_its_run_is_asked_for(
