@@ -10,9 +10,10 @@ from rich.console import Console
 from syrupy.assertion import SnapshotAssertion
 
 from cli.changes import changes
-from cli.tree import render
+from cli.tree import diff_lines, render
 from cli.watching import _is_enough
 from desk.views import Pieces, RunView, StepNow, view_of
+from kedge.model.base import Json
 from kedge.model.order import OrderVerdict
 from kedge.model.run import Failure, Phase, failure_of_the_run
 from kedge.model.status import RunStatus, WaveProgress, WideningProgress
@@ -263,3 +264,16 @@ def test_watching_until_somebody_is_asked_ends_when_the_rollback_in_its_place_is
     lines = changes(view_of(going_back(), worlds.plan(), worlds.NOW), parked)
     assert any(line.startswith("rollback/etcd/1-auto waits for parked back-1") for line in lines)
     assert any("decide rollback/etcd/1-auto --item back-1 --choice retry" in line for line in lines)
+
+
+def test_an_edit_by_hand_is_shown_as_lines_that_nothing_in_them_can_break() -> None:
+    diff: list[Json] = ["--- app.conf", "-level = info", "+level = \x1b[2Jdebug", *["+x"] * 40]
+    failure = failure_of_the_run("EditedByHand", "changed by hand", saw={"diff": diff})
+    lines = [line.plain for line in diff_lines(failure)]
+    assert lines[:3] == [
+        "      --- app.conf",
+        "      -level = info",
+        "      +level = \\x1b[2Jdebug",
+    ]
+    assert lines[-1] == "      and 19 more lines: `kedge status RUN --json` has them"
+    assert diff_lines(failure_of_the_run("Other", "no diff")) == []
