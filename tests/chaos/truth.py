@@ -268,7 +268,7 @@ def leftovers(root: Path) -> list[str]:
     ] + [
         str(path.relative_to(root))
         for path in (root / ".kedge").iterdir()
-        if path.is_dir() and path.name not in {"runs", "manifests"}
+        if path.is_dir() and path.name not in {"runs", "manifests", "written"}
     ]
 
 
