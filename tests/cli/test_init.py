@@ -27,6 +27,7 @@ from desk.init import Made, Wanted
 from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
+from tests.agents import ssh_agent
 from tests.daemons import passable
 from tests.demo.test_walkthrough import CHECKOUT, _cache, _end, typed
 from worker.settings import Settings
@@ -303,19 +304,10 @@ def test_a_key_of_an_agent_is_taken_before_any_file(
     laptop: Laptop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_agent, in_file = laptop.ssh_key("other"), laptop.ssh_key()
-    socket = laptop.own / "agent"
-    agent = subprocess.Popen(
-        ["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert agent.stdout is not None
-        agent.stdout.readline()  # it says where it is once it listens
-        monkeypatch.setenv("SSH_AUTH_SOCK", str(socket))
+    with ssh_agent(laptop.own / "agent") as environment:
+        monkeypatch.setenv("SSH_AUTH_SOCK", environment["SSH_AUTH_SOCK"])
         subprocess.run(["ssh-add", "-q", str(laptop.own / ".ssh/other")], check=True)
         told = laptop.init("ada")
-    finally:
-        agent.terminate()
-        agent.wait()
     assert in_agent in laptop.policy().people[0].keys[0]
     assert in_file not in laptop.policy().people[0].keys[0]
     assert f"--agent {told.fingerprint}" in told.next[0]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from cli.exits import Exit
+from tests.agents import ssh_agent
 from tests.cli import scene as scenes
 from tests.stock import reaching, stock_temporal
 from worker import processes
@@ -440,18 +441,9 @@ def test_an_agent_signs_with_a_key_it_holds(home: Home, tmp_path: Path) -> None:
     if shutil.which("ssh-agent") is None:
         pytest.skip("there is no ssh-agent here")
     scene = made(home, tmp_path, name="agent")
-    agent = tmp_path / "agent.sock"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while not agent.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        environment = {**home.environment, "SSH_AUTH_SOCK": str(agent)}
+    with ssh_agent(tmp_path / "agent.sock", home.environment) as environment:
         subprocess.run(["ssh-add", "-q", scene.key("olga")], env=environment, check=True)
         with_agent = Home(home.path, environment)
         words = ["start", *scene.documents, "--agent", f"{scene.key('olga')}.pub", "--json"]
         assert json.loads(with_agent.run(*words).stdout) == {"run": "upgrade/agent/1"}
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
     home.run("abort", "upgrade/agent/1", "--key", str(scene.key("olga")))

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from kedge.drivers.signers import sign_with_key
 from kedge.model.base import canonical
 from kedge.model.policy import CodecRules, Policy
 from kedge.trust.codec_access import LOGIN, Challenge
+from tests.agents import ssh_agent
 from tests.secrets.conftest import Place, Staged
 from tests.spine.scene import Scene
 from tests.stock import reaching, stock_temporal
@@ -183,14 +183,8 @@ async def test_a_sign_in_is_by_this_challenge_for_this_server_in_this_namespace_
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a stock ssh-agent."""
-    socket = tmp_path / "agent"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
-    try:
-        wait_for(socket)
-        yield {**os.environ, "SSH_AUTH_SOCK": str(socket)}
-    finally:
-        process.terminate()
-        process.wait(10)
+    with ssh_agent(tmp_path / "agent") as environment:
+        yield environment
 
 
 async def test_stock_ssh_keygen_and_an_agent_sign_in_as_well(
@@ -218,13 +212,6 @@ async def test_stock_ssh_keygen_and_an_agent_sign_in_as_well(
     assert (signed["person"], signed["kind"]) == ("ada", "token")
     payload = await sealed(place, scene)
     assert server.decode([payload], Authorization=f"Bearer {signed['secret']}")
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(200):
-        if path.exists():
-            return
-        time.sleep(0.05)
 
 
 async def test_a_fleet_that_the_reader_has_nothing_to_do_with_stays_sealed(

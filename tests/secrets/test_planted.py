@@ -26,6 +26,7 @@ import yaml
 
 from cli.exits import Exit
 from kedge.trust import codec
+from tests.agents import ssh_agent
 from tests.cli import scene as scenes
 from tests.conftest import Tell
 from tests.daemons import AS_US
@@ -234,19 +235,14 @@ def write_documents(top: Path, kept: Path, keys: dict[str, str]) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     top = tmp_path_factory.mktemp("planted")
     world = plant(top)
-    agent = subprocess.Popen(
-        ["ssh-agent", "-D", "-a", str(top / "agent")], stdout=subprocess.DEVNULL, env=world.environment
-    )  # fmt: skip
-    world.environment["SSH_AUTH_SOCK"] = str(top / "agent")
-    try:
-        yield world
-    finally:
-        world.run("down", code=None)
-        for kept in world.nodes.glob("*/.kedge/service.json"):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(json.loads(kept.read_text())["pid"], signal.SIGTERM)
-        agent.terminate()
-        agent.wait(10)
+    with ssh_agent(top / "agent", world.environment) as world.environment:
+        try:
+            yield world
+        finally:
+            world.run("down", code=None)
+            for kept in world.nodes.glob("*/.kedge/service.json"):
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(json.loads(kept.read_text())["pid"], signal.SIGTERM)
 
 
 def whole_story(world: World) -> None:
