@@ -17,6 +17,7 @@ HOST: dict[str, tuple[str, ...]] = {
     "session": SESSION,
     "stage": ("before", "acting", "unpacking", "before-rename", "after-rename"),
     "probe": ("before",),
+    "check": ("before",),
     "stop": ("before", "acting", "before-signal", "between-signal-and-note", "after-signal"),
     "snapshot": ("before", "acting", "copying", "before-rename", "after-rename"),
     "switch": ("before", "acting", "before-rename", "after-rename"),
