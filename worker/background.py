@@ -19,7 +19,8 @@ from worker import processes
 from worker.processes import ProcessIdentity
 from worker.settings import Settings
 
-READY_SECONDS = 30.0
+READY_SECONDS = 120.0
+"""How long a worker that lives is waited for; one that ends is noticed at once. A busy machine takes its time to import."""
 # -P: the current folder is the user's, and nothing there may shadow a module.
 WORKER_ARGV = (sys.executable, "-P", "-m", "worker")
 
@@ -91,7 +92,7 @@ class BackgroundWorker:
         """
         lock = self._settings.run_dir / "worker.lock"
         try:
-            with processes.exclusive(lock, seconds=60, what="starting the worker"):
+            with processes.exclusive(lock, seconds=READY_SECONDS + 30, what="starting the worker"):
                 state = self.state()
                 wanted = (engine_address, self._settings.task_queue)
                 if state is not None and (state.engine_address, state.task_queue) != wanted:
