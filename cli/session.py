@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from cli.exits import Exit
-from kedge.model.outside import line, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -66,6 +65,8 @@ class Session:
 
     def note(self, text: str) -> None:
         """A remark beside the result: always on standard error."""
+        from kedge.model.outside import visible  # noqa: PLC0415 - pydantic is heavy
+
         sys.stderr.write(visible(text) + "\n")
         sys.stderr.flush()
 
@@ -164,6 +165,8 @@ def _tell(
     code: Exit,
     problems: tuple[str, ...],
 ) -> None:
+    from kedge.model.outside import line  # noqa: PLC0415 - errors only
+
     # Of what others wrote into a sentence, no line begins where ours do.
     own = [line(one, 2000) for one in problems] or [f"kedge: {line(message, 4000)}"]
     session.note("\n".join(own))

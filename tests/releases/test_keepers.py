@@ -245,11 +245,11 @@ def _second(signed: Any) -> None:
 TOLD: dict[str, tuple[str, Callable[[Any], None], str]] = {
     "who made a release": (
         "daemon", _author,
-        "changes targets.daemon/1.1.0/release.json.custom.kedge.author from 'ada' to 'bob'",
+        "changes targets.daemon/1.1.0/release.json.custom.kedge.author from “ada” to “bob”",
     ),
     "a field that nobody knows": (
         "daemon", lambda one: one.unrecognized_fields.update(x={"y": 1}),
-        "changes x.y from 'nothing' to '1'",
+        "changes x.y from “nothing” to “1”",
     ),
     "another hash beside the same": (
         "daemon", lambda one: one.targets[NEXT.document].hashes.update(sha512="0" * 128),
@@ -261,7 +261,7 @@ TOLD: dict[str, tuple[str, Callable[[Any], None], str]] = {
     ),
     "whether others are asked behind it": (
         "targets", lambda one: setattr(one.delegations.roles["daemon"], "terminating", False),
-        "changes delegations.roles.daemon.terminating from 'True' to 'False'",
+        "changes delegations.roles.daemon.terminating from “True” to “False”",
     ),
     "another component": ("targets", _second, "lets before say what */*/* is"),
     "another key under the id of an old one": (
@@ -273,7 +273,7 @@ TOLD: dict[str, tuple[str, Callable[[Any], None], str]] = {
     ),
     "names without their digests": (
         "root", lambda one: setattr(one, "consistent_snapshot", False),
-        "changes consistent_snapshot from 'True' to 'False'",
+        "changes consistent_snapshot from “True” to “False”",
     ),
     "an older list in the snapshot": (
         "snapshot", lambda one: one.meta.update({"daemon.json": MetaFile(1)}),
