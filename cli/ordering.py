@@ -293,7 +293,7 @@ async def tell(session: Session, desk: Desk, order: Order, submitted: Submitted)
         if tally is not None:
             session.say(f"gate {order.subject}: {tally_words(tally)}")
         elif status is not None:
-            session.say(f"gate {order.subject} is passed")
+            session.say(f"gate {order.subject} has its signatures")
     session.document(document)
 
 

@@ -53,7 +53,7 @@ SHAPES = """
 | `status RUN` | the run: `run, fleet, kind, plan, epoch, phase, said, requester, before, after, waves, wave, nodes, nodes_done, failures, waiting, child, started, ended, outcome, successor, orders, steps, replayed, seconds`, and `answers` (the commands that answer what it waits for) and `rollback` |
 | `status FLEET` | the fleet: `fleet, epoch, holder, last, plan, release, release_document, runs, verdicts, reviews, known` |
 | `watch` | the run as it was at the end, as in `status RUN`; changes go to standard error as they come |
-| `approve` | `{"run", "verdict", "tally", "open"}`: `tally` is null and `open` false once the gate is passed |
+| `approve` | `{"run", "verdict", "tally", "open"}`: `tally` is null and `open` false once the gate has its signatures |
 | `reject`, `pause`, `resume`, `abort`, `decide`, `order send` | `{"run", "verdict"}` |
 | `order request` | `{"file", "order", "showing", "sign", "send"}` |
 | `order show` | `{"order"}`, with a signature also `"key"` |

@@ -302,6 +302,10 @@ class Ordered:
                     "envelopes": (*self._memory.envelopes, envelope),
                 }
             )
+            if self._met():
+                # Nobody is waited for any more, however long the run takes to look at the nodes before it passes.
+                self._say("gate", f"gate {verdict.subject} has its signatures")
+                self._advertise("")
         else:
             if verdict.verb == "decide":
                 self._memory = self._memory.model_copy(update={"decided": envelope})
@@ -368,7 +372,7 @@ class Ordered:
     def _expected(self) -> Expected:
         subjects: dict[str, Digest] = {}
         choices: dict[str, tuple[Choice, ...]] = {}
-        if self._open is not None:
+        if self._open is not None and not self._met():
             subjects[self._open.subject] = self._open.shown
             if self._open.gate is None:
                 choices[self._open.subject] = self._open.choices
@@ -418,6 +422,10 @@ class Ordered:
         """
         shown = digest_of(showing)
         if self._memory.gate != f"{gate.name}:{shown}":
+            # A signature over what was shown before counts for nothing that is shown now.
+            self._open = None
+            before = self._memory.gate.startswith(f"{gate.name}:")
+            self._asked_again = self._asked_again or (before and bool(self._memory.signed))
             self._memory = self._memory.model_copy(
                 update={
                     "gate": f"{gate.name}:{shown}",
@@ -428,9 +436,10 @@ class Ordered:
             )
             await self._asked(showing, shown)
         self._open = Open(subject=gate.name, showing=showing, shown=shown, gate=gate)
-        why = "; asked again: what was signed is not so any more" if self._asked_again else ""
-        self._say("gate", f"waits for gate {gate.name}{why}")
-        self._advertise(f"gate {gate.name}")
+        if not self._met():
+            why = "; asked again: what was signed is not so any more" if self._asked_again else ""
+            self._say("gate", f"waits for gate {gate.name}{why}")
+            self._advertise(f"gate {gate.name}")
         since = workflow.now() - self._age()
         left = max(0.0, (since + timedelta(seconds=gate.expires) - workflow.now()).total_seconds())
         try:
@@ -513,7 +522,7 @@ class Ordered:
         return self._seconds | {self._phase: round(self._seconds.get(self._phase, 0.0) + spent, 3)}
 
     def _waiting(self) -> Waiting | None:
-        if self._open is None:
+        if self._open is None or self._met():
             return None
         until = None
         if self._open.gate is not None and self._memory.since:

@@ -312,7 +312,11 @@ class Upgrade(Ordered):
         facts = self._facts
         if facts is None:
             return True
+        self._say("gate", f"looks at {facts.nodes} nodes before gate {showing.subject} passes")
         seen = await self._see("gate", facts)
+        if seen.problem is not None and seen.problem.type == "NotAuthorised":
+            # No signature helps: the wave's own look meets the same refusal before it stops a node, and parks.
+            return True
         return showing_of(self._run, self._state, facts, showing.subject, seen) == showing
 
     async def _see(self, why: Literal["gate", "end"], facts: PlanFacts) -> Looked:

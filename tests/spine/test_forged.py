@@ -415,7 +415,7 @@ async def test_a_child_that_somebody_terminates_parks_the_run_and_a_retry_does_n
         _, wave = await children(scene, run)
         await scene.client.get_workflow_handle(wave).terminate()
         status = await scene.waits_for(run, "wave")
-        assert f"Lost: {wave} did not come to its end: " in status.said
+        assert f"Lost: “{wave} did not come to its end: Terminated”" in status.said
         assert status.waiting is not None
         assert status.waiting.showing.choices == ("retry", "rollback", "abort")
         await scene.decide(run, "retry")

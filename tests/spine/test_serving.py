@@ -18,6 +18,7 @@ from kedge.model.base import Json
 from kedge.model.run import RunEnd
 from tests.spine.conftest import Stage
 from tests.spine.scene import DAEMON, Scene, archive, eventually
+from workflows.calls import WAITING
 
 pytestmark = pytest.mark.temporal
 
@@ -148,6 +149,39 @@ async def test_a_canary_that_died_while_its_gate_waited_is_seen_and_stops_the_ne
     assert truth(scene).count("start n0 1.1.0") == 2, "what should run was started, nothing else"
     assert truth(scene).count("stop n0 1.0.0") == 1
     assert running(scene) == {"n0", "n1", "n2"}
+
+
+async def test_a_gate_that_has_its_signatures_waits_for_nobody_while_nodes_are_looked_at_once_more(
+    stage: Stage,
+) -> None:
+    scene = await stage()
+    async with scene.playing():
+        run = await scene.start(scene.plan())
+        waiting = (await scene.waits_for(run, "ship")).waiting
+        assert waiting is not None
+        listed = scene.client.get_workflow_handle(run)
+        assert (await listed.describe()).typed_search_attributes[WAITING] == "gate ship"
+        scene.sim.program(Fault(do="hang", key="*/serving-*", seconds=3))
+        await scene.approve(run, "ada")
+        status = await scene.status(run)
+        assert status.waiting is not None
+        assert status.waiting.tally is not None
+        assert status.waiting.tally.missing == 1
+        await scene.approve(run, "bob")
+        status = await scene.status(run)
+        assert (status.phase, status.waiting) == ("gate", None)
+        assert status.said == "looks at 3 nodes before gate ship passes"
+        # Nor can it be closed: the run can be paused, aborted or rolled back.
+        late = await scene.order("reject", run, "ada", subject=waiting.subject, shown=waiting.shown)
+        assert (late.accepted, late.rule) == (False, "not-open")
+        assert (await scene.status(run)).waiting is None
+        described = await listed.describe()
+        assert described.typed_search_attributes.get(WAITING) is None
+        scene.sim.clear()
+        end = await scene.end_of(run)
+    assert end.phase == "done"
+    asked = [one for one in await scene.records("asked") if one["subject"] == "ship"]
+    assert len(asked) == 1
 
 
 async def test_a_node_that_died_in_its_wave_after_it_was_done_keeps_the_next_from_being_stopped(
