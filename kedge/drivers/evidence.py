@@ -11,13 +11,14 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from kedge.drivers.evidence_writer import (
     MAX_RECORD,
     Append,
     Decision,
+    OwnTexts,
     Written,
     WrittenEvidence,
     write_batch,
@@ -193,6 +194,7 @@ class SqliteWriting:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
+        self._own = OwnTexts()
 
     def write(self, batch: list[Append | Decision]) -> list[Written]:
         """See :meth:`kedge.drivers.evidence_writer.Writing.write`."""
@@ -200,7 +202,7 @@ class SqliteWriting:
         # The write lock first: what is read behind it stays the end of every chain until the commit.
         database.execute("BEGIN IMMEDIATE")
         try:
-            answers = write_batch(_SqliteTransaction(database), batch)
+            answers = write_batch(_SqliteTransaction(database, self._own), batch)
             database.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
@@ -216,8 +218,9 @@ class SqliteWriting:
 class _SqliteTransaction:
     """See :class:`kedge.drivers.evidence_writer.Transaction`."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, own: OwnTexts) -> None:
         self._database = database
+        self._own = own
         self._ends: dict[str, EvidenceHead] = {}
 
     def head(self, fleet: str) -> EvidenceHead:
@@ -232,25 +235,28 @@ class _SqliteTransaction:
 
     def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
         rows = self._database.execute(_READ, (fleet, since, limit))
-        return tuple(entry_of(*row) for row in rows)
+        return tuple(entry_of(*row, own=self._own) for row in rows)
 
     def insert(self, fleet: str, entry: EvidenceEntry, text: str) -> None:
         self._database.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)",
             (fleet, entry.seq, entry.key, text, entry.previous, entry.hash),
         )
+        self._own.add(text)
         self._ends[fleet] = EvidenceHead(entry.seq, entry.hash)
 
 
-def entry_of(seq: int, key: str, record: str, previous: str, digest: str) -> EvidenceEntry:
+def entry_of(
+    seq: int, key: str, record: str, previous: str, digest: str, *, own: Container[str] = ()
+) -> EvidenceEntry:
     """A row as a value. A record that somebody made unreadable is kept as text: the chain says that it was edited.
 
     So is one that is not in its canonical form: what has a key twice says one thing here and another to a database's
-    own functions, and both would have the hash of the one.
+    own functions, and both would have the hash of the one. ``own`` are texts that are known to be canonical.
     """
     try:
         read = json.loads(record)
-        if too_deep(read, MAX_DEPTH) or canonical(read) != record.encode():
+        if record not in own and (too_deep(read, MAX_DEPTH) or canonical(read) != record.encode()):
             read = record
     except (ValueError, RecursionError):
         read = record

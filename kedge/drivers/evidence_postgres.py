@@ -23,6 +23,7 @@ from kedge.drivers.evidence import checkpoint_of, entry_of
 from kedge.drivers.evidence_writer import (
     Append,
     Decision,
+    OwnTexts,
     Written,
     WrittenEvidence,
     write_batch,
@@ -214,6 +215,7 @@ class PostgresWriting:
 
     def __init__(self, database: Connection) -> None:
         self._database = database
+        self._own = OwnTexts()
 
     def write(self, batch: list[Append | Decision]) -> list[Written]:
         """See :meth:`kedge.drivers.evidence_writer.Writing.write`."""
@@ -222,9 +224,8 @@ class PostgresWriting:
             # A statement sees what was committed before it began, so the ends are read behind the locks.
             for lock in sorted({_lock_of(one.fleet) for one in batch}):
                 database.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
-            transaction = _PostgresTransaction(
-                database, [one for one in batch if isinstance(one, Append)]
-            )
+            appends = [one for one in batch if isinstance(one, Append)]
+            transaction = _PostgresTransaction(database, appends, self._own)
             answers = write_batch(transaction, batch)
             transaction.flush()
         return answers
@@ -237,8 +238,9 @@ class PostgresWriting:
 class _PostgresTransaction:
     """See :class:`kedge.drivers.evidence_writer.Transaction`. Appends are looked up at once, and inserted at once."""
 
-    def __init__(self, database: Connection, appends: list[Append]) -> None:
+    def __init__(self, database: Connection, appends: list[Append], own: OwnTexts) -> None:
         self._database = database
+        self._own = own
         self._ends: dict[str, EvidenceHead] = {}
         self._looked_up = {(one.fleet, one.key) for one in appends}
         self._known = _known(database, appends) if appends else {}
@@ -260,10 +262,11 @@ class _PostgresTransaction:
     def read(self, fleet: str, since: int, limit: int) -> tuple[EvidenceEntry, ...]:
         self.flush()
         rows = self._database.execute(_READ, (fleet, since, limit)).fetchall()
-        return tuple(entry_of(*row) for row in rows)
+        return tuple(entry_of(*row, own=self._own) for row in rows)
 
     def insert(self, fleet: str, entry: EvidenceEntry, text: str) -> None:
         self._rows.append((fleet, entry.seq, entry.key, text, entry.previous, entry.hash))
+        self._own.add(text)
         self._ends[fleet] = EvidenceHead(entry.seq, entry.hash)
         self._known[fleet, entry.key] = entry
 

@@ -18,7 +18,7 @@ from kedge.drivers.ports import MAX_BEHIND, Decide, Decided
 from kedge.model.base import Json, canonical
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
-from kedge.trust.chain import EvidenceEntry, EvidenceHead, link, linked
+from kedge.trust.chain import EvidenceEntry, EvidenceHead, link_text
 from kedge.trust.evidence_file import MAX_DEPTH
 from kedge.trust.strict_json import too_deep
 
@@ -26,6 +26,8 @@ MAX_RECORD = 1024 * 1024
 """The largest canonical record, in bytes."""
 MAX_KEY = 1000
 """The longest key, in bytes: it is indexed."""
+MAX_OWN = 4 * 1024 * 1024
+"""Characters of its own records that a writing thread knows again."""
 BATCH = 500
 """The most appends of one transaction: nobody waits for more than these."""
 
@@ -50,6 +52,33 @@ class Decision(NamedTuple):
 
 Written: TypeAlias = EvidenceHead | Decided | Exception
 """What became of one of a batch: an append's place, a decision's result, or why this one alone was not written."""
+
+
+class OwnTexts:
+    """Canonical forms that one writing thread made itself: of those it reads again, none has to be judged again.
+
+    They are compared letter by letter, so whatever else stands in the store is judged as ever. The oldest go first.
+    """
+
+    def __init__(self, most: int = MAX_OWN) -> None:
+        """``most``: characters that are kept."""
+        self._most = most
+        self._size = 0
+        self._texts: dict[str, None] = {}
+
+    def add(self, text: str) -> None:
+        """Keep one more."""
+        if text not in self._texts:
+            self._texts[text] = None
+            self._size += len(text)
+        while self._size > self._most:
+            oldest = next(iter(self._texts))
+            del self._texts[oldest]
+            self._size -= len(oldest)
+
+    def __contains__(self, text: object) -> bool:
+        """Whether this thread made exactly that text."""
+        return text in self._texts
 
 
 class Transaction(Protocol):
@@ -291,7 +320,7 @@ def _decide(transaction: Transaction, one: Decision) -> Decided | Exception:
 
 def _insert(transaction: Transaction, one: Append) -> EvidenceEntry:
     end = transaction.head(one.fleet)
-    digest = link(end.hash, linked(one.key, one.record))
+    digest = link_text(end.hash, one.key, one.text.encode())
     entry = EvidenceEntry(end.seq + 1, one.key, one.record, end.hash, digest)
     transaction.insert(one.fleet, entry, one.text)
     return entry

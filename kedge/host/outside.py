@@ -19,6 +19,8 @@ DEPTH_MAX = 24
 DIGITS_MAX = 100
 # Beyond these a number is another one for whoever reads JSON into floats, and canonical JSON has none.
 WHOLE_MAX = 2**53 - 1
+# A text of this length comes through, whatever stood before it.
+SHORT = 128
 PARSED_DEPTH = 64
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,6 +50,10 @@ def value(given: Any) -> Any:
 
 
 def _value(given: Any, depth: int, left: List[int]) -> Any:
+    if type(given) is str and len(given) <= SHORT and given.isascii():
+        # Nearly every text: it comes through as it is.
+        left[1] -= len(given)
+        return given
     if given is None or isinstance(given, bool):
         return given
     if isinstance(given, str):
@@ -74,7 +80,7 @@ def _some(given: Any, depth: int, left: List[int]) -> Any:
 
 def _text(given: str, left: List[int]) -> str:
     # What kedge goes by (a digest, a name) comes through, whatever a daemon filled the line with.
-    found = text(given, min(TEXT_MAX, max(left[1], 128)))
+    found = text(given, min(TEXT_MAX, max(left[1], SHORT)))
     left[1] -= len(found)
     return found
 

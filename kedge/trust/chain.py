@@ -87,6 +87,12 @@ def link(previous: Digest, record: Json) -> Digest:
     return hashlib.sha256(_DOMAIN + bytes.fromhex(previous) + canonical(record)).hexdigest()
 
 
+def link_text(previous: Digest, key: str, text: bytes) -> Digest:
+    """:func:`link` of what is :func:`linked`, where the canonical form of the record is at hand."""
+    whole = b"".join((b'{"key":', canonical(key), b',"record":', text, b"}"))
+    return hashlib.sha256(_DOMAIN + bytes.fromhex(previous) + whole).hexdigest()
+
+
 def append(previous: Digest, record: Json) -> Link:
     """The link of a record that follows ``previous``; raises ``ValueError`` for what has no canonical form."""
     return Link(previous=previous, record=record, hash=link(previous, record))

@@ -18,9 +18,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from kedge.drivers.evidence import SqliteEvidence
+from kedge.drivers.evidence import SqliteEvidence, entry_of
 from kedge.drivers.evidence_postgres import PostgresEvidence
-from kedge.drivers.evidence_writer import MAX_RECORD, WrittenEvidence
+from kedge.drivers.evidence_writer import MAX_RECORD, OwnTexts, WrittenEvidence
 from kedge.model.base import Json
 from kedge.model.errors import DriverError
 from kedge.model.evidence import Checkpoint
@@ -623,3 +623,14 @@ def open_files() -> list[str]:
         with contextlib.suppress(OSError):
             found.append(entry.readlink().name)
     return [name for name in found if name.startswith("evidence.db")]
+
+
+def test_only_the_texts_that_a_writer_made_itself_are_read_without_being_judged() -> None:
+    own = OwnTexts(most=30)
+    own.add('{"a":1,"b":2}')
+    assert entry_of(1, "k", '{"a":1,"b":2}', "", "", own=own).record == {"a": 1, "b": 2}
+    for edited in ('{"b":2,"a":1}', '{"a":1,"a":1,"b":2}', '{"a": 1,"b":2}'):
+        assert edited not in own
+        assert entry_of(1, "k", edited, "", "", own=own).record == edited
+    own.add('{"c":"0123456789"}')
+    assert '{"a":1,"b":2}' not in own

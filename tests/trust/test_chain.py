@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from kedge.model.base import Json
+from kedge.model.base import Json, canonical
 from kedge.trust.chain import (
     EvidenceEntry,
     EvidenceHead,
@@ -15,6 +15,7 @@ from kedge.trust.chain import (
     append,
     genesis,
     link,
+    link_text,
     linked,
     verify,
 )
@@ -148,3 +149,9 @@ def test_ten_thousand_records_are_verified_in_seconds() -> None:
     begun = time.perf_counter()
     assert verify(NAME, links).ok
     assert time.perf_counter() - begun < 5
+
+
+@pytest.mark.parametrize("key", ["a", "é/\n", 'quo"te'])
+def test_a_link_of_the_canonical_form_is_the_link_of_the_record(key: str) -> None:
+    record: Json = {"b": [1, 1.0, "ü", None], "a": {"z": True, "\u2028": 'x"'}}
+    assert link_text("0" * 64, key, canonical(record)) == link("0" * 64, linked(key, record))
