@@ -169,7 +169,7 @@ async def test_a_release_that_is_revoked_under_way_parks_the_run_and_asks(
         # Whatever the runbook says of failures: nobody goes on without a node because of it, nobody goes back unasked.
         assert status.waiting is not None
         assert status.waiting.showing.choices == ("retry", "rollback", "abort")
-        assert "ReleaseRevoked: daemon@1.1.0 was revoked by ada: CVE-1" in status.said
+        assert "ReleaseRevoked: “daemon@1.1.0 was revoked by ada: CVE-1”" in status.said
         assert [failure.name for failure in status.failures] == ["the run"]
         assert scene.running() == {"n0": "1.1.0", "n1": "1.0.0", "n2": "1.0.0"}
         await scene.decide(run, "retry")
