@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from temporalio import activity
 
-from activities.ground import Ground
+from activities.ground import KEPT_WARRANTS, Ground
 from activities.recorded import Pairs, moment
 from kedge.model.base import Digest, Json
 from kedge.model.errors import DriverError
@@ -55,11 +56,19 @@ class Admissions:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._bases: OrderedDict[Digest, Basis] = OrderedDict()
+        """By the digest of the warrant: what its bytes say never changes. Whether that order was spent is asked anew."""
 
     async def basis(self, run: Run) -> Basis:
         """Raises ``DriverError`` where the warrant is not in the store."""
-        start = (await self._ground.warrant(run)).start
-        return Basis(order_digest(start), read(start).verb == "start")
+        found = self._bases.get(run.warrant)
+        if found is None:
+            start = (await self._ground.warrant(run)).start
+            found = Basis(order_digest(start), read(start).verb == "start")
+            self._bases[run.warrant] = found
+            while len(self._bases) > KEPT_WARRANTS:
+                self._bases.popitem(last=False)
+        return found
 
     async def admit(
         self, request: LegRequest, nodes: tuple[int, ...]
