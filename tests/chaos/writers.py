@@ -32,9 +32,9 @@ async def write(asked: dict[str, Any]) -> None:
     legs = LegActivities(ground_of(drivers, await Client.connect("127.0.0.1:1", lazy=True)))
     run = Run.model_validate(asked["run"])
     told = os.open(asked["told"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for node, turn, attempt in asked["legs"]:
+    for node, attempt in asked["legs"]:
         request = LegRequest(
-            run=run, node=node, program="forward", leg=0, serial=turn + 1, round=turn, wave=0
+            run=run, node=node, program="forward", leg=0, serial=1, round=0, wave=0
         )
         for again in range(10):
             environment = ActivityEnvironment()
@@ -47,11 +47,11 @@ async def write(asked: dict[str, Any]) -> None:
                 # The host may still be busy with the session of the writer that was killed.
                 if again == 9:
                     raise
-                os.write(2, f"{node} {turn}: {error.type}: {error.message}\n".encode())
+                os.write(2, f"{node}: {error.type}: {error.message}\n".encode())
                 await asyncio.sleep(0.05)
             else:
                 break
-        os.write(told, f"{node} {turn}\n".encode())
+        os.write(told, f"{node}\n".encode())
     await drivers.aclose()
 
 
@@ -80,12 +80,12 @@ def main() -> int:
     return 0
 
 
-def told(path: Path) -> set[tuple[int, int]]:
-    """The legs that a writer said are done; a line that was cut off by a kill tells nothing."""
+def told(path: Path) -> set[int]:
+    """The nodes whose legs a writer said are done; a line that was cut off by a kill tells nothing."""
     if not path.exists():
         return set()
     lines = path.read_text().splitlines(keepends=True)
-    return {(int(line.split()[0]), int(line.split()[1])) for line in lines if line.endswith("\n")}
+    return {int(line) for line in lines if line.endswith("\n")}
 
 
 if __name__ == "__main__":
