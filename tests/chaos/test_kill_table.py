@@ -9,6 +9,7 @@ import asyncio
 
 import pytest
 
+from kedge.model.plan import Plan
 from tests.chaos import truth
 from tests.chaos.conftest import Cast
 from tests.chaos.ground import assert_ground, assert_leg
@@ -26,6 +27,33 @@ async def arm(troupe: Troupe, points: tuple[str, ...], kind: Kind) -> dict[str, 
     return posts
 
 
+async def begun(troupe: Troupe, plan: Plan, step: str, kind: Kind) -> tuple[str, dict[str, str]]:
+    """The run, and the point of each node; what is done before a leg's own steps does not come to them."""
+    points, names = troupe.theatre.points, points_of(step, kind)
+    if step == "session":
+        # Preflight has sessions, too: the worker is held before the first leg until the points are armed.
+        points.arm("activity.run_leg.before", "hold")
+        run = await troupe.start(plan)
+        await points.reached("activity.run_leg.before")
+        posts = await arm(troupe, names, kind)
+        points.release("activity.run_leg.before")
+        return run, posts
+    if step == "healthy":
+        # Looks before the stop ask the same: nodes are held behind their start until the points are armed.
+        held = [f"start.told@{node}" for node in troupe.names[: len(names)]]
+        for point in held:
+            points.arm(point, "wait")
+        run = await troupe.start(plan)
+        for point in held:
+            await points.reached(point)
+        posts = await arm(troupe, names, kind)
+        for point in held:
+            points.release(point)
+        return run, posts
+    posts = await arm(troupe, names, kind)
+    return await troupe.start(plan), posts
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", HOST)
 async def test_all_nodes_of_a_wave_lose_somebody_at_every_instant_of_a_step(
@@ -34,16 +62,7 @@ async def test_all_nodes_of_a_wave_lose_somebody_at_every_instant_of_a_step(
     points = points_of(step, kind)
     troupe = await cast(theatre, nodes=len(points) + 1)
     plan = troupe.plan_to(NEW, waves={"widen": ["100%"], "max_unavailable": len(points)}, gates={})
-    if step == "session":
-        # Preflight has sessions, too: the worker is held before the first leg until the points are armed.
-        theatre.points.arm("activity.run_leg.before", "hold")
-        run = await troupe.start(plan)
-        await theatre.points.reached("activity.run_leg.before")
-        posts = await arm(troupe, points, kind)
-        theatre.points.release("activity.run_leg.before")
-    else:
-        posts = await arm(troupe, points, kind)
-        run = await troupe.start(plan)
+    run, posts = await begun(troupe, plan, step, kind)
     for node, point in posts.items():
         await theatre.points.reached(f"{point}@{node}")
     hosts = theatre.hosts()
