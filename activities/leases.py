@@ -39,9 +39,15 @@ class FleetLeases:
             raise DriverError("StoreError", said, retryable=False)
         return (*granted, *(await evidence.under(fleet, FENCE, MAX_LEASES)))
 
-    async def facts(self, fleet: str) -> FleetFacts:
-        """The fleet as its record has it, and whether the run that got the last lease still has it."""
+    async def facts(self, fleet: str, before: Digest | None = None) -> FleetFacts:
+        """The fleet as its record has it, and whether the run that got the last lease still has it.
+
+        With ``before``, as it was before the order of that digest got its lease: an activity that is tried again after
+        its lease was written down must still find whose fleet it took.
+        """
         leases = await self.of(fleet)
+        if before is not None:
+            leases = leases.earlier_than(before)
         holder = leases.last.run if leases.last is not None else None
         if holder is not None and not await self._is_there(holder):
             holder = None

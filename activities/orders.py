@@ -83,7 +83,8 @@ class OrderActivities:
         async with pulse():
             before = await self._leases.facts(fleet)
             told = request.lease or Lease()
-            lease = told.model_copy(update={"holder": before.holder, "plan": before.plan})
+            earlier = await self._leases.facts(fleet, before=order_digest(request.envelope))
+            lease = told.model_copy(update={"holder": earlier.holder, "plan": earlier.plan})
             asked = request.model_copy(update={"run": None, "lease": lease})
             verdict = await self._verdict(asked)
             if not verdict.accepted or verdict.verb not in ("start", "rollback"):
@@ -98,8 +99,8 @@ class OrderActivities:
             verdict=verdict,
             facts=facts_of(fleet, leases, run.id),
             run=run,
-            of=before.holder or before.last or "",
-            loser=before.holder,
+            of=earlier.holder or earlier.last or "",
+            loser=earlier.holder,
         )
 
     @activity.defn

@@ -62,6 +62,12 @@ class Leases(Frozen):
         """The lease that an order was spent for."""
         return next((one for one in self.granted if one.order == order), None)
 
+    def earlier_than(self, order: Digest) -> Leases:
+        """The leases that were granted before the one of an order; all of them where it has none."""
+        granted = self.granted
+        place = next((at for at, one in enumerate(granted) if one.order == order), len(granted))
+        return self.model_copy(update={"granted": granted[:place]})
+
     def highest(self, seconds: int) -> int:
         """What the next epoch is above. Fences that lie too far beyond what was ever granted do not count."""
         highest = max(self.epoch, seconds - 1)

@@ -67,6 +67,16 @@ def test_an_order_has_the_lease_that_it_got_however_often_it_is_asked_for() -> N
     assert (leases.granted[1].snapshots, leases.snapshots) == (again.epoch, again.epoch)
 
 
+def test_a_fleet_is_found_as_it_was_before_an_order_got_its_lease() -> None:
+    first, second = order(1), order(2, "rollback")
+    leases = granted(first, second)
+    before = leases.earlier_than(second.digest)
+    assert [one.order for one in before.granted] == [first.digest]
+    assert before.last is not None
+    assert before.last.run == "upgrade/db/1"
+    assert leases.earlier_than(order(3).digest) == leases
+
+
 def test_a_number_that_is_taken_is_not_given_again() -> None:
     leased, _ = grant(Leases(), order(1), "db", policy=POLICY, seconds=SECONDS, taken=4)
     assert leased.run == "upgrade/db/5"
