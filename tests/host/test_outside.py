@@ -388,7 +388,6 @@ def test_the_newest_of_a_name_that_is_not_utf8_stays(host: Any) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_said_where_it_is_in_the_way(host: Any) -> None:
-    host.good({"key": "s", "op": "snapshot", "id": "a", "paths": ["data"]})
     release = host.release("1")
     host.good(host.stage(release))
     folder = host.root / "releases" / release.digest

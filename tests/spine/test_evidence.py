@@ -53,7 +53,7 @@ async def test_a_run_is_verified_from_its_file_alone(kept: Kept) -> None:
     report = kept.verified()
     assert (report.ok, report.ended, report.findings, report.unproven) == (True, True, (), ())
     assert (report.run, report.records, report.signed) == (kept.run, kept.count, kept.count)
-    assert (report.orders, report.refused, report.nodes, report.steps) == (4, 1, 3, 18)
+    assert (report.orders, report.refused, report.nodes, report.steps) == (4, 1, 3, 21)
     assert report.witnesses == (kept.key.public.fingerprint,)
     story = [one.said for one in report.story]
     assert [said for said in story if said.startswith("olga signed: approve")] != []
