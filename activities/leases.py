@@ -39,15 +39,21 @@ class FleetLeases:
             raise DriverError("StoreError", said, retryable=False)
         return (*granted, *(await evidence.under(fleet, FENCE, MAX_LEASES)))
 
-    async def facts(self, fleet: str, before: Digest | None = None) -> FleetFacts:
-        """The fleet as its record has it, and whether the run that got the last lease still has it.
+    async def facts(self, fleet: str) -> FleetFacts:
+        """The fleet as its record has it, and whether the run that got the last lease still has it."""
+        return await self._facts(fleet, await self.of(fleet))
 
-        With ``before``, as it was before the order of that digest got its lease: an activity that is tried again after
-        its lease was written down must still find whose fleet it took.
+    async def facts_around(self, fleet: str, order: Digest) -> tuple[FleetFacts, FleetFacts]:
+        """The fleet as it is, and as it was before an order got its lease; the same where it has none.
+
+        An activity that is tried again after its lease was written down must still find whose fleet it took.
         """
         leases = await self.of(fleet)
-        if before is not None:
-            leases = leases.earlier_than(before)
+        earlier = leases.earlier_than(order)
+        found = await self._facts(fleet, leases)
+        return found, found if earlier == leases else await self._facts(fleet, earlier)
+
+    async def _facts(self, fleet: str, leases: Leases) -> FleetFacts:
         holder = leases.last.run if leases.last is not None else None
         if holder is not None and not await self._is_there(holder):
             holder = None

@@ -81,9 +81,9 @@ class OrderActivities:
         fleet = request.fleet
         own(f"fleet/{fleet}")
         async with pulse():
-            before = await self._leases.facts(fleet)
+            order = order_digest(request.envelope)
+            before, earlier = await self._leases.facts_around(fleet, order)
             told = request.lease or Lease()
-            earlier = await self._leases.facts(fleet, before=order_digest(request.envelope))
             lease = told.model_copy(update={"holder": earlier.holder, "plan": earlier.plan})
             asked = request.model_copy(update={"run": None, "lease": lease})
             verdict = await self._verdict(asked)
