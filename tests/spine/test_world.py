@@ -374,25 +374,6 @@ async def test_a_run_that_cannot_read_its_plan_says_so_and_goes_on_when_it_can(
         assert "NotFound" in status.said
 
 
-async def test_the_epoch_of_a_lease_grows_also_when_the_clock_goes_back(stage: Stage) -> None:
-    scene = await stage()
-    ahead = 9_000_000_000
-    async with scene.playing():
-        state = FleetState(fleet=scene.name, epoch=ahead)
-        await scene.client.start_workflow(
-            "Fleet",
-            args=[scene.name, state],
-            id=f"fleet/{scene.name}",
-            task_queue=scene.settings.task_queue,
-        )
-        run = await scene.start(scene.plan())
-        assert (await scene.status(run)).epoch == ahead + 1
-        await scene.waits_for(run, "ship")
-        assert scene.host("n2").token is not None
-        await scene.rollback()
-        assert (await scene.fleet_status()).epoch == ahead + 2
-
-
 async def test_a_fleet_that_forgot_its_epoch_is_fenced_off_and_says_so(stage: Stage) -> None:
     scene = await stage()
     async with scene.playing():
