@@ -44,6 +44,15 @@ Token = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class FailedBefore:
+    """The recorded failure of a leg, at a step, that nobody decided about since; ``reported`` by the host."""
+
+    error: DriverError
+    step: str
+    reported: bool
+
+
+@dataclass(frozen=True)
 class Basis:
     """The order that a run acts on, as its warrant says; the record says whether it was spent for that run."""
 
@@ -72,8 +81,10 @@ class Admissions:
 
     async def admit(
         self, request: LegRequest, nodes: tuple[int, ...]
-    ) -> dict[int, Admitted | DriverError | None]:
-        """By node: its admission, why there is none, or None where the record has the leg as done."""
+    ) -> dict[int, Admitted | FailedBefore | DriverError | None]:
+        """By node: its admission, why there is none, how the leg failed when the record has it as failed, or None where
+        it has it as done.
+        """
         run, plan = request.run, await self._ground.plan(request.run.plan)
         basis = await self.basis(run)
         names = {plan.nodes[node].name: node for node in nodes}
@@ -94,7 +105,7 @@ class Admissions:
             run.fleet, lambda history, head: _paired(admit(history, plan, ask, head.seq, moment()))
         )
         return {
-            names[name]: _refusal(found) if isinstance(found, Refused) else found
+            names[name]: _answer(found) if isinstance(found, Refused) else found
             for name, found in verdict.items()
         }
 
@@ -291,6 +302,17 @@ def _paired(
     verdict: Verdict,
 ) -> tuple[dict[str, Admitted | Refused | None], list[tuple[str, Json]]]:
     return verdict.nodes, [(key, record) for key, record in verdict.records]
+
+
+def _answer(refused: Refused) -> FailedBefore | DriverError:
+    """An activity may end without its caller hearing how (its worker died): tried again, it tells what is recorded."""
+    node = refused.failed
+    failure = None if node is None else node.failure
+    if node is None or failure is None or failure.get("type") == "Fenced":
+        return _refusal(refused)
+    error = DriverError(str(failure.get("type")), str(failure.get("message")), retryable=False)
+    step = str(failure.get("key")).rsplit("/", 1)[-1].split("#")[0]
+    return FailedBefore(error, step, node.reported)
 
 
 def _refusal(refused: Refused) -> DriverError:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from temporalio import activity
 
-from activities.admission import REFUSALS, Admissions
+from activities.admission import REFUSALS, Admissions, FailedBefore
 from activities.bringing import RETURNING, not_brought, with_missing
 from activities.errors import LOST, saw_of, sentence, to_temporal, unexpected
 from activities.ground import Ground, goes_back
@@ -120,7 +120,9 @@ class LegActivities:
                     continue
                 await self._left(request, done=False)
                 ends[request.node] = LegDone(node=request.node, done=0, replayed=0, seconds=0.0)
-                if found is not None:
+                if isinstance(found, FailedBefore):
+                    ends[request.node] = await self._failed_before(request, found)
+                elif found is not None:
                     ends[request.node] = await self._refused(request, found)
         legs = (self._placed(request, found, beating) for request, found in admitted)
         # All are waited for, whatever becomes of one: no session is left to itself.
@@ -185,10 +187,10 @@ class LegActivities:
 
     async def _admitted(
         self, requests: Sequence[LegRequest]
-    ) -> list[tuple[LegRequest, Admitted | DriverError | None]]:
+    ) -> list[tuple[LegRequest, Admitted | FailedBefore | DriverError | None]]:
         """What the record says to each; who finds no place is asked for again until one is free, or it takes too long."""
         first = requests[0]
-        found: dict[int, Admitted | DriverError | None] = {}
+        found: dict[int, Admitted | FailedBefore | DriverError | None] = {}
         waiting = [request.node for request in requests]
         for pause in (*WAITS, None):
             found |= await self._admissions.admit(first, tuple(waiting))
@@ -198,6 +200,12 @@ class LegActivities:
             await asyncio.sleep(pause)
             await self._look_again(first)
         return [(request, found[request.node]) for request in requests]
+
+    async def _failed_before(self, request: LegRequest, found: FailedBefore) -> Ended:
+        """The recorded end of a leg, for a caller that did not hear it."""
+        plan = await self._ground.plan(request.run.plan)
+        failure = _failure(found.error, request, plan.nodes[request.node].name, found.step)
+        return found.error, failure.model_copy(update={"reported": found.reported})
 
     async def _look_again(self, request: LegRequest) -> None:
         """No place was free: nodes that another worker saw not to serve may serve again."""
@@ -372,7 +380,7 @@ def _group(request: LegRequest) -> int:
     return request.wave
 
 
-def _is_full(found: Admitted | DriverError | None) -> bool:
+def _is_full(found: Admitted | FailedBefore | DriverError | None) -> bool:
     return isinstance(found, DriverError) and found.kind == "Full"
 
 

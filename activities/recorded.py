@@ -104,9 +104,7 @@ class Recorded:
             return history
 
     def _believes(self, fleet: str, record: Mapping[str, Any]) -> bool:
-        """Whether the order of a record is signed as it says. What only holds a run up is believed in any case."""
-        if record.get("verb") in ("pause", "abort", "reject"):
-            return True
+        """Whether the order of a record is signed as it says."""
         policy, case = self._policy(fleet), record.get("case")
         if policy is None or not isinstance(case, dict):
             return False
@@ -117,7 +115,7 @@ class Recorded:
             return False
         if order_digest(envelope) != record.get("digest"):
             return False
-        if record.get("verb") not in ("resume", "decide"):
+        if record.get("verb") == "approve":
             return signer_of(envelope) == record.get("key")
         verdict = judge(envelope, expected, policy)
         told = verdict.model_dump(mode="json")

@@ -60,6 +60,8 @@ class Refused:
 
     kind: Refusal
     said: str
+    failed: NodeHistory | None = None
+    """Of a node that failed and that nobody decided about since: how. Who asks again is told that once more."""
 
 
 @dataclass
@@ -71,9 +73,11 @@ class Verdict:
 
 
 class _RefusedError(Exception):
-    def __init__(self, said: str, kind: Refusal = "NotAdmitted") -> None:
+    def __init__(
+        self, said: str, kind: Refusal = "NotAdmitted", failed: NodeHistory | None = None
+    ) -> None:
         super().__init__(said)
-        self.refused = Refused(kind, said)
+        self.refused = Refused(kind, said, failed)
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,12 @@ class _Deciding:
         if self.ask.leg != leg:
             raise _RefusedError(f"leg {self.ask.leg} does not follow: leg {leg} comes next")
 
+    def known_failure(self, name: str) -> NodeHistory | None:
+        """A node whose failure of this very leg is in the record."""
+        node = self.track.nodes.get(name)
+        failed = name in self.track.failed and node is not None and node.failure is not None
+        return node if failed and node is not None and node.leg == self.ask.leg else None
+
     def open(self) -> None:
         """Nobody ordered the run to begin nothing further."""
         if self.run.aborted or self.run.paused:
@@ -260,7 +270,8 @@ class _Forward(_Deciding):
         """Whether a person said to try this node again since it failed or was left out."""
         since = max(self.track.failed.get(name, 0), self.run.excused.get(name, 0))
         if since and since > self.run.retried:
-            raise _RefusedError(f"{name} failed and nobody decided to try it again")
+            said = f"{name} failed and nobody decided to try it again"
+            raise _RefusedError(said, failed=self.known_failure(name))
         return since > 0
 
     def _before(self, wave: int) -> None:
@@ -319,7 +330,8 @@ class _Forward(_Deciding):
             raise _RefusedError(f"the finalize steps run on {min(self.begun)}")
         failed = max(self.track.failed.values(), default=0)
         if failed > self.run.retried:
-            raise _RefusedError("the finalize steps failed and nobody decided to try them again")
+            said = "the finalize steps failed and nobody decided to try them again"
+            raise _RefusedError(said, failed=self.known_failure(name))
         node = finalize_node(self.run, self.plan)
         if name != node and not failed:
             raise _RefusedError(f"the finalize steps run on {node}, not on {name}")
@@ -374,7 +386,8 @@ class _Back(_Deciding):
                 return self.goes_on(node)
             if name in self.track.done:
                 return None
-            raise _RefusedError(f"{name} failed on the way back, and nobody decided about it")
+            said = f"{name} failed on the way back, and nobody decided about it"
+            raise _RefusedError(said, failed=self.known_failure(name))
         if name in self.run.excused:
             raise _RefusedError(f"{name} was given up by a decision")
         self.at(0)
@@ -535,7 +548,7 @@ def not_ended(fleet: FleetHistory, plan: Plan, run_id: str, epoch: int, outcome:
             good = ended is not None and ended.get("outcome") == "rolled-back"
             return None if good else "the record has no end of its rollback"
         return _not_back(run, plan)
-    ordered = run.aborted or fleet.run(back_of(run_id), epoch).aborted
+    ordered = run.ended_by_order or fleet.run(back_of(run_id), epoch).ended_by_order
     if outcome == "aborted" and not ordered:
         return "the record has no order that ended it"
     return None

@@ -25,6 +25,9 @@ GAP_MS = 60_000
 
 Believes: TypeAlias = Callable[[Mapping[str, Any]], bool]
 """Whether the record of an accepted order holds: its signature is verified again by whoever relies on it."""
+HOLDING = frozenset({"pause", "abort", "reject"})
+"""Orders that let nothing further begin. They do so also when their signature does not verify again, since a policy may
+have changed; only a verified one is a reason to record that a person ended the run."""
 
 
 @dataclass
@@ -40,6 +43,8 @@ class NodeHistory:
     token: tuple[int, ...] = ()
     reported: bool = False
     """The last failure was reported by the host, not made of silence."""
+    failure: Mapping[str, Any] | None = None
+    """The last failure as the record has it: ``key`` of the operation, ``type``, ``message``."""
 
 
 @dataclass
@@ -86,6 +91,7 @@ class Track:
             return False
         node.tries += 1
         node.reported = record.get("heard") is True and kind != "Fenced"
+        node.failure = failed
         if kind in RESTARTING:
             node.round = seq
         if kind in FINAL or node.tries >= node.attempts:
@@ -140,7 +146,8 @@ class RunHistory:
     """Decisions to roll back, by the order."""
     paused: bool = False
     aborted: bool = False
-    rejected: bool = False
+    ended_by_order: bool = False
+    """A verified order ended the run; ``aborted`` only says that nothing further begins."""
     wave: int = -1
     """The last wave that was begun."""
     acted: bool = False
@@ -175,17 +182,16 @@ class RunHistory:
 
     # -- the records -------------------------------------------------------------------------------------------------
 
-    def order(self, seq: int, record: Mapping[str, Any]) -> None:
+    def order(self, seq: int, record: Mapping[str, Any], *, verified: bool) -> None:
         """A person ordered something about this run."""
         verb, choice = record.get("verb"), record.get("choice")
         if verb == "pause":
             self.paused = True
         elif verb == "resume":
             self.paused = False
-        elif verb == "reject":
-            self.rejected = True
         if verb == "abort" or (verb == "decide" and choice == "abort"):
             self.aborted = True
+            self.ended_by_order |= verified
         if verb != "decide" or str(record.get("subject")) in self.decided:
             return
         self.decided[str(record.get("subject"))] = self.decision = seq
@@ -312,7 +318,7 @@ class FleetHistory:
     """Plan and upgrade of which a program was begun that hosts do not show any more."""
     runs: dict[tuple[str, int], RunHistory] = field(default_factory=dict)
     """By name and epoch, in the order in which the record came to know them."""
-    early: dict[str, list[tuple[int, Mapping[str, Any]]]] = field(default_factory=dict)
+    early: dict[str, list[tuple[int, Mapping[str, Any], bool]]] = field(default_factory=dict)
     """Orders about runs of which nothing else is known yet."""
 
     def __post_init__(self) -> None:
@@ -343,8 +349,8 @@ class FleetHistory:
         known = self.runs.get((run, epoch))
         if known is None:
             known = self.runs[run, epoch] = RunHistory(run, epoch)
-            for seq, record in self.early.pop(run, ()):
-                known.order(seq, record)
+            for seq, record, verified in self.early.pop(run, ()):
+                known.order(seq, record, verified=verified)
             while len(self.runs) > KEPT_RUNS:
                 del self.runs[next(iter(self.runs))]
         return known
@@ -401,13 +407,16 @@ class FleetHistory:
             return
         self.accepted.add(str(record.get("digest")))
         target = str(record.get("target"))
-        if target.startswith("fleet/") or not self.believes(record):
+        if target.startswith("fleet/"):
+            return
+        verified = self.believes(record)
+        if not verified and record.get("verb") not in HOLDING:
             return
         run = self.last(target)
         if run is not None:
-            run.order(seq, record)
+            run.order(seq, record, verified=verified)
         else:
-            self.early.setdefault(target, []).append((seq, record))
+            self.early.setdefault(target, []).append((seq, record, verified))
 
     def _of_run(self, what: str, seq: int, record: Mapping[str, Any]) -> None:
         token = _token(record.get("token"))

@@ -224,6 +224,21 @@ def test_tries_end_and_only_a_decision_begins_another_round(record: Record) -> N
     assert (found.round, found.retries) == (record.seq - 1, 1)
 
 
+def test_who_asks_again_for_a_leg_that_failed_is_told_how_it_failed(record: Record) -> None:
+    record.admitted("node-0")
+    record.end("node-0", "NotHealthy")
+    record.end("node-0", "DigestMismatch")
+    refused = record.admitted("node-0", anew=False)["node-0"]
+    assert isinstance(refused, Refused)
+    assert refused.failed is not None
+    assert refused.failed.failure is not None
+    assert (refused.failed.failure["type"], refused.failed.reported) == ("DigestMismatch", True)
+    # Of another leg nothing is told: that one did not fail.
+    other = record.admitted("node-0", leg=1)["node-0"]
+    assert isinstance(other, Refused)
+    assert other.failed is None
+
+
 def test_a_daemon_that_died_begins_a_round_of_its_own(record: Record) -> None:
     record.admitted("node-0")
     record.end("node-0", "ServiceDied")
@@ -267,6 +282,21 @@ def test_an_order_to_hold_is_kept_at_once(record: Record, verb: str, said: str) 
     record.decide("", verb="resume")
     found = record.admitted("node-1", wave=1)["node-1"]
     assert isinstance(found, Admitted if verb == "pause" else Refused)
+
+
+@pytest.mark.parametrize("verb", ["pause", "abort"])
+def test_an_order_that_does_not_verify_again_holds_a_run_and_does_not_end_it(
+    record: Record, verb: str
+) -> None:
+    record.history.believes = lambda _: False
+    record.decide("", verb=verb)
+    assert record.refused("node-0").startswith("Held: ")
+    why = not_ended(record.history, record.plan, RUN, EPOCH, "aborted")
+    assert why == "the record has no order that ended it"
+    record.history.believes = lambda _: True
+    record.decide("", verb="resume")
+    record.decide("", verb="abort")
+    assert not_ended(record.history, record.plan, RUN, EPOCH, "aborted") is None
 
 
 def test_the_budget_is_kept_and_a_decision_goes_beyond_it(record: Record) -> None:
