@@ -17,9 +17,7 @@ from kedge.model.errors import DriverError, KedgeError
 from kedge.model.fleet import Fleet
 from kedge.model.release import Release
 from kedge.model.run import EnsureResult
-from kedge.plan.install import Installation
-
-INSTALL = "install"
+from kedge.plan.install import INSTALL, Installation
 
 FENCED_TRIES = 5
 """How often a node is looked at anew when a run takes it just then."""
@@ -113,8 +111,11 @@ class BringingUpActivities:
         node = install.nodes[index]
         if not await self._may_install(bringing):
             return f"{node.name}: is not installed: {bringing.refused}"
+        # The host looks before it acts, so each `kedge up` does again what the documents say by now: under keys of its
+        # own, since under those of before the journal would answer for what they said then.
+        key = f"{INSTALL}/{activity.info().workflow_run_id}"
         ops = await self._ground.with_sources(
-            node, install.operations(index, key=INSTALL), install.release.artifacts
+            node, install.operations(index, key=key), install.release.artifacts
         )
         # To fetch the archive and to bring it there may have taken long.
         if not await self._may_install(bringing):

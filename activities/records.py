@@ -30,6 +30,7 @@ _KEPT: dict[str, tuple[str, ...]] = {
     "probe": ("saw",),
     "healthy": ("waited", "saw"),
     "run": ("exit", "seconds", "resolved"),
+    "init": ("ran", "exit", "seconds", "resolved"),
 }
 """Of the results of operations, what is evidence. The output of commands is not: it stays in the host's journal."""
 

@@ -221,6 +221,8 @@ class SimSession:
                     )
                 keep_captured(view, found.captured)
                 return {"saw": found.saw, "captured": found.captured}
+            if op.name == "init":
+                return self._first_command(op)
             if op.name == "run":
                 return self._command(op)
             return self._at_once(op, before, fault)
@@ -253,6 +255,16 @@ class SimSession:
             host.anew = {**host.anew, op.key: op.params["anew"]}
         host.count("runs")
         return {"exit": 0, "output": "", "seconds": 0.0}
+
+    def _first_command(self, op: Operation) -> Result:
+        """A command of a node without data; its outcome is kept, so that it is done once."""
+        host, key = self._host, f"init/{op.params['at']}"
+        if host.state.data:
+            return {"ran": False}
+        if host.runs.get(key) != 0:
+            self._command(op._replace(key=key, params={**op.params, "anew": 0}))
+            host.runs = {**host.runs, key: 0}
+        return {"ran": True, "exit": 0, "output": "", "seconds": 0.0}
 
     async def _healthy(self, params: Mapping[str, Any]) -> Result:
         """Looks until it held for ``for`` seconds; without a pace the first look decides."""

@@ -53,6 +53,7 @@ class Node:
         self.owner = own / "owner.json"
         self.stopping = own / "stopping.json"
         self.should_run = own / "should-run"
+        self.initial = own / "init.json"
         self.runs = own / "runs"
         self.secrets = own / "secrets"
         self.captured = own / "captured.json"

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict
 from kedge.host import (
     configs,
     edits,
+    init,
     observe,
     preflight,
     probes,
@@ -53,6 +54,7 @@ OPERATIONS: Dict[str, Act] = {
     "start": services.start,
     "switch": releases.switch,
     "configure": configs.configure,
+    "init": init.init,
     "snapshot": snapshots.snapshot,
     "restore": restores.restore,
     "probe": probes.probe,

@@ -294,6 +294,16 @@ CONFIGURATION: Dict[str, Any] = {
     "earlier": (optional_digest, None),
 }
 
+COMMAND: Dict[str, Any] = {
+    "argv": (argv, REQUIRED),
+    "env": (variables, {}),
+    "cwd": (folder, None),
+    "timeout": (seconds, 60.0),
+    "exit": (codes, [0]),
+    "check": (optional_probe, None),
+    "output_max": (output_size, 4096),
+}
+
 OPERATIONS: Dict[str, Dict[str, Any]] = {
     "fence": {},
     "observe": {},
@@ -339,15 +349,12 @@ OPERATIONS: Dict[str, Dict[str, Any]] = {
         "interval": (seconds, 0.1),
         "service": (flag, True),
     },
-    "run": {
-        "argv": (argv, REQUIRED),
-        "env": (variables, {}),
-        "cwd": (folder, None),
-        "timeout": (seconds, 60.0),
-        "exit": (codes, [0]),
-        "check": (optional_probe, None),
-        "output_max": (output_size, 4096),
-        "anew": (natural, 0),
+    "run": {**COMMAND, "anew": (natural, 0)},
+    "init": {
+        "name": (text, REQUIRED),
+        "at": (natural, REQUIRED),
+        "of": (natural, REQUIRED),
+        **COMMAND,
     },
     "ensure": {"settle": (seconds, 0.0)},
     "prune": {
@@ -369,6 +376,8 @@ def operation(value: Any, where: str) -> Operation:
     found = fields(value, {**spec, "when": (optional_probe, None)}, where)
     if asked in ("configure", "check"):
         named_secrets(found, where)
+    if asked == "init" and found["at"] >= found["of"]:
+        raise BadRequest(f"{where}.at: {found['of']} steps are counted from 0")
     when = found.pop("when")
     key = found.pop("key")
     del found["op"]

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from kedge.host.context import Context
 
 
+NO_EFFECT = {"effect": False}
+"""In the detail of a failure after which the command certainly changed nothing."""
+
+
 class Paths:
     """The files of one key."""
 
@@ -97,7 +101,7 @@ def _begun_before(
 
 
 def _outcome(ctx: Context, op: Dict[str, Any], paths: Paths) -> Dict[str, Any]:
-    """A good outcome as the result. A bad one is told once: the next attempt executes anew."""
+    """A good outcome as the result. A bad one is told once: the next attempt executes anew (never with `kept`)."""
     found = files.read_json(paths.outcome)
     if not isinstance(found, dict):
         raise Unresolved(
@@ -106,15 +110,17 @@ def _outcome(ctx: Context, op: Dict[str, Any], paths: Paths) -> Dict[str, Any]:
     output = found["output"]
     if found["exit"] in op["exit"]:
         return {"exit": found["exit"], "output": output, "seconds": found["seconds"]}
-    with ctx.fence.act():
-        paths.forget()
-    if found["error"]:
+    executed = not found["error"]
+    if not (executed and op.get("kept")):
+        with ctx.fence.act():
+            paths.forget()
+    if not executed:
         how = found["error"]
     elif found["exit"] is None:
         how = f"still ran after {op['timeout']:g} s and was ended"
     else:
         how = f"exit {found['exit']}"
-    detail = {"exit": found["exit"], "output": output}
+    detail = {"exit": found["exit"], "output": output, **({} if executed else NO_EFFECT)}
     raise CommandFailed(f"{op['argv'][0]}: {how}", detail)
 
 
@@ -150,7 +156,7 @@ def _unwatched(
     if found is not None:
         return found
     said = f"{op['argv'][0]}: what watched it was killed, and it had no effect"
-    raise CommandFailed(said, {"exit": None, "output": ""})
+    raise CommandFailed(said, {"exit": None, "output": "", **NO_EFFECT})
 
 
 def _runner(

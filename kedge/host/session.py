@@ -36,7 +36,7 @@ SAID_MAX = 500
 # These change nothing or look anew each time: a record of them must never stand for a look.
 FRESH = ("fence", "observe", "ensure", "secrets")
 # In what these say there may be words of a daemon or a command.
-TALKATIVE = ("run", "probe", "healthy")
+TALKATIVE = ("run", "init", "probe", "healthy")
 
 
 class Wire:
@@ -131,7 +131,7 @@ class Session:
         pulse = Pulse(self.fence, self._progress, self.wire.check)
         pulse.said = "waits for the node's lock"
         limit = self.asked.lock_wait
-        if op.name == "run":
+        if op.name in ("run", "init"):
             # Its own earlier attempt may still run: that one's end is what is waited for.
             limit += op.params["timeout"]
         with self.fence.turn(op.key, limit, pulse.tick):
@@ -200,7 +200,7 @@ class Session:
         """What an operation came to, without the daemon's secrets in what it or its commands said."""
         try:
             result = operations.OPERATIONS[op.name](ctx, op.params)
-            if op.name == "run":
+            if op.name in ("run", "init"):
                 ctx.told.look_again()
         except Fault as fault:
             raise without_secrets(fault, ctx.told) from fault.__cause__

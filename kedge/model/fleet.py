@@ -10,8 +10,10 @@ from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Frozen, Json, Name
 from kedge.model.notation import Content, Count, FileName, Key, Path, Problem, Text, refuse
+from kedge.model.probe import captured, captures, facts_named
 from kedge.model.release import Platform
 from kedge.model.secret import MOST_SECRETS, SecretName, SecretSource
+from kedge.model.steps import InitStep
 
 MAX_NODES = 20_000
 TRANSPORTS = ("local", "sim")
@@ -147,7 +149,8 @@ class Fleet(Frozen):
 
     ``release`` is the path of the Release document the fleet runs now, relative to this one. ``root`` is the
     template of each node's directory on its host. ``secrets`` are what ``{secret.NAME}`` stands for in ``files``,
-    ``run.env`` and settings that go there; each is read on the host, when a node is configured and started.
+    ``run.env`` and settings that go there; each is read on the host, when a node is configured and started. ``init``
+    are the steps of a node that has no data yet, once, before its daemon is started for the first time.
     """
 
     kind: Literal["Fleet"] = "Fleet"
@@ -163,6 +166,7 @@ class Fleet(Frozen):
     settings: dict[Key, Text] = {}
     files: dict[FileName, Content] = {}
     secrets: Annotated[dict[SecretName, SecretSource], Field(max_length=MOST_SECRETS)] = {}
+    init: Annotated[tuple[InitStep, ...], Field(max_length=16)] = ()
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
     dependencies: tuple[Dependency, ...] = ()
 
@@ -193,6 +197,7 @@ class Fleet(Frozen):
             if name in self.files
         ]
         problems += self._shared_ports()
+        problems += self._init_problems()
         seen: set[str] = set()
         for index, dependency in enumerate(self.dependencies):
             if dependency.fleet == self.name:
@@ -204,6 +209,27 @@ class Fleet(Frozen):
                     (("dependencies", index, "fleet"), f"{dependency.fleet} is named already")
                 )
             seen.add(dependency.fleet)
+        return problems
+
+    def _init_problems(self) -> list[Problem]:
+        """Names that stand twice, and facts, which are a runbook's."""
+        problems: list[Problem] = []
+        seen: set[str] = set()
+        for index, step in enumerate(self.init):
+            place: Path = ("init", index, "run")
+            if step.run.name is not None and step.run.name in seen:
+                problems.append(((*place, "name"), f"{step.run.name} is the name of another step"))
+            seen.add(step.run.name or "")
+            check = step.run.check
+            if check is None:
+                continue
+            problems += [
+                ((*place, "check"), f"{name} is a fact, and facts are a runbook's: write it out")
+                for name in sorted(facts_named(check))
+            ]
+            if captures(check) or captured(check):
+                said = "keeps or compares with captured values, and there are none before a node has data"
+                problems.append(((*place, "check"), said))
         return problems
 
     def _shared_ports(self) -> list[Problem]:

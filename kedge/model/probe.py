@@ -227,3 +227,9 @@ def captured(probe: Probe) -> set[str]:
             if isinstance(value, dict) and "captured" in value
         }
     return found.union(*(captured(part) for part in probe.parts()))
+
+
+def facts_named(probe: Probe) -> set[str]:
+    """The names of facts that a probe asks, its parts included."""
+    own = {probe.fact} if probe.fact is not None else set()
+    return own.union(*(facts_named(part) for part in probe.parts()))

@@ -127,6 +127,25 @@ class RunStep(StepBase):
     also_back: Flag = False
 
 
+class InitCommand(Entry):
+    """A command for a node that has no data yet. ``check`` decides whether it was done when its outcome is unknown."""
+
+    name: Name | None = None
+    said: Text = ""
+    argv: Annotated[tuple[Text, ...], Field(min_length=1, max_length=256)]
+    env: dict[Key, Text] = {}
+    cwd: Text = "{node.root}"
+    timeout: Annotated[Positive, Field(le=86400)] = 60.0
+    exit: Annotated[tuple[Annotated[Count, Field(ge=0, le=255)], ...], Field(min_length=1)] = (0,)
+    check: Condition | None = None
+
+
+class InitStep(Entry):
+    """One step of a node that has no data yet."""
+
+    run: InitCommand
+
+
 class StopStep(StepBase):
     """One signal, then waiting for ``grace``. ``then: park`` (a person decides) or ``kill``, never by default."""
 

@@ -161,9 +161,18 @@ def _fleet_texts(fleet: Fleet) -> Iterator[_Text]:
     for name, source in fleet.secrets.items():
         for path, text in strings(plain(source)):
             yield "fleet", ("secrets", name, *path), text, secrecy.UNSTABLE
+    for path, text in _init_texts(fleet):
+        yield "fleet", path, text, ()
     for path, text in strings({"run": plain(fleet.run), "files": dict(fleet.files)}):
         if not (path[:2] == ("run", "argv") and text == FLAGS):
             yield "fleet", path, text, ()
+
+
+def _init_texts(fleet: Fleet) -> Iterator[tuple[Path, str]]:
+    for at, step in enumerate(fleet.init):
+        for path, text in strings(plain(step)):
+            if not _SPOKEN & set(path):
+                yield ("init", at, *path), text
 
 
 def _runbook_texts(runbook: Runbook) -> Iterator[_Text]:
@@ -311,9 +320,13 @@ def install_problems(fleet: Fleet, release: Release | None) -> list[Where]:
         *secrecy.problems(fleet, releases, {}),
     ]
     # Before the first migration there is one release, so the placeholders of two have no value yet.
-    for path, text in strings(
-        {"run": plain(fleet.run), "files": dict(fleet.files), "settings": dict(fleet.settings)}
-    ):
+    written: list[tuple[Path, str]] = [
+        *strings(
+            {"run": plain(fleet.run), "files": dict(fleet.files), "settings": dict(fleet.settings)}
+        ),
+        *_init_texts(fleet),
+    ]
+    for path, text in written:
         problems += [
             ("fleet", path, f"{{{name}}} is known only while a fleet is moved; say {{release.…}}")
             for name in placeholders(text)

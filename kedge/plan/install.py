@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kedge.model.base import Json
 from kedge.model.fleet import Fleet
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.release import Release
@@ -14,8 +13,12 @@ from kedge.plan.compile import (
     planned_release,
     root_problems,
 )
+from kedge.plan.programs import probe_json
 from kedge.plan.render import Ground, Operation
+from kedge.plan.template import Rendered, compiled
 
+INSTALL = "install"
+"""What `{run.id}` is on a node that no run has touched yet."""
 SETTLE = 0.3
 """Seconds a first start must stay alive."""
 
@@ -32,6 +35,7 @@ class Installation:
             raise ConflictsError(problems)
         self.nodes: tuple[PlannedNode, ...] = planned_nodes(fleet)
         self.release = planned_release(fleet, (release,), {})
+        self._first = _first_commands(fleet)
         self._ground = Ground(fleet.name, fleet_vars(fleet), self.nodes, {"after": self.release})
 
     def archive(self, node: int) -> Artifact:
@@ -40,23 +44,45 @@ class Installation:
         return next(one for one in self.release.artifacts if one.platform == platform)
 
     def operations(self, node: int, *, key: str) -> tuple[Operation, ...]:
-        """Stage (``source`` is for the caller to fill in), switch, configure, start; keys begin with ``key``."""
-        values = self._ground.values(node, "after", key, 0)
-        params: dict[str, dict[str, Json]] = {
-            "stage": {},
-            "switch": {},
-            "configure": {},
-            "start": {"settle": SETTLE},
-        }
+        """Stage (``source`` is for the caller to fill in), switch, configure, init, start; keys begin with ``key``."""
+        values = self._ground.values(node, "after", INSTALL, 0)
+        made: list[tuple[str, Operation]] = [
+            ("stage", {"op": "stage"}),
+            ("switch", {"op": "switch"}),
+            ("configure", {"op": "configure"}),
+        ]
+        for name, params in self._first:
+            rendered = params(values)
+            made.append((name, rendered if isinstance(rendered, dict) else {}))
+        made.append(("start", {"op": "start", "settle": SETTLE}))
         return tuple(
             self._ground.complete(
-                {"key": f"{key}/{self.nodes[node].name}/{op}", "op": op, **given},
-                node,
-                "after",
-                values,
+                {"key": f"{key}/{self.nodes[node].name}/{name}", **given}, node, "after", values
             )
-            for op, given in params.items()
+            for name, given in made
         )
+
+
+def _first_commands(fleet: Fleet) -> list[tuple[str, Rendered]]:
+    """The steps of a node that has no data yet, read once, with the last part of their keys."""
+    made: list[tuple[str, Rendered]] = []
+    for at, step in enumerate(fleet.init):
+        body = step.run
+        check = probe_json(body.check, {}) if body.check is not None else None
+        params: Operation = {
+            "op": "init",
+            "name": body.name or f"init-{at + 1}",
+            "at": at,
+            "of": len(fleet.init),
+            "argv": list(body.argv),
+            "env": {**body.env},
+            "cwd": body.cwd,
+            "timeout": body.timeout,
+            "exit": list(body.exit),
+            "check": check,
+        }
+        made.append((f"init-{at + 1}", compiled(params)))
+    return made
 
 
 def installation(fleet: Fleet, release: Release, node: int, *, key: str) -> tuple[Operation, ...]:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from kedge.model.base import Json
 from kedge.model.fleet import Fleet
 from kedge.model.notation import Path
 from kedge.model.release import Release
 from kedge.plan.company import Where
 from kedge.plan.settings import effective
-from kedge.plan.template import FLAGS, placeholders
+from kedge.plan.template import FLAGS, placeholders, strings
 
 UNSTABLE = ("settings", "secret", "release", "before", "after", "run")
 """Placeholders that may not stand in a secret's source: where a secret lies does not change with a run or a release."""
 _SEEN = (
     "a command line can be seen by everybody on the host; put it in run.env or in one of the files"
 )
-_TOLD = "what a runbook does is told in journals and histories; secrets are for the daemon's files and run.env"
+_TOLD = "what a step does is told in journals and histories; secrets are for the daemon's files and run.env"
 
 
 def names_secret(text: str) -> bool:
@@ -64,6 +65,13 @@ def problems(fleet: Fleet, releases: Sequence[Release], extra: Mapping[str, str]
         )
         for text in several
     ]
+    for at, step in enumerate(fleet.init):
+        told: dict[str, Json] = step.run.model_dump(mode="json")
+        for path, text in strings(told):
+            found += [
+                ("fleet", ("init", at, "run", *path), f"{said}; {_TOLD}")
+                for said in _secrets_in(text, held)
+            ]
     for path, text in texts:
         found += [("fleet", path, f"{said}; {_SEEN}") for said in _secrets_in(text, held)]
     named = ("before", "after") if len(releases) > 1 else ("release",)[: len(releases)]
