@@ -21,7 +21,7 @@ from kedge.drivers.local import LocalTransport
 from kedge.model.base import Json, canonical
 from kedge.model.plan import Choice
 from kedge.model.release import Release
-from kedge.model.run import FleetState, Run, UpgradeRequest
+from kedge.model.run import Run, UpgradeRequest
 from kedge.model.status import RunStatus
 from kedge.plan.digest import plan_digest
 from tests.daemons import AS_US
