@@ -35,6 +35,7 @@ INPUT_WAIT = 60.0
 SAID_MAX = 500
 # These change nothing or look anew each time: a record of them must never stand for a look.
 FRESH = ("fence", "observe", "ensure", "secrets")
+LOOKING = frozenset({"fence", "observe", "secrets", "probe", "healthy"})
 # In what these say there may be words of a daemon or a command.
 TALKATIVE = ("run", "init", "probe", "healthy")
 
@@ -107,11 +108,12 @@ class Session:
     def run(self) -> None:
         """Do everything that is asked; raises the fault that ends the session."""
         points.of_node(self.asked.node)
-        points.reach("session.before")
+        looks = all(op.name in LOOKING for op in self.asked.ops)
+        points.reach("look.before" if looks else "session.before")
         self.node.make()
-        points.reach("fence.before")
+        points.reach("look.fence-before" if looks else "fence.before")
         self.fence.raise_to()
-        points.reach("fence.raised")
+        points.reach("look.fence-raised" if looks else "fence.raised")
         done: List[Dict[str, Any]] = []
         for op in self.asked.ops:
             self.wire.check()

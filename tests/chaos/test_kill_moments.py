@@ -134,27 +134,30 @@ async def a_bake_is_not_cut_short(troupe: Troupe, blow: Blow) -> None:
     await shipped(troupe, run)
 
 
-async def a_fleet_is_brought_up(troupe: Troupe, blow: Blow) -> None:
-    posts = [f"activity.ensure_fleet.{when}@{troupe.name}" for when in ("before", "after")]
-    handles = []
-    for number, post in enumerate(posts):
-        troupe.theatre.points.arm(post, "wait")
-        handle = await troupe.client.start_workflow(
-            "Ensure",
-            troupe.name,
-            id=f"ensure/{troupe.name}/{number}",
-            task_queue=troupe.settings.task_queue,
-        )
-        handles.append(handle)
-        await troupe.theatre.points.reached(post)
+async def brought_up(troupe: Troupe, blow: Blow, when: str) -> None:
+    post = f"activity.ensure_fleet.{when}@{troupe.name}"
+    troupe.theatre.points.arm(post, "wait")
+    handle = await troupe.client.start_workflow(
+        "Ensure",
+        troupe.name,
+        id=f"ensure/{troupe.name}",
+        task_queue=troupe.settings.task_queue,
+    )
+    await troupe.theatre.points.reached(post)
     await blow.falls()
-    for post in posts:
-        troupe.theatre.points.release(post)
-    for handle in handles:
-        result = await persist(handle.result)
-        assert result["running"] == 2, result
-        assert result["started"] == 0, result
+    troupe.theatre.points.release(post)
+    result = await persist(handle.result)
+    assert result["running"] == 2, result
+    assert result["started"] == 0, result
     await assert_ground(troupe, {})
+
+
+async def a_fleet_is_about_to_be_brought_up(troupe: Troupe, blow: Blow) -> None:
+    await brought_up(troupe, blow, "before")
+
+
+async def a_fleet_was_brought_up(troupe: Troupe, blow: Blow) -> None:
+    await brought_up(troupe, blow, "after")
 
 
 MOMENTS: tuple[Callable[[Troupe, Blow], Coroutine[Any, Any, None]], ...] = (
@@ -164,7 +167,8 @@ MOMENTS: tuple[Callable[[Troupe, Blow], Coroutine[Any, Any, None]], ...] = (
     a_parked_run_takes_a_decision,
     a_held_run_stays_held,
     a_bake_is_not_cut_short,
-    a_fleet_is_brought_up,
+    a_fleet_is_about_to_be_brought_up,
+    a_fleet_was_brought_up,
 )
 
 
@@ -179,16 +183,16 @@ async def test_what_waits_goes_on_waiting(theatre: Theatre, cast: Cast, kind: Ki
 
 
 LOOKS = (
-    ("session.before", 1),
-    ("fence.before", 1),
-    ("fence.raised", 1),
+    ("look.before", 1),
+    ("look.fence-before", 1),
+    ("look.fence-raised", 1),
     ("observe.before", 1),
     ("observe.recorded", 1),
     ("healthy.before", 2),
     ("healthy.recorded", 2),
     ("healthy.told", 2),
 )
-"""Preflight observes; the leg is the first to ask for health, the bake the second."""
+"""Preflight observes; the looks before and after it and the bake ask for health."""
 
 
 async def test_a_host_program_that_dies_while_it_looks_is_no_verdict(

@@ -30,14 +30,6 @@ async def arm(troupe: Troupe, points: tuple[str, ...], kind: Kind) -> dict[str, 
 async def begun(troupe: Troupe, plan: Plan, step: str, kind: Kind) -> tuple[str, dict[str, str]]:
     """The run, and the point of each node; what is done before a leg's own steps does not come to them."""
     points, names = troupe.theatre.points, points_of(step, kind)
-    if step == "session":
-        # Preflight has sessions, too: the worker is held before the first leg until the points are armed.
-        points.arm("activity.run_leg.before", "hold")
-        run = await troupe.start(plan)
-        await points.reached("activity.run_leg.before")
-        posts = await arm(troupe, names, kind)
-        points.release("activity.run_leg.before")
-        return run, posts
     if step == "healthy":
         # Looks before the stop ask the same: nodes are held behind their start until the points are armed.
         held = [f"start.told@{node}" for node in troupe.names[: len(names)]]

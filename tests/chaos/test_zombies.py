@@ -7,7 +7,6 @@ begin, a session it talks to. Meanwhile a newer token has the hosts.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 from typing import Literal
 
@@ -57,13 +56,17 @@ async def on_their_posts(
     posts = [f"{point}@{node}" for node, point in zip(troupe.names, POSTS, strict=False)]
     waves: Json = {"widen": ["100%"], "max_unavailable": len(posts)}
     retry: Json = {"attempts": 1, "backoff": "50ms"}
-    # Preflight has sessions, too: the worker is held before the first leg until the posts are taken.
-    theatre.points.arm("activity.run_leg.before", "hold")
-    run = await troupe.start(troupe.plan_to(NEW, waves=waves, gates={}, retry=retry))
-    await theatre.points.reached("activity.run_leg.before")
     for post in posts:
-        theatre.points.arm(post, order)
-    theatre.points.release("activity.run_leg.before")
+        # Looks ask for health, too: that node is held behind its start until the point is armed.
+        name = post.replace("healthy.before@", "start.told@")
+        theatre.points.arm(name, order if name == post else "wait")
+    run = await troupe.start(troupe.plan_to(NEW, waves=waves, gates={}, retry=retry))
+    for post in posts:
+        name = post.replace("healthy.before@", "start.told@")
+        if name != post:
+            await theatre.points.reached(name)
+            theatre.points.arm(post, order)
+            theatre.points.release(name)
     for post in posts:
         await theatre.points.reached(post)
     return run, theatre.hosts()
@@ -88,7 +91,7 @@ async def lives(troupe: Troupe, zombie: int, second: ProcessIdentity) -> None:
     handle = await troupe.client.start_workflow(
         "Ensure",
         troupe.name,
-        id=f"alive/{troupe.name}/{secrets.token_hex(2)}",
+        id=f"ensure/{troupe.name}",
         task_queue=troupe.settings.task_queue,
     )
     result = await persist(handle.result)
