@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,3 +29,21 @@ def passable(folder: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def end_below(folder: Path) -> None:
+    """Ends the daemons of every node below a folder, and the engine and the workers of a home there."""
+    for state in (*folder.rglob("service.json"), *folder.rglob("run/*.json")):
+        if found := re.search(r'"pid": *(\d+)', state.read_text()):
+            _end(int(found[1]), folder)
+
+
+def _end(pid: int, folder: Path) -> None:
+    """Ends a process if it is one of the folder's: a number alone may be somebody else's by now."""
+    try:
+        where = Path(f"/proc/{pid}/cwd").readlink()
+        ours = folder in (where, *where.parents)
+        if ours or str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.documents import free_members
-from tests.daemons import passable
+from tests.daemons import end_below, passable
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs" / "first-migration.md"
@@ -34,20 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         try:
             yield made
         finally:
-            for state in (*made.rglob("service.json"), *made.rglob("run/*.json")):
-                if found := re.search(r'"pid": *(\d+)', state.read_text()):
-                    _end(int(found[1]), made)
-
-
-def _end(pid: int, folder: Path) -> None:
-    """Ends a process if it is one of the folder's: a number alone may be somebody else's by now."""
-    try:
-        where = Path(f"/proc/{pid}/cwd").readlink()
-        ours = folder in (where, *where.parents)
-        if ours or str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return
+            end_below(made)
 
 
 @pytest.mark.temporal
