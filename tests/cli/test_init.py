@@ -28,8 +28,8 @@ from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from tests.agents import ssh_agent
-from tests.daemons import passable
-from tests.demo.test_walkthrough import CHECKOUT, _cache, _end, typed
+from tests.daemons import end_below, passable
+from tests.demo.test_walkthrough import CHECKOUT, _cache, typed
 from worker.settings import Settings
 
 KEDGE = Path(sys.executable).parent / "kedge"
@@ -338,9 +338,7 @@ def cleared(tmp_path: Path) -> Iterator[Path]:
         try:
             yield made
         finally:
-            for state in (*made.rglob("service.json"), *made.rglob("run/*.json")):
-                if found := re.search(r'"pid": *(\d+)', state.read_text()):
-                    _end(int(found[1]), made)
+            end_below(made)
 
 
 @pytest.mark.temporal
