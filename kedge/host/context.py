@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 from kedge.host import points
 from kedge.host.fence import Fence
@@ -23,6 +23,8 @@ class Context:
         self.before: Dict[str, Any] = {}
         # What a forked child must not keep open: the session's reader would wait for it.
         self.let_go: Callable[[], None] = _nothing
+        # Values that probes showed, by their sources, each with the instant at which they were read.
+        self.credentials: Dict[bytes, Tuple[float, Dict[str, str]]] = {}
         # What takes the daemon's secrets out of what is told.
         self.told = Told(self)
 

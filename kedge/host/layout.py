@@ -57,6 +57,7 @@ class Node:
         self.runs = own / "runs"
         self.secrets = own / "secrets"
         self.captured = own / "captured.json"
+        self.shown_secrets = own / "shown-secrets.json"
         self.baseline = own / "baseline.json"
         self.written_texts = own / "written"
         self.edited = own / "edited.json"

@@ -5,17 +5,19 @@ Fail-closed: what could not be looked at is never a pass, and no reason to skip 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Dict, List
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from kedge.host import (
     commands,
+    credentials,
+    dial,
     files,
     http1,
     locks,
+    metrics,
     observe,
     outside,
     processes,
@@ -23,6 +25,7 @@ from kedge.host import (
     verdicts,
     waits,
 )
+from kedge.host.dial import Broken, Limit, Refused, Target
 from kedge.host.errors import Fault, NotHealthy, ProbeFailed, ReaderGone
 from kedge.host.verdicts import FAIL, PASS, UNKNOWN, Verdict
 
@@ -49,6 +52,8 @@ def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         found: Verdict = looked[kind](ctx, spec)
     except (Fault, ReaderGone):
         raise
+    except Broken as error:
+        return Verdict(UNKNOWN, f"{_named(spec)}: {str(error)[:600]}", None, {})
     except Exception as error:  # noqa: BLE001 -- whatever a daemon answers is a verdict, and never ends the session
         said = str(error) or type(error).__name__
         if isinstance(error, OSError):
@@ -64,7 +69,7 @@ def _named(spec: Dict[str, Any]) -> str:
         return f"{spec['method']} {spec['url']}"
     if spec["kind"] == "command":
         return " ".join(spec["argv"])[:120]
-    return f"{spec['kind']} {spec.get('host', '')}:{spec.get('port', '')}"
+    return f"{spec['kind']} {Target(spec.get('host', ''), spec.get('port', 0))}"
 
 
 def _combined(ctx: Context, spec: Dict[str, Any]) -> Verdict:
@@ -86,18 +91,50 @@ def _combined(ctx: Context, spec: Dict[str, Any]) -> Verdict:
 
 
 def _http(ctx: Context, spec: Dict[str, Any]) -> Verdict:
-    answer = http1.ask(spec, ctx.pulse)
+    page = metrics.Page(spec["metric"]) if spec["metric"] is not None else None
+    answer = http1.ask(credentials.filled(ctx, spec), ctx.pulse, page)
     if answer.status not in spec["status"]:
-        shown = verdicts.shown(answer.body.decode("utf-8", "replace"))
-        why = f"{_named(spec)}: status {answer.status}"
-        return Verdict(FAIL, why, {"status": answer.status, "body": shown}, {})
+        return _wrong_status(spec, answer)
+    if page is not None:
+        return judge(ctx, spec, {"value": page.value()}, {"value": spec["metric"]})
     if not spec["expect"] and not spec["capture"]:
         return Verdict(PASS, "", {"status": answer.status}, {})
     if spec["text"]:
-        body: Any = {"text": answer.body.decode("utf-8", "replace").strip()}
-    else:
+        return judge(ctx, spec, {"text": answer.body.decode("utf-8", "replace").strip()})
+    try:
         body = outside.parsed(answer.body)
+    except ValueError as error:
+        return _no_json(spec, answer, error)
     return judge(ctx, spec, body)
+
+
+def _wrong_status(spec: Dict[str, Any], answer: http1.Answer) -> Verdict:
+    shown = verdicts.shown(answer.body.decode("utf-8", "replace"))
+    wanted = " or ".join(str(one) for one in spec["status"][:8])
+    why = f"{_named(spec)}: status {answer.status}, expected {wanted}"
+    location = answer.headers.get("location")
+    if 300 <= answer.status < 400 and location:
+        why = f"{why}: it redirects to {location[:200]}, and redirects are not followed: write that address"
+    elif shown.strip():
+        why = f"{why}: {' '.join(shown.split())[:120]!r}"
+    return Verdict(FAIL, why, {"status": answer.status, "body": shown}, {})
+
+
+def _no_json(spec: Dict[str, Any], answer: http1.Answer, error: ValueError) -> Verdict:
+    """An answer that was to be JSON and is none is called what it says it is."""
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip()[:60]
+    text = answer.body.decode("utf-8", "replace").strip()
+    shown = verdicts.shown(text)
+    if not text:
+        why = "the answer is empty, expected JSON"
+    elif kind.endswith("json"):
+        why = f"the answer is called {kind} and is no JSON ({str(error)[:80]}): {text[:80]!r}"
+    elif text.startswith(("# HELP", "# TYPE")) or "openmetrics" in kind:
+        why = "the answer is a page of metrics, expected JSON: name a series with `metric`"
+    else:
+        called = kind or "text of no content type"
+        why = f"the answer is {called}, expected JSON (for text write `parse: text`): {text[:80]!r}"
+    return Verdict(UNKNOWN, f"{_named(spec)}: {why}", {"body": shown}, {})
 
 
 def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
@@ -148,14 +185,12 @@ def _slept(seconds: float, _fd: int) -> bool:
 
 
 def _tcp(ctx: Context, spec: Dict[str, Any]) -> Verdict:
-    deadline = time.monotonic() + spec["timeout"]
+    target = Target(spec["host"], spec["port"])
     try:
-        http1.connect(spec["host"], spec["port"], deadline, ctx.pulse).close()
-    except OSError as error:
-        if error.errno != errno.ECONNREFUSED:
-            raise
+        dial.connected(target, Limit.of(spec["timeout"]), ctx.pulse).close()
+    except Refused as error:
         # Refused is an answer: nobody listens there.
-        return Verdict(FAIL, f"{_named(spec)}: connection refused", {"open": False}, {})
+        return Verdict(FAIL, f"{_named(spec)}: {error}", {"open": False}, {})
     return Verdict(PASS, "", {"open": True}, {})
 
 
@@ -171,8 +206,10 @@ def _service(ctx: Context, spec: Dict[str, Any]) -> Verdict:
     return Verdict(PASS, "", saw, {})
 
 
-def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
-    """The verdict on a body by the probe's expectations; then what it captures."""
+def judge(
+    ctx: Context, spec: Dict[str, Any], body: Any, names: Optional[Dict[str, str]] = None
+) -> Verdict:
+    """The verdict on a body by the probe's expectations; then what it captures. `names`: what paths are called."""
     known = captured_of(ctx)
     saw: Dict[str, Any] = {}
     told: List[str] = []
@@ -187,9 +224,11 @@ def judge(ctx: Context, spec: Dict[str, Any], body: Any) -> Verdict:
         if found != PASS:
             wanted = verdicts.expected(matcher, known)
             if values[0] is verdicts.MISSING:
-                why.append(f"{path} is not in the answer, expected {wanted}")
+                hint = verdicts.hint(body, path)
+                why.append(f"{path} is not in the answer, expected {wanted}{hint}")
             else:
-                why.append(f"{path} is {repr(saw[path])[:120]}, expected {wanted}")
+                name = (names or {}).get(path, path)
+                why.append(f"{name} is {repr(saw[path])[:120]}, expected {wanted}")
     captured: Dict[str, Any] = {}
     for name, path in spec["capture"].items():
         value = verdicts.at_path(body, path)[0]

@@ -6,13 +6,13 @@ Source: `docs/host-protocol.md`, Probes.
 from __future__ import annotations
 
 import re
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 from urllib.parse import urlsplit
 
-from kedge.host import checks
+from kedge.host import checks, metrics, sources
 from kedge.host.errors import BadRequest
 
-KINDS = ("http", "command", "tcp", "service", "all", "any", "not")
+KINDS = ("http", "grpc", "command", "tcp", "service", "all", "any", "not")
 WORDS = (
     "eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "contains", "starts_with", "exists",
 )  # fmt: skip
@@ -35,12 +35,23 @@ def checked(value: Any, where: str) -> Dict[str, Any]:
         return {"kind": kind, "parts": parts, **_alone(value, where)}
     if kind == "not":
         return {"kind": kind, "parts": [checked(body, here)], **_alone(value, where)}
-    if kind in ("tcp", "service"):
+    if kind in ("tcp", "service", "grpc"):
         _alone(value, where)
-        return {"kind": kind, **checks.fields(body, LEAVES[kind], here)}
+        return {"kind": kind, **_named_secrets(checks.fields(body, LEAVES[kind], here), here)}
     rest = {key: one for key, one in value.items() if key != kind}
     told = checks.fields(rest, {"expect": (expectations, {}), "capture": (captures, {})}, where)
-    return {"kind": kind, **checks.fields(body, LEAVES[kind], here), **told}
+    found = _named_secrets(checks.fields(body, LEAVES[kind], here), here)
+    return {"kind": kind, **found, **told}
+
+
+def _named_secrets(found: Dict[str, Any], where: str) -> Dict[str, Any]:
+    """The same; BadRequest when a request has a secret in it that nobody says where to find."""
+    texts: List[Any] = [*found.get("headers", {}).values(), *found.get("tls", {}).values()]
+    texts += (found.get("basic_auth") or {}).values()
+    for part in (part for text in texts if isinstance(text, list) for part in text):
+        if isinstance(part, dict) and part["secret"] not in found["secrets"]:
+            raise BadRequest(f"{where}.secrets: {part['secret']} is missing")
+    return found
 
 
 def _alone(value: Dict[str, Any], where: str) -> Dict[str, Any]:
@@ -50,17 +61,24 @@ def _alone(value: Dict[str, Any], where: str) -> Dict[str, Any]:
     return {}
 
 
-def url(value: Any, where: str) -> str:
-    """An http or https address without user and password."""
-    try:
-        parts = urlsplit(checks.text(value, where))
-        good = parts.scheme in ("http", "https") and bool(parts.hostname)
-        good = good and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good or "@" in parts.netloc or any(ord(sign) < 33 for sign in value):
-        raise BadRequest(f"{where}: an http or https address is needed, without a password")
-    return str(value)
+def _url(schemes: Tuple[str, str], wanted: str) -> checks.Check:
+    def checked_url(value: Any, where: str) -> str:
+        try:
+            parts = urlsplit(checks.text(value, where))
+            good = parts.scheme in schemes and bool(parts.hostname)
+            good = good and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good or "@" in parts.netloc or any(ord(sign) < 33 for sign in value):
+            brackets = "; an IPv6 address stands in brackets: [::1]" if "::" in str(value) else ""
+            raise BadRequest(f"{where}: {wanted} is needed, without a password{brackets}")
+        return str(value)
+
+    return checked_url
+
+
+url = _url(("http", "https"), "an http or https address")
+grpc_url = _url(("grpc", "grpcs"), "a grpc or grpcs address with its port")
 
 
 def method(value: Any, where: str) -> str:
@@ -70,13 +88,55 @@ def method(value: Any, where: str) -> str:
     return str(value)
 
 
-def headers(value: Any, where: str) -> Dict[str, str]:
-    """HTTP headers."""
-    found = checks.variables(value, where)
-    for key, one in found.items():
-        if not HEADER.match(key) or any(ord(sign) < 32 for sign in one):
+def headers(value: Any, where: str) -> Dict[str, Any]:
+    """HTTP headers; parts of their values may be secrets."""
+    if not isinstance(value, dict) or len(value) > 64:
+        raise BadRequest(f"{where}: an object of at most 64 texts is needed")
+    for key, one in value.items():
+        plain = sources.content(one, f"{where}.{key[:80]}")
+        plain = plain if isinstance(plain, list) else [plain]
+        words = "".join(part for part in plain if isinstance(part, str))
+        if not HEADER.match(key) or any(ord(sign) < 32 for sign in words) or len(words) > 1 << 14:
             raise BadRequest(f"{where}.{key[:80]}: a header's name or value that is none")
+    return value
+
+
+def tls(value: Any, where: str) -> Dict[str, Any]:
+    """Whom to trust and what to show."""
+    found = checks.fields(value, TLS, where)
+    if found["key"] is not None and found["certificate"] is None:
+        raise BadRequest(f"{where}: a key without its certificate")
     return found
+
+
+def optional_content(value: Any, where: str) -> Any:
+    """A text of which parts may be secrets, or null."""
+    return None if value is None else sources.content(value, where)
+
+
+def basic_auth(value: Any, where: str) -> Any:
+    """A user and a password, or null."""
+    return None if value is None else checks.fields(value, LOGIN, where)
+
+
+def optional_socket(value: Any, where: str) -> Any:
+    """The absolute path of a Unix socket, or null."""
+    if value is None:
+        return None
+    if checks.absolute(value, where).endswith("/"):
+        raise BadRequest(f"{where}: the path of a socket is needed")
+    return value
+
+
+def optional_series(value: Any, where: str) -> Any:
+    """A series of a page of metrics, or null."""
+    if value is None:
+        return None
+    try:
+        metrics.series(checks.text(value, where))
+    except ValueError as error:
+        raise BadRequest(f"{where}: {error}") from error
+    return value
 
 
 def optional_text(value: Any, where: str) -> Any:
@@ -157,15 +217,39 @@ def _pattern(value: Any, where: str) -> None:
         raise BadRequest(f"{where}: not a regular expression: {error}") from error
 
 
+TLS: Dict[str, Any] = {
+    "ca": (optional_content, None),
+    "certificate": (optional_content, None),
+    "key": (optional_content, None),
+    "server_name": (optional_text, None),
+}
+LOGIN: Dict[str, Any] = {
+    "user": (sources.content, checks.REQUIRED),
+    "password": (sources.content, checks.REQUIRED),
+}
+REQUEST: Dict[str, Any] = {
+    "headers": (headers, {}),
+    "basic_auth": (basic_auth, None),
+    "tls": (tls, dict.fromkeys(TLS)),
+    "socket": (optional_socket, None),
+    "secrets": (sources.secrets, {}),
+}
 LEAVES: Dict[str, Dict[str, Any]] = {
     "http": {
         "url": (url, checks.REQUIRED),
         "method": (method, "GET"),
         "body": (optional_text, None),
-        "headers": (headers, {}),
+        **REQUEST,
         "timeout": (checks.seconds, 2.0),
         "status": (checks.list_of(checks.natural, least=1), [200]),
         "text": (checks.flag, False),
+        "metric": (optional_series, None),
+    },
+    "grpc": {
+        "url": (grpc_url, checks.REQUIRED),
+        "service": (optional_text, None),
+        **REQUEST,
+        "timeout": (checks.seconds, 2.0),
     },
     "command": {
         "argv": (checks.argv, checks.REQUIRED),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Type
 from kedge.host import (
     cgroups,
     configs,
+    credentials,
     family,
     files,
     launch,
@@ -202,6 +203,7 @@ def _begin(ctx: Context, service: SupervisedProcess, digest: str, generation: st
         secret.write(ctx.node, generation, recipe.get("files") or {}, values)
         _touch(ctx.node.should_run)
         one = service.begin(ctx, digest, generation, values)
+        credentials.forget(ctx)
     secret.forget_others(ctx.node, generation)
     # One fsync for both names: the mark and who was started.
     files.sync_dir(ctx.node.own)

@@ -1,6 +1,6 @@
 """What is told of daemons and commands: their words without the secrets of the node.
 
-Known are the secrets of the current configuration and of the daemon, as their sources have them now, as they were read
+Known are the secrets of the current configuration, of the daemon and of what probes showed it, as their sources have them now, as they were read
 in this session, and as the daemon was given them: a source may have changed since. Where one of them is not known any
 more, nothing of such words is told. Rule 11 of `docs/host-protocol.md`.
 """
@@ -12,7 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from kedge.host import files, observe, secret
+from kedge.host import credentials, files, observe, secret
 from kedge.host.errors import (
     CommandFailed,
     Fault,
@@ -126,8 +126,10 @@ class Told:
             for generation in (observe.current_config(node), kept.get("generation"))
             if generation
         }
-        for recipe in recipes.values():
-            sources = recipe.get("sources")
+        for sources in (
+            *(recipe.get("sources") for recipe in recipes.values()),
+            credentials.shown(self._ctx),
+        ):
             if sources:
                 self._sources = {**self._sources, **sources}
                 self._read(sources)

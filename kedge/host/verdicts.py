@@ -17,6 +17,7 @@ UNKNOWN = "unknown"
 MISSING = object()
 SHOWN = 512
 DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?\Z")
+PART = re.compile(r'"[^"]*"(?=\.|\Z)|[^.]*')
 HEX = re.compile(r"0x[0-9a-fA-F]{1,64}\Z")
 
 
@@ -32,7 +33,7 @@ class Verdict(NamedTuple):
 def at_path(body: Any, path: str) -> List[Any]:
     """The values at a path of keys and indexes; `*` stands for every element. MISSING where none is."""
     found = [body]
-    for part in path.split(".") if path else []:
+    for part in parts_of(path):
         deeper: List[Any] = []
         for one in found:
             if part == "*" and isinstance(one, (list, dict)):
@@ -43,7 +44,38 @@ def at_path(body: Any, path: str) -> List[Any]:
     return found or [MISSING]
 
 
+def parts_of(path: str) -> List[str]:
+    """The keys and indexes of a path. In double quotes a key may have dots: `"a.b".c`; a quoted part stays quoted."""
+    parts: List[str] = []
+    at = 0
+    while path and at <= len(path):
+        found = PART.match(path, at)
+        parts.append(found.group() if found else "")
+        at += len(parts[-1]) + 1
+    return parts
+
+
+def hint(body: Any, path: str) -> str:
+    """What could have been meant by a path at which nothing is: what there is, in brackets; or nothing."""
+    parts = parts_of(path)
+    for count, part in enumerate(parts):
+        if part == "*" or at_path(body, ".".join(parts[: count + 1]))[0] is not MISSING:
+            continue
+        above = at_path(body, ".".join(parts[:count]))[0] if count else body
+        if not isinstance(above, dict):
+            break
+        dotted = ".".join(parts[count:])
+        if dotted in above and dotted != part:
+            quoted = ".".join([*parts[:count], f'"{dotted}"'])
+            return f" (a field whose name has dots is written '{quoted}')"
+        names = ", ".join(list(above)[:8])[:200] + (", …" if len(above) > 8 else "")
+        return f" ({'.'.join(parts[:count]) or 'it'} has {names or 'no fields'})"
+    return ""
+
+
 def _step(one: Any, part: str) -> Any:
+    if len(part) > 1 and part.startswith('"') and part.endswith('"'):
+        return one.get(part[1:-1], MISSING) if isinstance(one, dict) else MISSING
     if isinstance(one, dict):
         return one.get(part, MISSING)
     if isinstance(one, list) and part.isascii() and part.isdigit() and int(part) < len(one):

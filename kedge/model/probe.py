@@ -15,20 +15,90 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from kedge.model.base import Json, Name
-from kedge.model.notation import Count, Duration, Entry, Flag, Problem, Text, refuse
+from kedge.model.notation import Content, Count, Duration, Entry, Flag, Problem, Text, refuse
 
 MATCHERS = (
     "eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "contains", "starts_with", "exists",
 )  # fmt: skip
 _VERBS = ("http", "command", "tcp", "service", "all", "any", "not", "fact")
-_PATH = re.compile(r"^[^.\s]+(\.[^.\s]+)*$")
+_PART = r'(?:"[^"]+"|[^".\s][^.\s]*)'
+_PATH = re.compile(rf"^{_PART}(\.{_PART})*$")
 
 
-class HttpCall(Entry):
+class BasicAuth(Entry):
+    """A user and a password as HTTP's basic authentication sends them."""
+
+    user: Text
+    password: Text
+
+
+class Request(Entry):
+    """What every request from the node may say: whom it trusts, what it shows, and how it gets there.
+
+    ``ca``, ``certificate`` and ``key`` are absolute paths on the host, or PEM; with ``ca`` nothing else is trusted.
+    In them, in ``headers`` and in ``basic_auth`` there may be ``{secret.NAME}``, which the host alone reads.
+    """
+
+    headers: dict[str, Text] = {}
+    basic_auth: BasicAuth | None = None
+    ca: Content | None = None
+    certificate: Content | None = None
+    key: Content | None = None
+    server_name: Text | None = None
+    socket: Text | None = None
+    timeout: Annotated[Duration, Field(gt=0, le=300)] = 2.0
+
+    url: str
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with this request, with places relative to it."""
+        found: list[Problem] = []
+        if _BARE_IPV6.search(self.url):
+            found.append((("url",), "an IPv6 address stands in brackets: http://[::1]:8080/health"))
+        secure = self.url.startswith(("https:", "grpcs:", "{"))
+        tls = [name for name in (*_PEM, "server_name") if getattr(self, name) is not None]
+        if tls and not secure:
+            found.append(((tls[0],), "is for TLS: write the address with https (or grpcs)"))
+        if self.key is not None and self.certificate is None:
+            found.append((("key",), "is the key of a client certificate: write `certificate` too"))
+        for name in _PEM:
+            found += [((name,), said) for said in _pem_problems(name, getattr(self, name))]
+        if self.socket is not None and not self.socket.startswith(("/", "{")):
+            found.append((("socket",), "must be an absolute path on the host"))
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(name):
+                said = "is no name of a header: letters, digits and '-'"
+                found.append((("headers", name), said))
+            elif "\n" in value or "\r" in value:
+                found.append((("headers", name), "has a line break; a header is one line"))
+            elif self.basic_auth is not None and name.lower() == "authorization":
+                found.append(
+                    (("headers", name), "is there by `basic_auth` already; write one of them")
+                )
+        return found
+
+
+_PEM = ("ca", "certificate", "key")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
+_BARE_IPV6 = re.compile(r"^[a-z]+://[0-9A-Fa-f]*:[0-9A-Fa-f]*:")
+
+
+def _pem_problems(name: str, value: str | None) -> list[str]:
+    if value is None or value.startswith(("/", "{")):
+        return []
+    if "PRIVATE KEY-----" in value:
+        return ["holds a private key, which everybody can read here: name a file, or {secret.NAME}"]
+    if name == "key" or "-----BEGIN CERTIFICATE-----" not in value:
+        return ["must be an absolute path on the host, a certificate in PEM, or {secret.NAME}"]
+    return []
+
+
+class HttpCall(Request):
     """One request from the node itself.
 
     ``json`` is sent as its JSON text, ``body`` as it is. ``parse`` says how to read the answer; text has the one path
-    ``text``, and is what an answer is taken for when nothing but that path is asked.
+    ``text``, and is what an answer is taken for when nothing but that path is asked. With ``metric`` the answer is a page
+    of metrics, read line by line; the one path is ``value``.
     """
 
     url: Annotated[
@@ -42,14 +112,35 @@ class HttpCall(Entry):
     method: Literal["GET", "POST", "PUT", "HEAD"] | None = None
     body: Text | None = None
     json_body: Annotated[Json, Field(alias="json")] = None
-    headers: dict[str, Text] = {}
-    timeout: Annotated[Duration, Field(gt=0, le=300)] = 2.0
     parse: Literal["json", "text"] | None = None
+    metric: Text | None = None
     status: Annotated[tuple[Annotated[Count, Field(ge=100, le=599)], ...], Field(min_length=1)] = (
         200,
     )
 
     model_config = ConfigDict(populate_by_name=True)
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with this request, with places relative to it."""
+        found = super().problems()
+        if self.body is not None and self.json_body is not None:
+            found.append((("json",), "there is a body already; write one of body and json"))
+        if self.metric is not None:
+            if not _SERIES.fullmatch(_PLACEHOLDER.sub("x", self.metric)):
+                said = (
+                    'is no series: write a name, or a name with labels such as lag{topic="orders"}'
+                )
+                found.append((("metric",), said))
+            if self.parse is not None:
+                found.append((("parse",), "has no meaning beside `metric`; take it out"))
+        return found
+
+
+_PLACEHOLDER = re.compile(r"\{[A-Za-z][\w-]*(?:\.[\w-]+)+\}")
+_LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*[ \t]*=[ \t]*"(?:[^"\\\n]|\\[^\n])*"[ \t]*'
+_SERIES = re.compile(
+    rf"[a-zA-Z_:][a-zA-Z0-9_:]*(?:[ \t]*\{{[ \t]*(?:{_LABEL}(?:,[ \t]*{_LABEL})*(?:,[ \t]*)?)?\}})?"
+)
 
 
 class CommandCall(Entry):
@@ -85,6 +176,11 @@ def _tcp(value: object) -> object:
     if not isinstance(value, str):
         return value
     host, colon, port = value.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        said = "an IPv6 address stands in brackets: [::1]:8080"
+        raise PydanticCustomError("kedge_tcp", "{said}", {"said": said})
     if not colon or not host or not port:
         raise PydanticCustomError("kedge_tcp", 'must be "host:port"')
     return {"host": host, "port": int(port) if port.isdecimal() and len(port) < 6 else port}
@@ -128,16 +224,16 @@ class Probe(Entry):
             problems.append(
                 ((key,), f"{said[0]} gives no answer to look into; only http and command do")
             )
-        if self.http and self.http.body is not None and self.http.json_body is not None:
-            problems.append(
-                (("http", "json"), "there is a body already; write one of body and json")
-            )
+        if self.http is not None:
+            problems += [(("http", *place), text) for place, text in self.http.problems()]
+            if self.http.metric is not None:
+                problems += self._metric_problems()
         for path, wanted in self.expect.items():
             if not _PATH.match(path):
                 problems.append(
                     (
                         ("expect", path),
-                        "is no path: keys and indexes joined by dots, such as 0.health",
+                        "is no path: keys and indexes joined by dots, such as 0.health; a name with dots stands in quotes: '\"a.b\".c'",
                     )
                 )
             problems += [
@@ -149,6 +245,21 @@ class Probe(Entry):
                     (("capture", name), f"{path!r} is no path: keys and indexes joined by dots")
                 )
         return problems
+
+    def _metric_problems(self) -> list[Problem]:
+        """A metric has one path, and needs a comparison."""
+        places = [(("expect", path), path) for path in self.expect]
+        places += [(("capture", name), path) for name, path in self.capture.items()]
+        found: list[Problem] = [
+            (place, "a metric has the one path `value`: expect: {value: {le: 5}}")
+            for place, path in places
+            if path != "value"
+        ]
+        if not places:
+            found.append(
+                (("http", "metric"), "is compared with nothing: add expect: {value: {le: 5}}")
+            )
+        return found
 
     def verbs(self) -> list[str]:
         """The verbs that were said."""

@@ -105,15 +105,15 @@ def template_problems(
     texts = [*_fleet_texts(fleet), *(_runbook_texts(runbook) if runbook is not None else ())]
     held = secrecy.secret_settings(fleet, releases, renames(runbook))
 
-    def problem(document: str, name: str, refused: tuple[str, ...]) -> str | None:
-        said = secrecy.runbook_problem(name, held) if document == "runbook" else None
+    def problem(document: str, path: Path, name: str, refused: tuple[str, ...]) -> str | None:
+        said = secrecy.runbook_problem(name, path, held) if document == "runbook" else None
         return said or names.problem(name, refused=refused)
 
     return [
         (document, path, said)
         for document, path, text, refused in texts
         for name in dict.fromkeys(placeholders(text))
-        if (said := problem(document, name, refused)) is not None
+        if (said := problem(document, path, name, refused)) is not None
     ]
 
 

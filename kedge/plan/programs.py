@@ -7,7 +7,7 @@ from typing import Any
 from kedge.model.base import Json
 from kedge.model.notation import Path
 from kedge.model.plan import Effect, Leg, Program, Serving, Step
-from kedge.model.probe import CommandCall, HttpCall, Probe
+from kedge.model.probe import CommandCall, HttpCall, Probe, Request
 from kedge.model.runbook import AfterCommit, Runbook
 from kedge.model.steps import (
     AnyStep,
@@ -71,6 +71,7 @@ def _call_json(probe: Probe) -> dict[str, Json]:
     if probe.http is not None:
         paths = {*probe.expect, *probe.capture.values()}
         text = probe.http.parse == "text" or (probe.http.parse is None and paths == {"text"})
+        text = text and probe.http.metric is None
         return {"http": _http_json(probe.http, text=text)}
     if probe.command is not None:
         return {"command": _command_json(probe.command)}
@@ -83,22 +84,41 @@ def _call_json(probe: Probe) -> dict[str, Json]:
 
 def _http_json(call: HttpCall, *, text: bool) -> dict[str, Json]:
     sends = call.body is not None or call.json_body is not None
-    headers: dict[str, Json] = {**call.headers}
     made: dict[str, Json] = {
         "url": call.url,
         "method": call.method or ("POST" if sends else "GET"),
         "timeout": call.timeout,
         "status": list(call.status),
     }
+    headers = dict(call.headers)
     if call.json_body is not None:
         made["json"] = call.json_body
         headers.setdefault("Content-Type", "application/json")
     elif call.body is not None:
         made["body"] = call.body
-    if headers:
-        made["headers"] = headers
     if text:
         made["text"] = True
+    if call.metric is not None:
+        made["metric"] = call.metric
+    return {**made, **_request_json(call, headers)}
+
+
+def _request_json(call: Request, headers: dict[str, str]) -> dict[str, Json]:
+    """What every request may say, as far as it is said."""
+    made: dict[str, Json] = {}
+    if headers:
+        made["headers"] = {**headers}
+    if call.basic_auth is not None:
+        made["basic_auth"] = call.basic_auth.model_dump()
+    tls = {
+        name: getattr(call, name)
+        for name in ("ca", "certificate", "key", "server_name")
+        if getattr(call, name) is not None
+    }
+    if tls:
+        made["tls"] = tls
+    if call.socket is not None:
+        made["socket"] = call.socket
     return made
 
 

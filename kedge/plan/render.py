@@ -19,14 +19,13 @@ from kedge.model.plan import (
     ProgramName,
     Step,
 )
+from kedge.plan.requests import MARK, names, parts, shown, with_sources
 from kedge.plan.template import Rendered, Values, compiled, compiled_text, expand_flags
 
 Operation = dict[str, Json]
 Side = Literal["before", "after"]
 Probes = Literal["preflight", "rules", "bake", "before", "after"]
 _FORWARD = ("forward", "finalize")
-MARK = "\0"
-"""Around the name of a secret in a rendered text. No document has it, and a host refuses it everywhere else."""
 
 
 class Ground:
@@ -137,6 +136,7 @@ class Rendering:
         self._ground = Ground(plan.fleet.name, plan.vars, plan.nodes, releases)
         self._legs: dict[tuple[str, int], list[tuple[Step, Rendered, Rendered | None]]] = {}
         self._probes: dict[tuple[str, int], list[Rendered]] = {}
+        self._shown = _shown(plan)
 
     def operations(
         self,
@@ -158,11 +158,18 @@ class Rendering:
         for step, params, when in self._steps(program, leg):
             operation: Operation = {"key": prefix + step.name, "op": step.op}
             if when is not None:
-                operation["when"] = when(values)
-            rendered = params(values)
+                operation["when"] = self._complete(when(values), side, values)
+            rendered = self._complete(params(values), side, values)
             if isinstance(rendered, dict):
                 operation |= rendered
-            made.append(self._ground.complete(operation, node, side, values))
+            operation = self._ground.complete(operation, node, side, values)
+            if step.op == "stage" and side == "after" and self._shown:
+                told = operation.get("secrets")
+                operation["secrets"] = {
+                    **(told if isinstance(told, dict) else {}),
+                    **self._sources(values),
+                }
+            made.append(operation)
         return tuple(made)
 
     def _steps(
@@ -194,12 +201,24 @@ class Rendering:
             return ()
         side: Side = "after" if what in {"bake", "after"} else "before"
         values = self._ground.values(node, side, run_id, epoch)
-        return tuple(put(values) for put in found)
+        return tuple(self._complete(put(values), side, values) for put in found)
+
+    def _complete(self, rendered: Json, side: Side, values: dict[str, str]) -> Json:
+        """Where the host finds what requests show; nothing to do where no probe of the plan shows a secret."""
+        if not self._shown:
+            return rendered
+        configured = self._ground.configured[side]
+        return with_sources(rendered, lambda name: configured.source(name, values))
+
+    def _sources(self, values: dict[str, str]) -> dict[str, Json]:
+        configured = self._ground.configured["after"]
+        return {name: configured.source(name, values) for name in sorted(self._shown)}
 
     def secrets(self, node: int, *, run_id: str, epoch: int) -> dict[str, Json]:
         """See :func:`secrets`."""
         values = self._ground.values(node, "after", run_id, epoch)
-        return self._ground.configured["after"].secrets(self.plan.nodes[node], values)
+        configured = self._ground.configured["after"].secrets(self.plan.nodes[node], values)
+        return {**configured, **self._sources(values)}
 
     def _probes_of(self, what: Probes, wave: int) -> list[Json]:
         if what == "preflight":
@@ -213,6 +232,20 @@ class Rendering:
         return (
             [chosen.bake.probe] if chosen.bake is not None and chosen.bake.probe is not None else []
         )
+
+
+def _shown(plan: Plan) -> set[str]:
+    """The secrets that any probe of a plan shows."""
+    steps = [
+        *plan.preflight,
+        *(step for one in plan.programs for leg in one.legs for step in leg.steps),
+    ]
+    trees: list[Json] = [part for step in steps for part in (step.params, step.when)]
+    trees += [plan.serving.before, plan.serving.after]
+    for wave in plan.waves:
+        trees += [rule.probe for rule in wave.rules]
+        trees.append(wave.bake.probe if wave.bake is not None else None)
+    return set().union(*(shown(tree) for tree in trees))
 
 
 class Configured:
@@ -295,24 +328,11 @@ class Configured:
         return {"user": user, "ports": [put(values) for put in self._ports]}
 
     def _used(self, values: Values, texts: Iterable[Json]) -> dict[str, Json]:
-        names = {
-            str(part["secret"])
-            for text in texts
-            if isinstance(text, list)
-            for part in text
-            if isinstance(part, dict)
-        }
-        return {name: self._sources[name](values) for name in sorted(names)}
+        return {name: self.source(name, values) for name in sorted(names(texts))}
 
-
-def parts(text: str) -> Json:
-    """A rendered text as the host program takes it: itself, or with secrets a list of texts and ``{"secret": NAME}``."""
-    if MARK not in text:
-        return text
-    pieces = text.split(MARK)
-    return [
-        {"secret": piece} if at % 2 else piece for at, piece in enumerate(pieces) if at % 2 or piece
-    ]
+    def source(self, name: str, values: Values) -> Json:
+        """Where a host finds a secret."""
+        return self._sources[name](values)
 
 
 def own_settings(node: PlannedNode, configuration: Configuration) -> dict[str, str]:
@@ -390,5 +410,5 @@ def probes(
 
 
 def secrets(plan: Plan, node: int, *, run_id: str = "", epoch: int = 0) -> dict[str, Json]:
-    """Where the host of a node finds the secrets that the new release's configuration needs, by name."""
+    """Where the host of a node finds the secrets that the new release's configuration and the probes need, by name."""
     return rendering(plan).secrets(node, run_id=run_id, epoch=epoch)

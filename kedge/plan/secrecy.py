@@ -1,4 +1,5 @@
-"""Where secrets may stand: in the daemon's files and environment, and in settings that go nowhere else.
+"""Where secrets may stand: in the daemon's files and environment, in settings that go nowhere else, and in what the
+requests of probes show to their servers.
 
 A command line is for everybody on a machine to see, and a runbook's steps and probes are told in journals, histories
 and evidence: there no secret may get, also not by way of a setting.
@@ -13,6 +14,7 @@ from kedge.model.fleet import Fleet
 from kedge.model.notation import Path
 from kedge.model.release import Release
 from kedge.plan.company import Where
+from kedge.plan.requests import may_show
 from kedge.plan.settings import effective
 from kedge.plan.template import FLAGS, placeholders, strings
 
@@ -22,6 +24,7 @@ _SEEN = (
     "a command line can be seen by everybody on the host; put it in run.env or in one of the files"
 )
 _TOLD = "what a step does is told in journals and histories; secrets are for the daemon's files and run.env"
+_REQUESTS = ", and for `headers`, `basic_auth`, `ca`, `certificate` and `key` of a request"
 
 
 def names_secret(text: str) -> bool:
@@ -92,12 +95,12 @@ def problems(fleet: Fleet, releases: Sequence[Release], extra: Mapping[str, str]
     return found
 
 
-def runbook_problem(name: str, held: set[str]) -> str | None:
-    """Why a placeholder may not stand in a runbook; None when it may."""
+def runbook_problem(name: str, path: Path, held: set[str]) -> str | None:
+    """Why a placeholder may not stand at a place of a runbook; None when it may."""
     if name.startswith("secret."):
-        return f"{{{name}}} may not stand here: {_TOLD}"
+        return None if may_show(path) else f"{{{name}}} may not stand here: {_TOLD}{_REQUESTS}"
     if name.startswith("settings.") and name.removeprefix("settings.") in held:
-        return f"{{{name}}} holds a secret and may not stand here: {_TOLD}"
+        return f"{{{name}}} holds a secret and may not stand here: {_TOLD}{_REQUESTS}"
     return None
 
 

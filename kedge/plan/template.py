@@ -8,6 +8,7 @@ a shell's variable. What a placeholder gives is put in as it is, never read agai
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -87,7 +88,8 @@ def compiled_text(text: str, escape: Callable[[str], str] | None = None) -> Call
 def compiled(value: Json) -> Rendered:
     """A function that renders a tree. Parts without placeholders are shared, not copied: treat them as constant.
 
-    Two places are not plain text: ``http.json`` becomes the ``body`` text of its rendered tree, and ``tcp.port`` a number.
+    Some places are not plain text: ``http.json`` becomes the ``body`` text of its rendered tree, ``tcp.port`` a number, and
+    an IPv6 address in a URL gets brackets.
     """
     if not any(placeholders(text) or "{{" in text for _, text in strings(value)) and not _special(
         value
@@ -120,15 +122,8 @@ def _compiled_mapping(value: dict[str, Json]) -> Rendered:
 
 
 def _field(key: str, part: Json) -> Rendered:
-    if key == "http" and isinstance(part, dict) and "json" in part:
-        inner = compiled(part["json"])
-        rest = compiled({name: field for name, field in part.items() if name != "json"})
-
-        def http(values: Values) -> Json:
-            call = rest(values)
-            return {**(call if isinstance(call, dict) else {}), "body": json.dumps(inner(values))}
-
-        return http
+    if key in {"http", "grpc"} and isinstance(part, dict):
+        return _compiled_request(part)
     if key == "tcp" and isinstance(part, dict) and isinstance(part.get("port"), str):
         whole = compiled_mapping_of_text(part)
 
@@ -140,6 +135,49 @@ def _field(key: str, part: Json) -> Rendered:
     if key == "expect" and isinstance(part, dict):
         return _compiled_expectations(part)
     return compiled(part)
+
+
+def _compiled_request(part: dict[str, Json]) -> Rendered:
+    """A request: brackets around IPv6 addresses of its URL, quotes of a metric's labels escaped, ``json`` as ``body``."""
+    fields = {name: compiled(field) for name, field in part.items() if name != "json"}
+    url, metric = part.get("url"), part.get("metric")
+    if isinstance(url, str):
+        fields["url"] = compiled_url(url)
+    if isinstance(metric, str):
+        fields["metric"] = compiled_text(metric, _in_quotes)
+    if "json" in part:
+        inner = compiled(part["json"])
+        fields["body"] = lambda values: json.dumps(inner(values))
+    return lambda values: {name: field(values) for name, field in fields.items()}
+
+
+def compiled_url(url: str) -> Callable[[Values], str]:
+    """A function that renders a URL; an IPv6 address that is put in before its path gets its brackets."""
+    found = _AUTHORITY.match(url)
+    if found is None:
+        return compiled_text(url)
+    # Brackets that are written are those that an address gets anyway.
+    authority = compiled_text(_BRACKETED.sub(r"\1", found[0]), _bracketed)
+    rest = compiled_text(url[found.end() :])
+    return lambda values: authority(values) + rest(values)
+
+
+_AUTHORITY = re.compile(r"[a-z]+://[^/?#]*")
+_BRACKETED = re.compile(r"\[(\{[^{}\[\]]+\})\]")
+
+
+def _bracketed(value: str) -> str:
+    if ":" not in value:
+        return value
+    try:
+        ipaddress.IPv6Address(value)
+    except ValueError:
+        return value
+    return f"[{value}]"
+
+
+def _in_quotes(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _compiled_expectations(paths: dict[str, Json]) -> Rendered:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,3 +314,37 @@ def host(served: Served, tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def soon() -> Callable[[Callable[[], Any]], None]:
     return eventually
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., str]]:
+    """A server on a free port that gives fixed bytes to whoever asks; gives its address."""
+    opened: list[socket.socket] = []
+
+    def serve(content: bytes, pause: float = 0.0, *, hold: bool = False) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        opened.append(listener)
+
+        def answer() -> None:
+            while True:
+                try:
+                    one, _ = listener.accept()
+                except OSError:
+                    return
+                opened.append(one)
+                try:
+                    one.recv(65536)
+                    for at in range(0, len(content), 65536):
+                        time.sleep(pause)
+                        one.sendall(content[at : at + 65536])
+                except OSError:
+                    continue
+                if not hold:
+                    one.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/health"
+
+    yield serve
+    for one in opened:
+        one.close()

@@ -3,49 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-Answers = Callable[[bytes], str]
-
-
-@pytest.fixture
-def answering() -> Iterator[Answers]:
-    """A server on a free port that gives fixed bytes to whoever asks; gives its address."""
-    opened: list[socket.socket] = []
-
-    def serve(content: bytes, pause: float = 0.0, *, hold: bool = False) -> str:
-        listener = socket.create_server(("127.0.0.1", 0))
-        opened.append(listener)
-
-        def answer() -> None:
-            while True:
-                try:
-                    one, _ = listener.accept()
-                except OSError:
-                    return
-                opened.append(one)
-                try:
-                    one.recv(65536)
-                    for at in range(0, len(content), 65536):
-                        time.sleep(pause)
-                        one.sendall(content[at : at + 65536])
-                except OSError:
-                    continue
-                if not hold:
-                    one.close()
-
-        threading.Thread(target=answer, daemon=True).start()
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/health"
-
-    yield serve
-    for one in opened:
-        one.close()
 
 
 def http(body: Any, status: str = "200 OK", more: str = "") -> bytes:
