@@ -104,16 +104,20 @@ class Session:
         self.key: Optional[str] = None
         self.name: Optional[str] = None
         self.words: Optional[Told] = None
+        self.looks = all(op.name in LOOKING for op in asked.ops)
+
+    def _reach(self, point: str) -> None:
+        """A point of a session that only looks is another one than that of a leg."""
+        points.reach(f"look.{point}" if self.looks else point)
 
     def run(self) -> None:
         """Do everything that is asked; raises the fault that ends the session."""
         points.of_node(self.asked.node)
-        looks = all(op.name in LOOKING for op in self.asked.ops)
-        points.reach("look.before" if looks else "session.before")
+        self._reach("session.before")
         self.node.make()
-        points.reach("look.fence-before" if looks else "fence.before")
+        self._reach("fence.before")
         self.fence.raise_to()
-        points.reach("look.fence-raised" if looks else "fence.raised")
+        self._reach("fence.raised")
         done: List[Dict[str, Any]] = []
         for op in self.asked.ops:
             self.wire.check()
@@ -126,7 +130,7 @@ class Session:
     def _tell(self, *lines: Dict[str, Any]) -> None:
         self.wire.say(*lines)
         if lines and lines[0]["ev"] == "done":
-            points.reach(f"{self.name}.told")
+            self._reach(f"{self.name}.told")
 
     def step(self, op: Operation) -> Dict[str, Any]:
         """One operation: from the journal, skipped, or done and recorded."""
@@ -146,7 +150,7 @@ class Session:
             ctx = Context(self.node, self.fence, pulse, op.key, op.name)
             self.words = ctx.told
             ctx.let_go = self.wire.close
-            points.reach(f"{op.name}.before")
+            self._reach(f"{op.name}.before")
             if recorded is not None:
                 # Recorded, and the stop is still to come: looked at again, told as it was recorded.
                 ctx.before = recorded["before"]
@@ -181,13 +185,13 @@ class Session:
     def _perform(self, ctx: Context, op: Operation) -> Dict[str, Any]:
         skipped = op.when is not None and not self._holds(ctx, op.when)
         result = {} if skipped else self._acted(ctx, op)
-        points.reach(f"{op.name}.acted")
+        self._reach(f"{op.name}.acted")
         after = observe.brief(self.node)
         told: Dict[str, Any] = {"result": result, "before": ctx.before, "after": after}
         told["skipped"] = skipped
         if op.name not in FRESH or result.get("started"):
             self._record(op, told)
-        points.reach(f"{op.name}.recorded")
+        self._reach(f"{op.name}.recorded")
         if op.name == "observe":
             told["result"] = {**told["result"], "journal": list(self.journal.head())}
         return {**told, "replayed": False}

@@ -183,14 +183,14 @@ async def test_what_waits_goes_on_waiting(theatre: Theatre, cast: Cast, kind: Ki
 
 
 LOOKS = (
-    ("look.before", 1),
-    ("look.fence-before", 1),
-    ("look.fence-raised", 1),
-    ("observe.before", 1),
-    ("observe.recorded", 1),
-    ("healthy.before", 2),
-    ("healthy.recorded", 2),
-    ("healthy.told", 2),
+    ("look.session.before", 1),
+    ("look.fence.before", 1),
+    ("look.fence.raised", 1),
+    ("look.observe.before", 1),
+    ("look.observe.recorded", 1),
+    ("look.healthy.before", 2),
+    ("look.healthy.recorded", 2),
+    ("look.healthy.told", 2),
 )
 """Preflight observes; the looks before and after it and the bake ask for health."""
 

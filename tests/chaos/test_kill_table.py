@@ -9,7 +9,6 @@ import asyncio
 
 import pytest
 
-from kedge.model.plan import Plan
 from tests.chaos import truth
 from tests.chaos.conftest import Cast
 from tests.chaos.ground import assert_ground, assert_leg
@@ -27,25 +26,6 @@ async def arm(troupe: Troupe, points: tuple[str, ...], kind: Kind) -> dict[str, 
     return posts
 
 
-async def begun(troupe: Troupe, plan: Plan, step: str, kind: Kind) -> tuple[str, dict[str, str]]:
-    """The run, and the point of each node; what is done before a leg's own steps does not come to them."""
-    points, names = troupe.theatre.points, points_of(step, kind)
-    if step == "healthy":
-        # Looks before the stop ask the same: nodes are held behind their start until the points are armed.
-        held = [f"start.told@{node}" for node in troupe.names[: len(names)]]
-        for point in held:
-            points.arm(point, "wait")
-        run = await troupe.start(plan)
-        for point in held:
-            await points.reached(point)
-        posts = await arm(troupe, names, kind)
-        for point in held:
-            points.release(point)
-        return run, posts
-    posts = await arm(troupe, names, kind)
-    return await troupe.start(plan), posts
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", HOST)
 async def test_all_nodes_of_a_wave_lose_somebody_at_every_instant_of_a_step(
@@ -54,7 +34,8 @@ async def test_all_nodes_of_a_wave_lose_somebody_at_every_instant_of_a_step(
     points = points_of(step, kind)
     troupe = await cast(theatre, nodes=len(points) + 1)
     plan = troupe.plan_to(NEW, waves={"widen": ["100%"], "max_unavailable": len(points)}, gates={})
-    run, posts = await begun(troupe, plan, step, kind)
+    posts = await arm(troupe, points, kind)
+    run = await troupe.start(plan)
     for node, point in posts.items():
         await theatre.points.reached(f"{point}@{node}")
     hosts = theatre.hosts()

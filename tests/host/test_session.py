@@ -241,7 +241,7 @@ def test_sessions_at_once_and_one_that_is_killed(host: Any) -> None:
     calls = [host.begin({"key": "h", **wait}, root=root, token=[1, 1, 1]) for root in roots]
     assert all(call.said().error["type"] == "NotHealthy" for call in calls)
     assert time.monotonic() - begun < 5
-    host.order("healthy.before")
+    host.order("look.healthy.before")
     assert not host.call({"key": "h", **wait}).whole
     host.good({"key": "o", "op": "observe"})
 
