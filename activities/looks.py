@@ -284,7 +284,9 @@ class Looks:
             ops.append({"key": f"{prefix}/observe", "op": "observe"})
         token = known.tokens.get(index, (run.epoch, 0, 0))
         for _ in range(STANDING_TRIES):
-            request = SessionRequest(run=run.id, token=token, ops=tuple(ops), lock_wait=2.0)
+            request = SessionRequest(
+                run=run.id, token=token, ops=tuple(ops), lock_wait=2.0, look=not ensure
+            )
             end = await talk(self._ground.transport, node, request)
             error = end.failed.error if end.failed is not None else None
             if error is None or error.type not in ("Fenced", "Busy"):

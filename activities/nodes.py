@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from temporalio import activity
@@ -191,9 +191,10 @@ class NodeActivities:
         return ops
 
     async def _session(
-        self, run: Run, token: Token, node: PlannedNode, ops: Iterable[dict[str, Json]]
+        self, run: Run, token: Token, node: PlannedNode, ops: Sequence[dict[str, Json]]
     ) -> SessionEnd:
-        asked = SessionRequest(run=run.id, token=token, ops=tuple(ops))
+        look = all(op["op"] != "ensure" for op in ops)
+        asked = SessionRequest(run=run.id, token=token, ops=tuple(ops), look=look)
         return await talk(self._ground.transport, node, asked)
 
     # -- waves ---------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def _request_line(node: PlannedNode, request: SessionRequest) -> bytes:
         "run": request.run,
         "token": request.token,
         "lock_wait": request.lock_wait,
+        "look": request.look,
         "ops": request.ops,
     }
     try:

@@ -42,13 +42,15 @@ class SessionRequest:
 
     ``run`` names the migration, ``ops`` are operations as in docs/host-protocol.md, each with its
     idempotency ``key`` and ``op``; ``lock_wait`` is how long the session waits for another one
-    on the same node, in seconds.
+    on the same node, in seconds. ``look``: every operation is one of ``fence``, ``observe``,
+    ``secrets``, ``probe`` and ``healthy``, is done anew whatever its key, and no journal has it.
     """
 
     run: str
     token: Token
     ops: tuple[dict[str, Json], ...]
     lock_wait: float = 30.0
+    look: bool = False
 
 
 @dataclass(frozen=True, slots=True)

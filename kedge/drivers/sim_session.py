@@ -107,6 +107,8 @@ class SimSession:
         ops = [host_request.operation(op, f"input.ops[{at}]") for at, op in enumerate(asked)]
         if len({op.key for op in ops}) != len(ops):
             raise host_errors.BadRequest("input.ops: two operations have one key")
+        if self._request.look:
+            host_request.looking(ops)
         if len(ops) > host_request.MAX_OPS:
             raise host_errors.BadRequest(f"input.ops: at most {host_request.MAX_OPS} are taken")
         return ops
@@ -158,7 +160,7 @@ class SimSession:
     async def _once(self, op: Operation) -> HostEvent:
         """One operation: from the journal, skipped, or done and recorded."""
         key, name = op.key, op.name
-        fresh = name in FRESH
+        fresh = self._request.look or name in FRESH
         with self._turn():
             record = None if fresh else self._host.journal.get(key)
             if record is None and not fresh:
@@ -293,7 +295,8 @@ class SimSession:
     def _recorded(self, key: str, record: Record) -> HostEvent:
         """Journals an operation, and says so."""
         with self._turn(key):
-            if record.op not in FRESH or record.result.get("started"):
+            fresh = self._request.look or record.op in FRESH
+            if not fresh or record.result.get("started"):
                 self._host.journal[key] = record
             if key in self._host.runs:
                 self._host.runs = {**self._host.runs, key: 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from kedge.host import probespec, sockets
 from kedge.host.checks import (
@@ -39,6 +39,8 @@ from kedge.host.unpacked import MAX_MEMBERS, MAX_UNPACKED
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 32
 MAX_OPS = 256
+LOOKING = frozenset({"fence", "observe", "secrets", "probe", "healthy"})
+"""Operations that change nothing: all that a session that looks may ask."""
 MAX_EPOCH = 1 << 48
 
 
@@ -60,6 +62,8 @@ class Request(NamedTuple):
     token: Token
     lock_wait: float
     ops: List[Operation]
+    look: bool
+    """Nothing but looking is asked: the journal takes nothing down, and answers for nothing."""
 
 
 ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63})?\Z")
@@ -364,6 +368,7 @@ def parse(raw: bytes) -> Request:
         "run": (text, REQUIRED),
         "token": (token, REQUIRED),
         "lock_wait": (seconds, 30.0),
+        "look": (flag, False),
         "ops": (list_of(operation, most=MAX_OPS), REQUIRED),
     }
     found = fields(value, spec, "input")
@@ -375,9 +380,24 @@ def parse(raw: bytes) -> Request:
     root = found["root"].rstrip("/")
     if not root or "/../" in f"{root}/":
         raise BadRequest("input.root: an absolute path without `..`, not the host's own root")
+    if found["look"]:
+        looking(found["ops"])
     return Request(
-        root, found["node"], found["run"], found["token"], found["lock_wait"], found["ops"]
+        root,
+        found["node"],
+        found["run"],
+        found["token"],
+        found["lock_wait"],
+        found["ops"],
+        found["look"],
     )
+
+
+def looking(ops: Iterable[Operation]) -> None:
+    """BadRequest where an operation of a look does more than look."""
+    for one in ops:
+        if one.name not in LOOKING:
+            raise BadRequest(f"input.ops: a session that looks does not {one.name}")
 
 
 def _no_constant(constant: str) -> float:

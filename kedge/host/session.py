@@ -35,7 +35,6 @@ INPUT_WAIT = 60.0
 SAID_MAX = 500
 # These change nothing or look anew each time: a record of them must never stand for a look.
 FRESH = ("fence", "observe", "ensure", "secrets")
-LOOKING = frozenset({"fence", "observe", "secrets", "probe", "healthy"})
 # In what these say there may be words of a daemon or a command.
 TALKATIVE = ("run", "init", "probe", "healthy")
 
@@ -104,11 +103,14 @@ class Session:
         self.key: Optional[str] = None
         self.name: Optional[str] = None
         self.words: Optional[Told] = None
-        self.looks = all(op.name in LOOKING for op in asked.ops)
 
     def _reach(self, point: str) -> None:
         """A point of a session that only looks is another one than that of a leg."""
-        points.reach(f"look.{point}" if self.looks else point)
+        points.reach(f"look.{point}" if self.asked.look else point)
+
+    def _fresh(self, op: Operation) -> bool:
+        """Whether an operation is looked at or done anew each time, whatever the journal says of its key."""
+        return self.asked.look or op.name in FRESH
 
     def run(self) -> None:
         """Do everything that is asked; raises the fault that ends the session."""
@@ -160,7 +162,7 @@ class Session:
             return self._perform(ctx, op)
 
     def _recorded(self, op: Operation) -> Optional[Dict[str, Any]]:
-        found = None if op.name in FRESH else self.journal.find(op.key)
+        found = None if self._fresh(op) else self.journal.find(op.key)
         if found is None:
             return None
         if found["op"] != op.name:
@@ -174,11 +176,11 @@ class Session:
         Kept in a file that means nothing once the key is recorded, and so is not fsynced.
         """
         kept = files.read_json(self.node.begun)
-        if isinstance(kept, dict) and kept.get("key") == op.key and op.name not in FRESH:
+        if isinstance(kept, dict) and kept.get("key") == op.key and not self._fresh(op):
             before: Dict[str, Any] = kept["before"]
             return before
         before = observe.brief(self.node)
-        if op.name not in FRESH:
+        if not self._fresh(op):
             files.note(self.node.begun, {"key": op.key, "before": before})
         return before
 
@@ -189,7 +191,7 @@ class Session:
         after = observe.brief(self.node)
         told: Dict[str, Any] = {"result": result, "before": ctx.before, "after": after}
         told["skipped"] = skipped
-        if op.name not in FRESH or result.get("started"):
+        if not self._fresh(op) or result.get("started"):
             self._record(op, told)
         self._reach(f"{op.name}.recorded")
         if op.name == "observe":

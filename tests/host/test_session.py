@@ -241,7 +241,7 @@ def test_sessions_at_once_and_one_that_is_killed(host: Any) -> None:
     calls = [host.begin({"key": "h", **wait}, root=root, token=[1, 1, 1]) for root in roots]
     assert all(call.said().error["type"] == "NotHealthy" for call in calls)
     assert time.monotonic() - begun < 5
-    host.order("look.healthy.before")
+    host.order("healthy.before")
     assert not host.call({"key": "h", **wait}).whole
     host.good({"key": "o", "op": "observe"})
 
@@ -294,3 +294,18 @@ def test_the_sources_are_python_3_9_of_the_standard_library(source: Path) -> Non
             if (node.module or "").startswith("kedge"):
                 assert node.module == "kedge" or (node.module or "").startswith("kedge.host")
     assert len(source.read_text().splitlines()) <= 500
+
+
+def test_a_session_that_looks_writes_nothing_down_and_does_nothing_else(host: Any) -> None:
+    look = {"key": "l", "op": "healthy", "probe": {"command": {"argv": ["true"]}}, "within": 1.0}
+    look |= {"for": 0, "interval": 0.1, "service": False}
+    host.good({"key": "o", "op": "observe"})
+    journal = host.root / ".kedge" / "journal"
+    before = journal.read_bytes() if journal.exists() else b""
+    for _ in range(2):
+        (event,) = [one for one in host.call(look, look=True).lines if one["ev"] == "done"]
+        assert event["replayed"] is False
+    assert (journal.read_bytes() if journal.exists() else b"") == before
+    refused = host.call({"key": "s", "op": "stop", "signal": "TERM", "grace": 1.0}, look=True)
+    assert refused.error["type"] == "BadRequest"
+    assert "a session that looks does not stop" in refused.error["message"]
