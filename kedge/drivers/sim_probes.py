@@ -42,12 +42,14 @@ def look(view: View, spec: Mapping[str, Any]) -> Verdict:
     if kind == "service":
         return _service(spec, {"running": alive, "release": state.running_release})
     if not alive:
-        # As on a real host: refused is an answer to tcp, and no data to http.
-        return Verdict(UNKNOWN if kind == "http" else FAIL, "connection refused", None, {})
+        # As on a real host: refused is an answer to tcp, and no data to a request.
+        return Verdict(
+            UNKNOWN if kind in {"http", "grpc"} else FAIL, "connection refused", None, {}
+        )
     if view.unhealthy:
         return Verdict(FAIL, "the simulator was told to be unhealthy", {"status": 503}, {})
-    if kind == "tcp":
-        return Verdict(PASS, "", {"open": True}, {})
+    if kind in {"tcp", "grpc"}:
+        return Verdict(PASS, "", {"open": True} if kind == "tcp" else {"status": "SERVING"}, {})
     return _judged(view, spec)
 
 

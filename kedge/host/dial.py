@@ -214,6 +214,8 @@ class Line:
 
     def _heard_instead(self, error: OSError) -> OSError:
         """Why nothing can be sent any more, where the other side said it before it closed."""
+        if not hasattr(self._one, "cipher"):
+            return error
         try:
             self._one.recv(1)
         except OSError as other:

@@ -1,4 +1,4 @@
-"""Look at a condition: over HTTP, by a command, by a connection, at the service; alone or combined.
+"""Look at a condition: over HTTP or gRPC, by a command, by a connection, at the service; alone or combined.
 
 Fail-closed: what could not be looked at is never a pass, and no reason to skip a step either.
 """
@@ -15,6 +15,7 @@ from kedge.host import (
     credentials,
     dial,
     files,
+    grpc_health,
     http1,
     locks,
     metrics,
@@ -44,6 +45,7 @@ def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         return _combined(ctx, spec)
     looked: Dict[str, Any] = {
         "http": _http,
+        "grpc": _grpc,
         "command": _command,
         "tcp": _tcp,
         "service": _service,
@@ -67,6 +69,8 @@ def look(ctx: Context, spec: Dict[str, Any]) -> Verdict:
 def _named(spec: Dict[str, Any]) -> str:
     if spec["kind"] == "http":
         return f"{spec['method']} {spec['url']}"
+    if spec["kind"] == "grpc":
+        return f"{spec['url']} {spec['service'] or ''}".rstrip()
     if spec["kind"] == "command":
         return " ".join(spec["argv"])[:120]
     return f"{spec['kind']} {Target(spec.get('host', ''), spec.get('port', 0))}"
@@ -135,6 +139,15 @@ def _no_json(spec: Dict[str, Any], answer: http1.Answer, error: ValueError) -> V
         called = kind or "text of no content type"
         why = f"the answer is {called}, expected JSON (for text write `parse: text`): {text[:80]!r}"
     return Verdict(UNKNOWN, f"{_named(spec)}: {why}", {"body": shown}, {})
+
+
+def _grpc(ctx: Context, spec: Dict[str, Any]) -> Verdict:
+    status = grpc_health.check(credentials.filled(ctx, spec), ctx.pulse)
+    if status == grpc_health.SERVING:
+        return Verdict(PASS, "", {"status": status}, {})
+    verdict = FAIL if status == grpc_health.NOT_SERVING else UNKNOWN
+    why = f"{_named(spec)}: status is {status}, expected {grpc_health.SERVING}"
+    return Verdict(verdict, why, {"status": status}, {})
 
 
 def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:

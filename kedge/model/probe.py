@@ -1,6 +1,6 @@
 """Probes as documents write them: conditions on a node that either hold or do not.
 
-A probe says one kind of thing (``http``, ``command``, ``tcp``, ``service``) or puts others together
+A probe says one kind of thing (``http``, ``grpc``, ``command``, ``tcp``, ``service``) or puts others together
 (``all``, ``any``, ``not``, ``fact``). ``expect`` maps paths into the answer to a literal or a matcher
 (``eq ne ge gt le lt in matches contains starts_with exists``); ``capture`` keeps values for later probes, which say
 ``{captured: NAME}``. An empty ``all`` or ``any`` is refused: it would be a condition nobody wrote.
@@ -20,7 +20,7 @@ from kedge.model.notation import Content, Count, Duration, Entry, Flag, Problem,
 MATCHERS = (
     "eq", "ne", "ge", "gt", "le", "lt", "in", "matches", "contains", "starts_with", "exists",
 )  # fmt: skip
-_VERBS = ("http", "command", "tcp", "service", "all", "any", "not", "fact")
+_VERBS = ("http", "grpc", "command", "tcp", "service", "all", "any", "not", "fact")
 _PART = r'(?:"[^"]+"|[^".\s][^.\s]*)'
 _PATH = re.compile(rf"^{_PART}(\.{_PART})*$")
 
@@ -143,6 +143,20 @@ _SERIES = re.compile(
 )
 
 
+class GrpcCall(Request):
+    """One call of the standard health service of gRPC (``grpc.health.v1``); it holds when the status is SERVING."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(grpcs?://[^\s@/\x00]+/?|\{[^\s\x00]+)$",
+            max_length=4096,
+            description="grpc://host:port, or grpcs://host:port for TLS",
+        ),
+    ]
+    service: Text | None = None
+
+
 class CommandCall(Entry):
     """One command on the node, an argument list and never shell text. ``parse`` says how to read its output."""
 
@@ -194,6 +208,7 @@ class Probe(Entry):
     """A condition. Exactly one of its verbs is there."""
 
     http: Annotated[HttpCall, BeforeValidator(_http)] | None = None
+    grpc: Annotated[GrpcCall, BeforeValidator(_http)] | None = None
     command: CommandCall | None = None
     tcp: Annotated[TcpCall, BeforeValidator(_tcp)] | None = None
     service: ServiceCall | None = None
@@ -228,6 +243,8 @@ class Probe(Entry):
             problems += [(("http", *place), text) for place, text in self.http.problems()]
             if self.http.metric is not None:
                 problems += self._metric_problems()
+        if self.grpc is not None:
+            problems += [(("grpc", *place), text) for place, text in self.grpc.problems()]
         for path, wanted in self.expect.items():
             if not _PATH.match(path):
                 problems.append(

@@ -233,9 +233,15 @@ def _condition(probe: Json) -> str:
 
 
 def _asked(probe: dict[str, Json]) -> str:
-    http, command, tcp = probe.get("http"), probe.get("command"), probe.get("tcp")
+    http, grpc = probe.get("http"), probe.get("grpc")
+    command, tcp = probe.get("command"), probe.get("tcp")
     if isinstance(http, dict):
-        return f"{http.get('method')} {http.get('url')} answers"
+        metric = f", its {http['metric']} fits" if "metric" in http else ""
+        return f"{http.get('method')} {http.get('url')} answers{metric}"
+    if isinstance(grpc, dict):
+        return " ".join(
+            str(part) for part in (grpc.get("url"), grpc.get("service"), "serves") if part
+        )
     if isinstance(command, dict):
         return f"{_line(command.get('argv'))} succeeds"
     if isinstance(tcp, dict):

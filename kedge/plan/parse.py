@@ -17,7 +17,7 @@ from kedge.model.errors import DocumentError
 from kedge.model.fleet import Fleet, Node
 from kedge.model.notation import IN_DOCUMENT, PROBLEMS, FileName, Key, Path, Version
 from kedge.model.policy import Policy
-from kedge.model.probe import HttpCall
+from kedge.model.probe import GrpcCall, HttpCall
 from kedge.model.provenance import Uri
 from kedge.model.release import Platform, Release
 from kedge.model.runbook import Runbook
@@ -244,10 +244,10 @@ def _keys(annotation: object, path: Path) -> set[str]:
 
 def _patterns() -> dict[str, str]:
     """What each pattern of the models asks for, in words."""
-    address = HttpCall.model_fields["url"]
     found = {
-        str(rule.pattern): str(address.description)
-        for rule in address.metadata
+        str(rule.pattern): str(call.model_fields["url"].description)
+        for call in (HttpCall, GrpcCall)
+        for rule in call.model_fields["url"].metadata
         if hasattr(rule, "pattern")
     }
     for kind in (Digest, Name, Version, Key, Platform, FileName, Uri):

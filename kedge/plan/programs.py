@@ -7,7 +7,7 @@ from typing import Any
 from kedge.model.base import Json
 from kedge.model.notation import Path
 from kedge.model.plan import Effect, Leg, Program, Serving, Step
-from kedge.model.probe import CommandCall, HttpCall, Probe, Request
+from kedge.model.probe import CommandCall, GrpcCall, HttpCall, Probe, Request
 from kedge.model.runbook import AfterCommit, Runbook
 from kedge.model.steps import (
     AnyStep,
@@ -73,6 +73,8 @@ def _call_json(probe: Probe) -> dict[str, Json]:
         text = probe.http.parse == "text" or (probe.http.parse is None and paths == {"text"})
         text = text and probe.http.metric is None
         return {"http": _http_json(probe.http, text=text)}
+    if probe.grpc is not None:
+        return {"grpc": _grpc_json(probe.grpc)}
     if probe.command is not None:
         return {"command": _command_json(probe.command)}
     if probe.tcp is not None:
@@ -101,6 +103,13 @@ def _http_json(call: HttpCall, *, text: bool) -> dict[str, Json]:
     if call.metric is not None:
         made["metric"] = call.metric
     return {**made, **_request_json(call, headers)}
+
+
+def _grpc_json(call: GrpcCall) -> dict[str, Json]:
+    made: dict[str, Json] = {"url": call.url, "timeout": call.timeout}
+    if call.service is not None:
+        made["service"] = call.service
+    return {**made, **_request_json(call, dict(call.headers))}
 
 
 def _request_json(call: Request, headers: dict[str, str]) -> dict[str, Json]:

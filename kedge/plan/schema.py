@@ -56,6 +56,7 @@ def _shorthand(made: dict[str, Json]) -> dict[str, Json]:
             "description": "a share: 30%, 100%, or a number of nodes",
         },
         "HttpCall": {"type": "string", "description": "the URL"},
+        "GrpcCall": {"type": "string", "description": "grpc://host:port"},
         "TcpCall": {"type": "string", "description": "host:port"},
         "Probe": {"type": "string", "description": "the name of one of the runbook's facts"},
         "LastNode": {"const": True},

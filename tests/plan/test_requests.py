@@ -11,6 +11,7 @@ from kedge.host import probespec
 from kedge.model.errors import DocumentError
 from kedge.model.runbook import Runbook
 from kedge.plan.compile import ConflictsError
+from kedge.plan.explain import explain, lines
 from kedge.plan.render import operations, probes, secrets
 from tests.plan.samples import FLEET, RUNBOOK, plan, read, replaced
 
@@ -100,6 +101,28 @@ def test_a_secret_stands_nowhere_else(place: str) -> None:
         plan(fleet=SECRETS, runbook=runbook(f"preflight: [{place}]\n"))
 
 
+def test_a_call_of_grpc_health() -> None:
+    asked = """preflight: [{grpc: {url: "grpcs://{node.address}:{node.labels.client_port}", service: a.B,
+      headers: {authorization: "Bearer {secret.token}"}, ca: "{secret.ca}"}}]\n"""
+    made = plan(fleet=SECRETS, runbook=runbook(asked))
+    (found,) = probes(made, 0, "preflight")
+    assert found == {
+        "grpc": {
+            "url": "grpcs://127.0.0.1:23791",
+            "service": "a.B",
+            "timeout": 2.0,
+            "headers": {"authorization": ["Bearer ", {"secret": "token"}]},
+            "tls": {"ca": [{"secret": "ca"}]},
+            "secrets": {
+                "ca": {"file": "/etc/kedge/ca.pem"},
+                "token": {"file": "/etc/kedge/etcd-1.token"},
+            },
+        }
+    }
+    probespec.checked(found, "probe")
+    assert "grpcs://{node.address}:{node.labels.client_port} a.B serves" in "\n".join(lines(explain(made)))  # fmt: skip
+
+
 def test_an_unknown_secret_is_named() -> None:
     with pytest.raises(ConflictsError, match=r"\{secret.tokn\} is no secret of the fleet"):
         plan(fleet=SECRETS, runbook=runbook(HEALTHY.replace("secret.token", "secret.tokn")))
@@ -142,6 +165,10 @@ REFUSED: list[tuple[str, str]] = [
     ('{http: {url: "http://a/", metric: x}}', "is compared with nothing: add expect: {value: {le: 5}}"),
     ('{http: {url: "http://a/", metric: x}, expect: {x: 1}}', "a metric has the one path `value`"),
     ('{http: {url: "http://a/", metric: x, parse: text}, expect: {value: 1}}', "has no meaning beside `metric`"),
+    ('{grpc: "a:80"}', "grpc://host:port"),
+    ('{grpc: "grpc://a:80/health"}', "grpc://host:port"),
+    ('{grpc: {url: "grpc://a:80", ca: /ca.pem}}', "grpc.ca: is for TLS"),
+    ('{grpc: "grpc://a:80", expect: {status: SERVING}}', "grpc gives no answer to look into"),
     ('{tcp: "::1:80"}', "an IPv6 address stands in brackets: [::1]:8080"),
 ]  # fmt: skip
 
