@@ -1,9 +1,19 @@
-"""``kedge up`` in one activity: nodes whose root is empty get the fleet's first release, what should run is started."""
+"""``kedge up`` in one activity: nodes whose root is empty get the fleet's first release, what should run is started.
+
+A node is *being installed* as long as no run and nobody else than this has touched it, and it was not seen running a moment
+after its start: its fence says ``install`` and :data:`BEGUN`. Such a node gets what the documents say by now, each time; a
+first installation that failed is corrected by correcting them. Once it was seen running the fence says :data:`SEEN`, and
+from then on its release and its configuration change by runs alone.
+
+What is said at the end was looked at at the end: each node once more, those that were started just now no sooner than
+:data:`OLD_ENOUGH` seconds after their start.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from temporalio import activity
@@ -17,10 +27,34 @@ from kedge.model.errors import DriverError, KedgeError
 from kedge.model.fleet import Fleet
 from kedge.model.release import Release
 from kedge.model.run import EnsureResult
-from kedge.plan.install import INSTALL, Installation
+from kedge.plan.install import INSTALL, SETTLE, Installation
+
+BEGUN: Token = (0, 0, 1)
+SEEN: Token = (0, 0, 2)
+"""The fence of a node whose first daemon was seen running: it is installed."""
+
+OLD_ENOUGH = 1.0
+"""Seconds that a daemon must have run which was started just now before it is said to run."""
 
 FENCED_TRIES = 5
 """How often a node is looked at anew when a run takes it just then."""
+
+STOPPED = "stopped"
+UP = ("installed", "started", "running")
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What became of a node: one of :data:`UP`, :data:`STOPPED` (by intent), or a sentence about what is wrong.
+
+    ``run`` and ``token`` are those that have it, ``since`` when a daemon of it was started just now.
+    """
+
+    name: str
+    what: str = ""
+    run: str = "ensure"
+    token: Token = (0, 0, 0)
+    since: float = float("-inf")
 
 
 class BringingUpActivities:
@@ -32,6 +66,34 @@ class BringingUpActivities:
     @activity.defn
     async def ensure_fleet(self, fleet: str) -> EnsureResult:
         """Install nodes whose root is empty, start what should run and does not. Moves nothing between releases."""
+        found = await self._installation(fleet)
+        if isinstance(found, EnsureResult):
+            return found
+        bringing = _Bringing(fleet, *found)
+        async with pulse():
+            nodes = await each(range(len(bringing.install.nodes)), partial(self._ensured, bringing))
+            nodes = await each(
+                range(len(nodes)),
+                lambda index: self._settled(bringing.install, index, nodes[index]),
+            )
+        choices = _choices(bringing.release) if bringing.refused is not None else ()
+        return _result(fleet, nodes).model_copy(update={"choices": choices})
+
+    @activity.defn
+    async def look_at_fleet(self, fleet: str) -> EnsureResult:
+        """Look at every node: nothing is installed or started, and no fence is raised on a node that has one."""
+        found = await self._installation(fleet)
+        if isinstance(found, EnsureResult):
+            return found
+        install = found[0]
+        fresh = [_Node(node.name, "running") for node in install.nodes]
+        async with pulse():
+            nodes = await each(
+                range(len(fresh)), lambda index: self._seen(install, index, fresh[index])
+            )
+        return _result(fleet, nodes)
+
+    async def _installation(self, fleet: str) -> tuple[Installation, Release] | EnsureResult:
         known = await self._ground.fleets.known(fleet)
         if known is None or known.baseline is None:
             return EnsureResult(
@@ -40,90 +102,132 @@ class BringingUpActivities:
         document = Fleet.model_validate_json(await self._ground.blobs.get(known.document))
         release = Release.model_validate_json(await self._ground.blobs.get(known.baseline))
         try:
-            install = Installation(document, release)
+            return Installation(document, release), release
         except KedgeError as error:
             return EnsureResult(fleet=fleet, nodes=0, problems=(error.message,))
-        nodes = install.nodes
-        bringing = _Bringing(fleet, install, release)
-        async with pulse():
-            what = await each(range(len(nodes)), partial(self._ensured, bringing))
-        return EnsureResult(
-            fleet=fleet,
-            nodes=len(nodes),
-            installed=sum(one == "installed" for one in what),
-            started=sum(one == "started" for one in what),
-            running=sum(one in ("installed", "started", "running") for one in what),
-            problems=tuple(
-                one for one in what if one not in ("installed", "started", "running", "stopped")
-            ),
-            choices=_choices(release) if bringing.refused is not None else (),
-        )
 
-    async def _ensured(self, bringing: _Bringing, index: int) -> str:
-        """``installed``, ``started``, ``running`` or ``stopped`` (by intent), or a sentence about what is wrong."""
-        fleet, name = bringing.fleet, bringing.install.nodes[index].name
-        run, token = "ensure", (0, 0, 0)
+    async def _ensured(self, bringing: _Bringing, index: int) -> _Node:
+        node = _Node(bringing.install.nodes[index].name)
         try:
             for _ in range(FENCED_TRIES):
-                found = await self._ensured_as(bringing, index, run, token)
-                if isinstance(found, str):
-                    if found in ("installed", "started"):
-                        what: dict[str, Json] = {"what": found, "node": name, "run": "ensure"}
-                        if found == "installed":
-                            what["release"] = bringing.install.archive(index).digest
-                        key = f"ensure/{name}/{activity.info().workflow_run_id}"
-                        await self._ground.note(fleet, key, what)
+                found = await self._ensured_as(bringing, index, node)
+                if isinstance(found, _Node):
+                    if found.what in ("installed", "started"):
+                        await self._noted(bringing, index, found)
                     return found
                 # The host has a fence already, or a run that goes on beside this has just raised it. Starting what its
                 # own mark says is true under any token, so the standing one is used: it is never raised here, and a
                 # migration under way is not disturbed.
-                run, token = _standing(found)
+                node = _standing(node, found)
         except DriverError as error:
-            return f"{name}: {error.message}"
-        return f"{name}: {run} raises its fence again and again; look once that is over"
+            return replace(node, what=f"{node.name}: {error.message}")
+        said = f"{node.name}: {node.run} raises its fence again and again; look once that is over"
+        return replace(node, what=said)
 
-    async def _ensured_as(
-        self, bringing: _Bringing, index: int, run: str, token: Token
-    ) -> str | SessionEnd:
+    async def _noted(self, bringing: _Bringing, index: int, node: _Node) -> None:
+        what: dict[str, Json] = {"what": node.what, "node": node.name, "run": "ensure"}
+        if node.what == "installed":
+            what["release"] = bringing.install.archive(index).digest
+        key = f"ensure/{node.name}/{activity.info().workflow_run_id}"
+        await self._ground.note(bringing.fleet, key, what)
+
+    async def _ensured_as(self, bringing: _Bringing, index: int, node: _Node) -> _Node | SessionEnd:
         """The same under one token; the end of the session where a higher one has the node."""
-        node = bringing.install.nodes[index]
-        look: dict[str, Json] = {"key": f"ensure/{node.name}/look", "op": "observe"}
-        ensure: dict[str, Json] = {"key": f"ensure/{node.name}/ensure", "op": "ensure"}
-        end = await talk(self._ground.transport, node, SessionRequest(run, token, (look,)))
+        ensure: dict[str, Json] = {
+            "key": f"ensure/{node.name}/ensure", "op": "ensure", "settle": SETTLE,
+        }  # fmt: skip
+        end = await self._look(bringing.install, index, node)
         if _fenced(end):
             return end
-        unfinished = run == INSTALL and not end.observed.get("should_run")
-        if end.ok and (end.observed.get("release") is None or unfinished):
-            return await self._install(bringing, index)
-        was_running = bool(end.observed.get("running"))
-        end = await talk(self._ground.transport, node, SessionRequest(run, token, (ensure,)))
+        running = bool(end.observed.get("running"))
+        being_installed = node.run == INSTALL and node.token < SEEN and not running
+        if end.ok and (end.observed.get("release") is None or being_installed):
+            return await self._install(bringing, index, node, again=being_installed)
+        since = time.monotonic()
+        end = await self._talk(bringing.install, index, node, ensure)
         if _fenced(end):
             return end
         fault = end.fault(node.name)
         if fault is not None:
-            return fault.message
-        if not end.observed.get("running"):
-            return "stopped"
-        return "running" if was_running else "started"
+            return replace(node, what=fault.message)
+        if not end.observed.get("should_run"):
+            return replace(node, what=STOPPED)
+        return (
+            replace(node, what="running") if running else replace(node, what="started", since=since)
+        )
 
-    async def _install(self, bringing: _Bringing, index: int) -> str:
+    async def _settled(self, install: Installation, index: int, node: _Node) -> _Node:
+        """The same node, looked at at the end; one that is being installed and was seen running is installed by that."""
+        node = await self._seen(install, index, node)
+        if node.what in UP and node.run == INSTALL and node.token < SEEN:
+            try:
+                await self._look(install, index, replace(node, token=SEEN))
+            except DriverError as error:
+                return replace(node, what=f"{node.name}: {error.message}")
+        return node
+
+    async def _seen(self, install: Installation, index: int, node: _Node) -> _Node:
+        """The same node, looked at once more: what is said to run runs now."""
+        if node.what not in UP:
+            return node
+        await asyncio.sleep(max(0.0, node.since + OLD_ENOUGH - time.monotonic()))
+        try:
+            end = await self._look(install, index, node)
+            if _fenced(end):
+                # It is looked at all the same, and whoever has it now is known.
+                node = _standing(node, end)
+            elif not end.ok:
+                return replace(node, what=_sentence(node, end))
+            if end.observed.get("running"):
+                return node
+            if not end.observed.get("should_run"):
+                return replace(node, what=_not_meant_to_run(node, end))
+            return replace(node, what=await self._down(install, index, node))
+        except DriverError as error:
+            return replace(node, what=f"{node.name}: {error.message}")
+
+    async def _down(self, install: Installation, index: int, node: _Node) -> str:
+        """What is said of a daemon that should run and does not: the last that it wrote."""
+        end = await self._look(install, index, node)
+        words = next((event.result.get("words") for event in end.done), "") or "it wrote nothing"
+        return f"{node.name}: its daemon does not run; its last words: {words}"
+
+    async def _look(self, install: Installation, index: int, node: _Node) -> SessionEnd:
+        return await self._talk(
+            install, index, node, {"key": f"ensure/{node.name}/look", "op": "observe"}
+        )
+
+    async def _talk(
+        self, install: Installation, index: int, node: _Node, *ops: dict[str, Json]
+    ) -> SessionEnd:
+        asked = SessionRequest(node.run, node.token, ops)
+        return await talk(self._ground.transport, install.nodes[index], asked)
+
+    async def _install(
+        self, bringing: _Bringing, index: int, before: _Node, *, again: bool
+    ) -> _Node:
         install = bringing.install
-        node = install.nodes[index]
+        node = replace(before, run=INSTALL, token=BEGUN)
         if not await self._may_install(bringing):
-            return f"{node.name}: is not installed: {bringing.refused}"
+            return replace(node, what=f"{node.name}: is not installed: {bringing.refused}")
         # The host looks before it acts, so each `kedge up` does again what the documents say by now: under keys of its
         # own, since under those of before the journal would answer for what they said then.
         key = f"{INSTALL}/{activity.info().workflow_run_id}"
         ops = await self._ground.with_sources(
-            node, install.operations(index, key=key), install.release.artifacts
+            install.nodes[index], install.operations(index, key=key), install.release.artifacts
         )
         # To fetch the archive and to bring it there may have taken long.
         if not await self._may_install(bringing):
-            return f"{node.name}: is not installed: {bringing.refused}"
-        asked = SessionRequest(run=INSTALL, token=(0, 0, 1), ops=ops)
-        end = await talk(self._ground.transport, node, asked)
+            return replace(node, what=f"{node.name}: is not installed: {bringing.refused}")
+        if again:
+            stop: dict[str, Json] = {"key": f"{key}/{node.name}/stop", "op": "stop", "grace": 10.0}
+            ops = (stop, *ops)
+        since = time.monotonic()
+        end = await self._talk(install, index, node, *ops)
         fault = end.fault(node.name)
-        return "installed" if fault is None else fault.message
+        if fault is None:
+            return replace(node, what="installed", since=since)
+        return replace(node, what=f"{fault.message}")
 
     async def _may_install(self, bringing: _Bringing) -> bool:
         """Whether the release may be installed still, as of the last two seconds. Once it may not, no node follows.
@@ -166,6 +270,30 @@ def _choices(release: Release) -> tuple[str, ...]:
     )
 
 
+def _result(fleet: str, nodes: list[_Node]) -> EnsureResult:
+    return EnsureResult(
+        fleet=fleet,
+        nodes=len(nodes),
+        installed=sum(node.what == "installed" for node in nodes),
+        started=sum(node.what == "started" for node in nodes),
+        running=sum(node.what in UP for node in nodes),
+        stopped=tuple(node.name for node in nodes if node.what == STOPPED),
+        problems=tuple(node.what for node in nodes if node.what not in (*UP, STOPPED)),
+    )
+
+
+def _not_meant_to_run(node: _Node, end: SessionEnd) -> str:
+    """What is said of a node whose daemon does not run and should not: stopped by intent, or never started."""
+    if end.observed.get("release") is None or node.run == INSTALL:
+        return f"{node.name} is not installed: `kedge up` installs it"
+    return STOPPED
+
+
+def _sentence(node: _Node, end: SessionEnd) -> str:
+    fault = end.fault(node.name)
+    return fault.message if fault is not None else f"{node.name}: how it is could not be seen"
+
+
 def _fenced(end: SessionEnd) -> bool:
     return (
         end.failed is not None
@@ -174,12 +302,12 @@ def _fenced(end: SessionEnd) -> bool:
     )
 
 
-def _standing(end: SessionEnd) -> tuple[str, Token]:
-    """The run and token that have a node, from a Fenced error's detail."""
+def _standing(node: _Node, end: SessionEnd) -> _Node:
+    """The node with the run and the token that have it, from a Fenced error's detail."""
     detail = (
         end.failed.error.detail if end.failed is not None and end.failed.error is not None else {}
     )
     match detail:
         case {"fence": [int(epoch), int(leg), int(attempt)], "run": str(run)}:
-            return run, (epoch, leg, attempt)
+            return replace(node, run=run, token=(epoch, leg, attempt))
     raise DriverError("HostError", "the host did not say which fence it has", retryable=True)

@@ -19,6 +19,7 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
     """The activities to register."""
     plans, orders, runs = PlanActivities(ground), OrderActivities(ground), RunActivities(ground)
     legs, nodes = LegActivities(ground), NodeActivities(ground)
+    bringing_up = BringingUpActivities(ground)
     return [
         plans.plan_facts,
         plans.choose_way_back,
@@ -39,5 +40,6 @@ def every_activity(ground: Ground) -> list[Callable[..., Any]]:
         nodes.open_wave,
         nodes.check_nodes,
         ServingActivities(ground).look_nodes,
-        BringingUpActivities(ground).ensure_fleet,
+        bringing_up.ensure_fleet,
+        bringing_up.look_at_fleet,
     ]

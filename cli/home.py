@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from kedge.model.outside import line as visible_line
 from kedge.model.outside import lines as lines_of
 from kedge.model.run import EnsureResult
 
+FRESH = 2.0
+"""Seconds after which a fleet is looked at again, while another one still was brought up, before anything is said of it."""
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "unknown": ("?", "yellow")}
 
 
@@ -49,7 +53,8 @@ def bring_up(
     )
     if any(result.problems for result in results):
         session.note(
-            "next: mend what is said above, then `kedge up` again; `kedge doctor` looks closer"
+            "next: fix what is said above, then `kedge up` again; `kedge doctor` looks closer. A node that has not run yet"
+            " gets what the documents say by then: fix them, then `kedge up --fleet FILE`"
         )
         raise typer.Exit(Exit.ENDED_BADLY)
 
@@ -72,11 +77,33 @@ async def _bring_up(
             f"fleet {name} is known here" + ("" if policy is None else ", its policy pinned")
         )
     place = await desk.start_up(session.note, worker=worker)
-    results = []
-    for record in await desk.fleets.every():
-        session.note(f"looks after the nodes of {record.fleet}")
-        results.append(await desk.ensure(record.fleet))
-    return place, results
+    names = [record.fleet for record in await desk.fleets.every()]
+    for name in names:
+        session.note(f"looks after the nodes of {name}")
+    ended = await asyncio.gather(*(_ensure(desk, name) for name in names))
+    latest = max((at for _, at in ended), default=0.0)
+    return place, [
+        result if latest - at < FRESH else await _looked_at_again(desk, result)
+        for result, at in ended
+    ]
+
+
+async def _ensure(desk: Desk, fleet: str) -> tuple[EnsureResult, float]:
+    result = await desk.ensure(fleet)
+    return result, time.monotonic()
+
+
+async def _looked_at_again(desk: Desk, result: EnsureResult) -> EnsureResult:
+    """The same result with how the nodes are now: another fleet took its time meanwhile."""
+    now = await desk.look(result.fleet)
+    gone = [one for one in now.problems if one not in result.problems]
+    return result.model_copy(
+        update={
+            "running": now.running,
+            "stopped": now.stopped,
+            "problems": (*result.problems, *gone),
+        }
+    )
 
 
 def _place_lines(place: Place) -> list[Text]:
@@ -108,6 +135,9 @@ def _fleet_lines(result: EnsureResult) -> list[Text]:
     if result.started:
         said += f", {result.started} started"
     lines = [Text(said, style="red" if result.problems else "")]
+    if result.stopped:
+        names = words.listed(result.stopped)
+        lines.append(Text(f"      stopped by a run: {names}", style="yellow"))
     lines += [Text(f"      {problem}", style="red") for problem in result.problems[:20]]
     if len(result.problems) > 20:
         lines.append(Text(f"      and {len(result.problems) - 20} more", style="red"))

@@ -45,7 +45,7 @@ SHAPES = """
 | command | document |
 |---|---|
 | `init` | `{"folder", "home", "person", "fingerprint", "root", "items": [{"what", "path", "use", "state"}], "next"}`; `state` is `made`, `there`, or `open` where somebody has to say how |
-| `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "checkpoint_key", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "problems", "choices"}]}` |
+| `up` | `{"place": {"home", "address", "ui", "engine_pid", "worker_pid", "logs", "checkpoint_key", "started"}, "fleets": [{"fleet", "nodes", "installed", "started", "running", "stopped", "problems", "choices"}]}` |
 | `down` | `{"worker", "engine"}`: how each ended |
 | `plan` | `{"digest", "plan", "explanation"}` |
 | `start`, `rollback` | `{"run"}` |

@@ -421,6 +421,10 @@ class Desk:
         """Brings up what should run on a fleet's nodes."""
         return await (await self.runs()).ensure(fleet)
 
+    async def look(self, fleet: str) -> EnsureResult:
+        """How a fleet's nodes are now."""
+        return await (await self.runs()).look(fleet)
+
 
 def _archives(release: Release, platforms: set[str]) -> tuple[Artifact, ...]:
     """The archives of a release for these platforms."""

@@ -244,15 +244,16 @@ async def _policy(desk: Desk, fleet: str) -> Check:
 
 
 async def _nodes(desk: Desk, fleet: str) -> Check:
-    """What the last `kedge up` saw of the nodes: looking anew would raise the fence on them."""
+    """How the nodes are now. Of a node that something has touched before, nothing is changed by the look."""
     name = f"nodes of {fleet}"
-    seen = await (await desk.runs()).ensured(fleet)
-    if seen is None:
-        said = "nobody looked at them yet"
-        return Check(name=name, verdict="unknown", said=said, next_step="`kedge up` looks at them")
-    said = f"{seen.running} of {seen.nodes} running at the last `kedge up`"
+    seen = await desk.look(fleet)
+    said = f"{seen.running} of {seen.nodes} running"
+    if seen.stopped:
+        said += f"; stopped by a run: {', '.join(seen.stopped[:10])}"
     if seen.problems:
         said += "; " + "; ".join(seen.problems[:3])
-        step = "mend what is said, then `kedge up`"
+        if len(seen.problems) > 3:
+            said += f"; and {len(seen.problems) - 3} more"
+        step = "fix what is said, then `kedge up`"
         return Check(name=name, verdict="wrong", said=said, next_step=step)
     return Check(name=name, verdict="ok", said=said)

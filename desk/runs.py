@@ -208,11 +208,18 @@ class Runs:
 
     async def ensure(self, fleet: str, *, seconds: float = 600.0) -> EnsureResult:
         """Brings up what should run on a fleet's nodes. Raises ``EngineError`` when it does not come to an end."""
-        with self._faults(f"ensure/{fleet}"):
+        return await self._visit("Ensure", f"ensure/{fleet}", fleet, seconds)
+
+    async def look(self, fleet: str, *, seconds: float = 600.0) -> EnsureResult:
+        """How a fleet's nodes are now; nothing is done to them. Raises as :meth:`ensure`."""
+        return await self._visit("Look", f"look/{fleet}", fleet, seconds)
+
+    async def _visit(self, kind: str, identity: str, fleet: str, seconds: float) -> EnsureResult:
+        with self._faults(identity):
             handle = await self._client.start_workflow(
-                "Ensure",
+                kind,
                 fleet,
-                id=f"ensure/{fleet}",
+                id=identity,
                 task_queue=self._task_queue,
                 result_type=EnsureResult,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
@@ -222,20 +229,7 @@ class Runs:
                     result: EnsureResult = await handle.result()
                     return result
             except TimeoutError as error:
-                raise await self._silence(f"ensure/{fleet}") from error
-
-    async def ensured(self, fleet: str) -> EnsureResult | None:
-        """What the last :meth:`ensure` that came to its end saw; None when there was none yet."""
-        handle = self._client.get_workflow_handle(f"ensure/{fleet}", result_type=EnsureResult)
-        try:
-            with self._faults(f"ensure/{fleet}"):
-                described = await handle.describe(rpc_timeout=timedelta(seconds=ANSWER_SECONDS))
-                if described.status != WorkflowExecutionStatus.COMPLETED:
-                    return None
-                result: EnsureResult = await handle.result()
-        except DriverError:
-            return None
-        return result
+                raise await self._silence(identity) from error
 
     async def pieces(self, run: str, *, seconds: float) -> Pieces:
         """One round of questions about a run: itself, its widening, its wave, the steps its legs are at.

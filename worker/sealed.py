@@ -4,7 +4,7 @@ Temporal hands a workflow whatever its history has. Anybody who reaches the fron
 and whoever polls the task queue can answer for an activity. So each payload is judged by what it was sealed as
 (:mod:`kedge.trust.payload_kinds`):
 
-- A workflow's arguments are from its parent or its own former history. Clients start ``Fleet`` and ``Ensure``, with
+- A workflow's arguments are from its parent or its own former history. Clients start ``Fleet``, ``Ensure`` and ``Look``, with
   the name that stands in the workflow's id, and nothing else.
 - Clients signal and update with signed orders (``order``, ``submit_order``). Other signals are from workflows.
 - A result or a failure of an activity or a child names the request that it answers. Whatever does not counts as an
@@ -57,7 +57,7 @@ class FromClients:
 
 
 ORDERS = FromClients(
-    starts={"Fleet": "fleet/", "Ensure": "ensure/"},
+    starts={"Fleet": "fleet/", "Ensure": "ensure/", "Look": "look/"},
     signals=frozenset({"order"}),
     updates=frozenset({"submit_order"}),
 )

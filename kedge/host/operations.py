@@ -22,6 +22,8 @@ from kedge.host import (
 )
 from kedge.host.context import Context
 
+WORDS = 300
+
 Act = Callable[[Context, Dict[str, Any]], Dict[str, Any]]
 
 
@@ -32,9 +34,13 @@ def _fence(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _observe(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:
-    """The whole observation."""
+    """The whole observation, and of a daemon that should run and does not the last line that it wrote."""
     del op
-    return {**observe.full(ctx.node), "edited": edits.names_now(ctx.node)}
+    seen = {**observe.full(ctx.node), "edited": edits.names_now(ctx.node)}
+    if not seen["should_run"] or seen["running"]:
+        return seen
+    lines = services.service_of(ctx.node).last_words().strip().splitlines()
+    return {**seen, "words": ctx.told.text(lines[-1])[:WORDS] if lines else ""}
 
 
 def _verify(ctx: Context, op: Dict[str, Any]) -> Dict[str, Any]:

@@ -549,13 +549,16 @@ class ObserveRequest(Frozen):
 
 
 class EnsureResult(Frozen):
-    """What ``kedge up`` did for a fleet: counts of nodes, and a sentence for each that could not be brought up."""
+    """What ``kedge up`` did for a fleet, and what it saw at its end: counts of nodes, and a sentence for each that does
+    not run and should. ``stopped`` are those that do not run and should not: a run stopped them.
+    """
 
     fleet: Name
     nodes: int
     installed: int = 0
     started: int = 0
     running: int = 0
+    stopped: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     """What can be done where the release itself is the problem."""

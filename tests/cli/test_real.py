@@ -316,6 +316,24 @@ def test_a_watch_goes_on_through_the_death_of_the_engine(home: Home, tmp_path: P
     assert "done: every node is on the new release" in said
 
 
+def test_up_and_doctor_name_what_is_down_with_its_last_words_and_fail(
+    home: Home, tmp_path: Path
+) -> None:
+    scene = scenes.build(tmp_path, name="falling")
+    scene.fault(do="crash", op="start", node="sim-2", seconds=0.4)
+    up = home.run("up", "--fleet", str(scene.fleet), "--policy", str(scene.policy), code=Exit.ENDED_BADLY)  # fmt: skip
+    assert "fleet    falling: 4 of 5 nodes running" in up.stdout
+    assert "sim-2: its daemon does not run; its last words: " in up.stdout
+    assert "`kedge up --fleet FILE`" in up.stderr
+    seen = home.run("doctor", code=Exit.BAD_INPUT)
+    assert "4 of 5 running; sim-2: its daemon does not run; its last words: " in seen.stdout
+    scene.fault()
+    again = next(one for one in home.json("up")["fleets"] if one["fleet"] == scene.name)
+    assert (again["running"], again["problems"], again["stopped"]) == (5, [], [])
+    doctor = {one["name"]: one for one in home.json("doctor")["checks"]}
+    assert doctor["nodes of falling"]["said"] == "5 of 5 running"
+
+
 def test_up_again_does_nothing_and_down_leaves_runs_to_the_next_up(
     home: Home, tmp_path: Path
 ) -> None:

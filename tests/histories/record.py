@@ -183,6 +183,11 @@ async def teams(scene: Scene) -> None:
     assert (await scene.end_of(run)).phase == "done"
 
 
+async def looked(scene: Scene) -> None:
+    """A fleet that is brought up and looked at, and nothing else."""
+    await scene.look()
+
+
 async def renewed(scene: Scene) -> None:
     """Everything again and again in new histories: a gate, waves, the fleet, the way back."""
     waves: Json = {"canary": {"nodes": 1, "gate": "ship"}, "widen": ["100%"], "domain": "zone"}
@@ -213,6 +218,7 @@ PLAIN: tuple[Scenario, ...] = (
     rejected,
     baked,
     teams,
+    looked,
 )
 RENEWING: tuple[Scenario, ...] = (renewed,)
 MANY: Json = [{"name": f"n{at}"} for at in range(20)]
@@ -234,7 +240,8 @@ async def play(client: Client, home: Path, scenario: Scenario) -> list[WorkflowH
     try:
         async with scene.playing():
             await scenario(scene)
-            await scene.freed()
+            if scenario is not looked:
+                await scene.freed()
     finally:
         await scene.drivers.aclose()
     found = [

@@ -82,7 +82,7 @@ async def test_a_workflow_that_does_something_else_does_not_replay(
 
 def test_the_recorded_histories_are_of_every_workflow_and_of_what_happens_to_them() -> None:
     kinds = {kind(path) for path in HISTORIES}
-    assert kinds == {"Fleet", "Upgrade", "CanaryWidening", "Wave", "Rollback", "Ensure"}
+    assert kinds == {"Fleet", "Upgrade", "CanaryWidening", "Wave", "Rollback", "Ensure", "Look"}
     renewed = {kind(path) for path in HISTORIES if re.search(r"\.\d+\.json$", path.name)}
     assert renewed == {"Fleet", "Upgrade", "CanaryWidening", "Rollback"}
     ends = {end for path in HISTORIES for end in outcomes(path)}

@@ -89,7 +89,7 @@ async def begin(client: Client, kind: str, identity: str, queue: str, *payloads:
 # -- who may read ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["Wave", "Upgrade", "CanaryWidening", "Rollback", "Fleet", "Ensure"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["Wave", "Upgrade", "CanaryWidening", "Rollback", "Fleet", "Ensure", "Look"])  # fmt: skip
 async def test_who_may_read_starts_no_workflow_by_what_the_codec_server_seals_for_him(
     scene: Scene,  # noqa: F811
     server: Server,  # noqa: F811
@@ -103,15 +103,15 @@ async def test_who_may_read_starts_no_workflow_by_what_the_codec_server_seals_fo
         "nodes": [0, 1, 2],
     }
     values: tuple[Any, ...] = (scene.name, {"fleet": scene.name, "epoch": 2**53 - 2}) if kind == "Fleet" else (forged,)  # fmt: skip
-    if kind == "Ensure":
+    if kind in ("Ensure", "Look"):
         values = ("another-fleet",)
     async with scene.playing():
         before = len(scene.happened())
         handle = await begin(
             scene.client, kind, f"{kind.lower()}/{scene.name}", scene.settings.task_queue,
             *encoded(server, scene, *values),
-        ) if kind != "Ensure" else await begin(
-            scene.client, kind, f"ensure/x-{scene.name}", scene.settings.task_queue, *encoded(server, scene, *values)
+        ) if kind not in ("Ensure", "Look") else await begin(
+            scene.client, kind, f"{kind.lower()}/x-{scene.name}", scene.settings.task_queue, *encoded(server, scene, *values)
         )  # fmt: skip
         with pytest.raises(WorkflowFailureError) as caught:
             await asyncio.wait_for(handle.result(), 30)

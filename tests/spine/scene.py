@@ -147,6 +147,13 @@ class Scene:
         )
         assert not result["problems"], result
 
+    async def look(self) -> dict[str, Any]:
+        """How the nodes are, as ``kedge doctor`` asks."""
+        result: dict[str, Any] = await self.client.execute_workflow(
+            "Look", self.name, id=f"look/{self.name}", task_queue=self.settings.task_queue
+        )
+        return result
+
     # -- orders --------------------------------------------------------------------------------------------------
 
     def envelope(
@@ -488,9 +495,9 @@ async def settle(scene: Scene) -> None:
     await scene.drivers.fleets.remember(scene.name, scene.document, scene.releases["1.0.0"])
 
 
-def end_daemons(scene: Scene) -> None:
+def end_daemons(scene: Scene, node: str = "*") -> None:
     """End the daemons of a local fleet: they outlive kedge on purpose, and would outlive the test."""
-    for kept in scene.home.glob("nodes/*/.kedge/service.json"):
+    for kept in scene.home.glob(f"nodes/{node}/.kedge/service.json"):
         one = json.loads(kept.read_text())
         identity = identify(one["pid"])
         if identity is not None and identity.started == str(one["start"]):
