@@ -26,7 +26,7 @@ from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
 from kedge.model.signed_policy import SignedPolicy
 from kedge.model.trusted import ReleaseName, release_name
-from kedge.plan.check import cycles, install_problems
+from kedge.plan.check import cycles, install_problems, variable_problems
 from kedge.plan.compile import ConflictsError, compile_plan, node_places, root_problems
 from kedge.plan.parse import D, Parsed, parse, parse_any
 from kedge.plan.yamltree import MAX_BYTES, read
@@ -306,6 +306,9 @@ def lint(paths: Iterable[Path]) -> tuple[str, ...]:
         if isinstance(parsed.value, Release):
             release = Parsed(parsed.name, parsed.value, parsed.root)
             problems += archive_problems(release, _anchored(parsed.value, path))
+        if isinstance(parsed.value, Runbook):
+            found = variable_problems(None, parsed.value)
+            problems += [parsed.problem(path, said) for _, path, said in found]
         if isinstance(parsed.value, Fleet):
             fleet = Parsed(parsed.name, parsed.value, parsed.root)
             if parsed.value.name in fleets:

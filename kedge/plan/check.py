@@ -117,18 +117,20 @@ def template_problems(
     ]
 
 
-def variable_problems(fleet: Fleet, runbook: Runbook | None) -> list[Where]:
-    """Vars are put in as they are, so a placeholder in one would stand there unfilled."""
-    written: list[tuple[str, Path, str]] = [
-        ("fleet", ("vars", key), value)
-        for key, value in fleet.vars.items()
-        if isinstance(value, str)
-    ]
-    written += [
-        ("fleet", ("nodes", index, "overrides", "vars", key), value)
-        for index, node in enumerate(fleet.nodes)
-        for key, value in node.overrides.vars.items()
-    ]
+def variable_problems(fleet: Fleet | None, runbook: Runbook | None) -> list[Where]:
+    """Vars are put in as they are, so a placeholder in one would stand there unfilled. One document alone will do."""
+    written: list[tuple[str, Path, str]] = []
+    if fleet is not None:
+        written += [
+            ("fleet", ("vars", key), value)
+            for key, value in fleet.vars.items()
+            if isinstance(value, str)
+        ]
+        written += [
+            ("fleet", ("nodes", index, "overrides", "vars", key), value)
+            for index, node in enumerate(fleet.nodes)
+            for key, value in node.overrides.vars.items()
+        ]
     if runbook is not None:
         written += [("runbook", ("vars", key), value) for key, value in runbook.vars.items()]
     return [

@@ -172,3 +172,10 @@ def test_lint_says_all_about_a_fleet_whose_release_is_not_there(folder: Path) ->
     found = lint([folder / "a.yaml"])
     assert any("there is no file" in one for one in found)
     assert any("node etcd-1 has no label nope" in one for one in found), found
+
+
+def test_lint_finds_a_placeholder_in_a_var_of_a_runbook(folder: Path) -> None:
+    text = replaced(RUNBOOK, "\nvars:\n", '\nvars:\n  at: "{node.address}:80"\n')
+    (folder / "runbook.yaml").write_text(text)
+    (found,) = lint([folder / "runbook.yaml"])
+    assert "vars.at: {node.address} is not filled in inside a var; write it where" in found
