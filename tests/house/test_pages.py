@@ -135,7 +135,7 @@ ASKS = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", ["first-migration", "one-person"])
+@pytest.mark.parametrize("name", ["first-migration", "one-person", "postgresql"])
 def test_a_block_that_is_pasted_ends_with_the_command_that_asks(name: str) -> None:
     # On a terminal the question would take the lines behind it for its answer.
     for kind, block in _FENCED.findall((ROOT / "docs" / f"{name}.md").read_text()):
