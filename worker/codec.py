@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
@@ -418,8 +418,24 @@ def worker_converter(rings: KeyRings) -> DataConverter:
     return _converter(WorkerCodec(rings))
 
 
+class KedgeDataConverter(DataConverter):
+    """For codecs that take a context, beside converters that take none.
+
+    A context comes with each payload and each activity; the SDK's own method makes a whole new set of converters for it.
+    """
+
+    def with_context(self, context: SerializationContext) -> Self:
+        """This converter, with the codec of that context."""
+        codec = self.payload_codec
+        if not isinstance(codec, ClientCodec):
+            return super().with_context(context)
+        bound = object.__new__(type(self))
+        vars(bound).update(vars(self), payload_codec=codec.with_context(context))
+        return bound
+
+
 def _converter(codec: PayloadCodec) -> DataConverter:
-    return DataConverter(
+    return KedgeDataConverter(
         payload_converter_class=KedgePayloadConverter,
         payload_codec=codec,
         failure_converter_class=KedgeFailureConverter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 
@@ -47,6 +48,7 @@ async def serve(settings: Settings) -> None:
     following = asyncio.create_task(follow_certificate(settings, take_up))
     try:
         async with worker:
+            _keep_out_of_collections()
             announce_ready(settings)
             log.info("takes work", task_queue=settings.task_queue, home=str(settings.home))
             await stop.wait()
@@ -56,6 +58,17 @@ async def serve(settings: Settings) -> None:
         stopping.cancel()
         await drivers.aclose()
     log.info("stopped")
+
+
+def _keep_out_of_collections() -> None:
+    """Make the garbage collector leave alone what the worker has loaded, and look less often at what came since.
+
+    Loaded modules live as long as the worker. At the default thresholds a tenth of its processor time went into looking at
+    them again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def main() -> int:

@@ -62,6 +62,8 @@ class CanaryWidening:
         self._ensure = request.ensure
         self._redo: tuple[int, ...] = ()
         """The nodes of the wave at hand that failed before, and are done again."""
+        self._quick = request.quick
+        """The last legs were quick."""
         self._stuck = False
         """The last chunks found no place for any node."""
         self._held = False
@@ -128,6 +130,7 @@ class CanaryWidening:
                     "done": self._done,
                     "steps": self._steps,
                     "replayed": self._replayed,
+                    "quick": self._quick,
                 }
             )
         )
@@ -320,6 +323,7 @@ class CanaryWidening:
             self._done += result.done
             self._steps += result.steps
             self._replayed += result.replayed
+        self._quick = all(result.quick for result in results)
         self._redo = tuple(node for node in self._redo if node in remaining)
         refused = [failure for failure in failures if failure.type == UNAVAILABLE]
         failures = tuple(failure for failure in failures if failure.type != UNAVAILABLE)
@@ -357,6 +361,7 @@ class CanaryWidening:
             anew=round_,
             accepted=self._accepted(),
             redo=self._redo,
+            quick=self._quick,
         )
         try:
             child = await workflow.start_child_workflow(

@@ -116,6 +116,8 @@ class Rollback(Ordered):
         self._state = carried.state if carried else RollbackState(serial=request.serial)
         self._failures: tuple[Failure, ...] = ()
         self._child_id: str | None = None
+        self._quick = False
+        """The last legs were quick."""
         self._wave_child: workflow.ChildWorkflowHandle[Wave, WaveResult] | None = None
         self._wave = 0
         self._waves = 0
@@ -336,6 +338,7 @@ class Rollback(Ordered):
                 room = max(1, parallel - len(out))
                 chunk = nodes[start : start + size]
                 result = await self._chunk(choice, facts, chunk, room, out)
+                self._quick = result.quick
                 self._change(
                     done=self._state.done + result.done,
                     steps=self._state.steps + result.steps,
@@ -411,6 +414,7 @@ class Rollback(Ordered):
             round=serial // SERIALS_A_WAVE,
             anew=self._state.retries,
             accepted=out,
+            quick=self._quick,
         )
         try:
             child = await workflow.start_child_workflow(

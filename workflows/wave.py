@@ -81,7 +81,7 @@ class Wave:
         self._running: list[int] = []
         self._again: list[tuple[int, Failure | None]] = []
         """Of a team, who has to be tried again by itself: with its failure, or without where nobody knows."""
-        self._quick = False
+        self._quick = request.quick
         self._done: list[int] = []
         self._failures: list[Failure] = []
         self._steps = 0
@@ -118,6 +118,7 @@ class Wave:
             fenced=self._fenced,
             held=self._held,
             refused=self._refused,
+            quick=self._quick,
         )
 
     @workflow.signal(description="Begin no further node; those in flight come to their end.")

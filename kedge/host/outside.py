@@ -21,6 +21,8 @@ DIGITS_MAX = 100
 WHOLE_MAX = 2**53 - 1
 # A text of this length comes through, whatever stood before it.
 SHORT = 128
+# So many values in a list or an object are few: with three levels of them no bound is near.
+SMALL = 16
 PARSED_DEPTH = 64
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -43,10 +45,33 @@ def value(given: Any) -> Any:
     """A JSON value in which every text is one, every number can be read by everybody, and nothing is endless.
 
     Whole numbers beyond 2^53 and those that are not finite become texts. What is too deep or too much is left out, and a
-    mark says so.
+    mark says so. A small value that needs none of this is returned as it is, not copied.
     """
+    if is_small_and_clean(given):
+        return given
     left = [ITEMS_MAX, TEXTS_MAX]
     return _value(given, DEPTH_MAX, left)
+
+
+def is_small_and_clean(given: Any, depth: int = 3) -> bool:
+    """Whether `value` would change nothing in a small value, as nearly every one is; no for what needs a closer look."""
+    kind = type(given)
+    if kind is str:
+        return len(given) <= SHORT and given.isascii()
+    if given is None or kind is bool:
+        return True
+    if kind is int or kind is float:
+        return bool(-WHOLE_MAX <= given <= WHOLE_MAX)
+    if kind is dict and depth and len(given) <= SMALL:
+        for key, one in given.items():
+            if type(key) is not str or len(key) > SHORT or not key.isascii():
+                return False
+            if not is_small_and_clean(one, depth - 1):
+                return False
+        return True
+    if kind is list and depth and len(given) <= SMALL:
+        return all(is_small_and_clean(one, depth - 1) for one in given)
+    return False
 
 
 def _value(given: Any, depth: int, left: List[int]) -> Any:

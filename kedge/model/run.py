@@ -223,6 +223,8 @@ class WaveRequest(Frozen):
     """See ``LegRequest``."""
     redo: tuple[int, ...] = ()
     """See ``Again``."""
+    quick: bool = False
+    """The last legs of the chunk before were quick: nodes share activities from the beginning."""
 
 
 class WaveResult(Frozen):
@@ -237,6 +239,8 @@ class WaveResult(Frozen):
     held: bool = False
     refused: bool = False
     """The record has an order by which nothing further may begin."""
+    quick: bool = False
+    """The last legs were quick."""
 
 
 class Again(Frozen):
@@ -277,6 +281,8 @@ class WideningRequest(Frozen):
     done: int = 0
     steps: int = 0
     replayed: int = 0
+    quick: bool = False
+    """See ``WaveRequest``."""
 
 
 class WideningStop(Frozen):

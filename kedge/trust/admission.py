@@ -243,6 +243,11 @@ class _Deciding:
 class _Forward(_Deciding):
     """The nodes of an upgrade, and its finalize steps."""
 
+    def __init__(self, plan: Plan, ask: Ask, run: RunHistory) -> None:
+        super().__init__(plan, ask, run)
+        # The record does not change while one request is decided: what holds before a wave is asked once, not by node.
+        self._held: set[int] = set()
+
     def node(self, name: str) -> Admitted | None:
         """A verdict about one node."""
         if self.ask.program == "finalize":
@@ -276,9 +281,11 @@ class _Forward(_Deciding):
 
     def _before(self, wave: int) -> None:
         """The fleet was looked at, and the waves before are complete and baked."""
+        if wave in self._held:
+            return
         run = self.run
-        unseen = self.places.every - run.looked
-        if unseen:
+        if not run.looked >= self.places.every:
+            unseen = self.places.every - run.looked
             raise _RefusedError(
                 f"{len(unseen)} node(s) were never looked at, such as {min(unseen)}"
             )
@@ -286,6 +293,7 @@ class _Forward(_Deciding):
         if ill:
             raise _RefusedError(f"the look at {min(ill)} was not good, and nobody decided about it")
         self.waves_complete(wave)
+        self._held.add(wave)
 
     def waves_complete(self, upto: int) -> None:
         """All waves before are through, and each was baked for its whole time."""

@@ -71,6 +71,19 @@ def test_every_value_becomes_one_that_a_record_can_hold(value: Any) -> None:
     assert outside.value(found) == found
 
 
+@given(VALUES)
+@example({"a": [{"b": [1]}]})
+@example({"a" * 200: 1})
+@example([float("inf")])
+@example([True, 2**53])
+def test_a_value_that_is_found_small_and_clean_is_one_that_cleaning_leaves_alone(
+    value: Any,
+) -> None:
+    if outside.is_small_and_clean(value):
+        left = [outside.ITEMS_MAX, outside.TEXTS_MAX]
+        assert canonical(outside._value(value, outside.DEPTH_MAX, left)) == canonical(value)
+
+
 def test_a_value_is_bounded_in_depth_in_number_and_in_length() -> None:
     deep: Any = "x"
     for _ in range(5000):

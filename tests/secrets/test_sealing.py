@@ -16,7 +16,11 @@ import pytest
 from google.protobuf.message import DecodeError
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
-from temporalio.converter import ActivitySerializationContext, WorkflowSerializationContext
+from temporalio.converter import (
+    ActivitySerializationContext,
+    DataConverter,
+    WorkflowSerializationContext,
+)
 from temporalio.exceptions import ApplicationError
 
 from desk import codec as desk_codec
@@ -43,6 +47,7 @@ RING = codec.new_ring(b"1" * 32, "2026-01-01T00:00:00Z")
 OTHER = codec.new_ring(b"2" * 32, "2026-01-01T00:00:00Z")
 CLIENTS = codec.new_ring(b"3" * 32, "2026-01-01T00:00:00Z")
 UPGRADE = WorkflowSerializationContext("default", "upgrade/etcd/1")
+ACTIVITY = ActivitySerializationContext("default", "1", "run_leg", "kedge", "upgrade/etcd/1", "Wave", is_local=False)  # fmt: skip
 RINGS = KeyRings(FixedRing(CLIENTS), FixedRing(RING))
 CONVERTER = worker_converter(RINGS)
 MARKED = {"node": "node-of-the-crown"}
@@ -74,9 +79,8 @@ async def test_a_payload_is_sealed_for_its_workflow_and_says_so_beside_it() -> N
 
 
 async def test_an_activity_of_the_workflow_reads_what_the_workflow_wrote() -> None:
-    whom = ActivitySerializationContext("default", "1", "run_leg", "kedge", "upgrade/etcd/1", "Wave", is_local=False)  # fmt: skip
     asked = await sealed(kind="activity/run_leg")
-    activity = CONVERTER.with_context(whom)
+    activity = CONVERTER.with_context(ACTIVITY)
     assert await activity.decode([asked]) == [MARKED]
     assert await read((await activity.encode([MARKED]))[0]) == MARKED
 
@@ -86,6 +90,15 @@ async def test_what_the_codec_server_sealed_for_nobody_in_particular_is_read(who
     by = client_converter(RINGS)
     [payload] = await (by.with_context(whom) if whom else by).encode([MARKED])
     assert await read(payload) == MARKED
+
+
+@pytest.mark.parametrize("context", [UPGRADE, ACTIVITY], ids=["workflow", "activity"])
+def test_a_context_changes_the_codec_and_shares_the_converters(context: Any) -> None:
+    bound, usual = CONVERTER.with_context(context), DataConverter.with_context(CONVERTER, context)
+    assert type(bound) is type(CONVERTER)
+    assert bound.payload_codec is not CONVERTER.payload_codec
+    assert type(bound.payload_codec) is type(usual.payload_codec)
+    assert vars(bound) == {**vars(usual), "payload_codec": bound.payload_codec}
 
 
 async def forged(name: str) -> Payload:

@@ -114,32 +114,39 @@ async def test_nobody_is_begun_once_a_node_of_a_team_failed_for_good(stage: Stag
     assert started(scene) == {2: NODES - 1, 3: 1}
 
 
+def _quickly(node: int) -> LegDone:
+    return LegDone(node=node, done=1, replayed=0, seconds=0.01)
+
+
 class Quick:
     """Activities of nobody's hosts: single legs are done at once; what a team says, the test says."""
 
-    def __init__(self, *, revoked: bool) -> None:
+    def __init__(self, *, revoked: bool = False, lost: bool = True) -> None:
         self.revoked = revoked
+        self.lost = lost
         self.teams: list[TeamRequest] = []
         self.alone: list[LegRequest] = []
 
     @activity.defn
     async def run_leg(self, request: LegRequest) -> LegDone:
         self.alone.append(request)
-        return LegDone(node=request.node, done=1, replayed=0, seconds=0.01)
+        return _quickly(request.node)
 
     @activity.defn
     async def run_legs(self, request: TeamRequest) -> TeamDone:
         self.teams.append(request)
-        if not self.revoked:
+        if not self.revoked and self.lost:
             raise ApplicationError("nobody knows", type="Unknown", non_retryable=True)
+        if not self.revoked:
+            return TeamDone(done=tuple(map(_quickly, request.nodes)), missed=())
         *others, last = request.nodes
         why = failure_of_the_run("ReleaseRevoked", "it was revoked")
         return TeamDone(
-            done=tuple(LegDone(node=n, done=1, replayed=0, seconds=0.01) for n in others),
+            done=tuple(map(_quickly, others)),
             missed=(Missed(node=last, failure=why),),
         )
 
-    async def wave(self, client: Client) -> WaveResult:
+    async def wave(self, client: Client, *, quick: bool = False) -> WaveResult:
         """A wave of these activities, on a queue of its own."""
         queue = f"queue-{secrets.token_hex(4)}"
         asked = WaveRequest(
@@ -151,6 +158,7 @@ class Quick:
             parallel=PLACES,
             budget=0,
             serial=1_000,
+            quick=quick,
         )
         async with Worker(
             client,
@@ -189,3 +197,26 @@ async def test_a_release_that_is_revoked_stops_a_wave_of_teams_and_is_no_nodes_f
     missed = {team.nodes[-1] for team in seen.teams}
     assert missed <= set(result.remaining)
     assert result.done == NODES - len(result.remaining)
+
+
+async def test_a_chunk_after_a_quick_one_begins_in_teams(client: Client) -> None:
+    first = Quick(lost=False)
+    before = await first.wave(client)
+    assert before.quick
+    assert len(first.alone) == PLACES, "nothing was known of them"
+    second = Quick(lost=False)
+    result = await second.wave(client, quick=before.quick)
+    assert (result.done, result.quick, second.alone) == (NODES, True, [])
+    assert {len(team.nodes) for team in second.teams} == {PLACES // TEAMS}
+
+
+async def test_a_widening_pays_for_single_legs_once(stage: Stage) -> None:
+    scene = await stage(nodes=NODES)
+    async with scene.playing():
+        waves: dict[str, Json] = {"widen": ["50%", "100%"], "max_unavailable": PLACES}
+        run = await scene.start(scene.plan(scene.runbook(**{**ALL, "waves": waves})))
+        end = await scene.end_of(run)
+        counted = (await histories_of(scene.client, run)).activities
+    assert (end.phase, end.nodes_done) == ("done", NODES)
+    assert counted["run_leg"] <= PLACES, "of the first wave alone"
+    assert downs(scene)[1] <= PLACES
