@@ -216,6 +216,7 @@ class Probe(Entry):
     any: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=64)] | None = None
     negated: Annotated[Condition | None, Field(alias="not")] = None
     fact: Name | None = None
+    arguments: Annotated[dict[Name, Text | Count | float | Flag], Field(alias="with")] = {}
     expect: dict[str, Json] = {}
     capture: dict[Name, str] = {}
 
@@ -245,6 +246,8 @@ class Probe(Entry):
                 problems += self._metric_problems()
         if self.grpc is not None:
             problems += [(("grpc", *place), text) for place, text in self.grpc.problems()]
+        if self.arguments and self.fact is None:
+            problems.append((("with",), "gives values to the parameters of a fact; name the fact"))
         for path, wanted in self.expect.items():
             if not _PATH.match(path):
                 problems.append(
@@ -291,6 +294,53 @@ class Probe(Entry):
 
 Condition = Annotated[Probe, BeforeValidator(_fact)]
 """A probe, or the name of one of the runbook's ``facts``."""
+
+
+class Fact(Probe):
+    """A named condition. ``{fact.NAME}`` in it stands for the parameter ``NAME``, to which each use gives a value by
+    ``with``: one long command stands once.
+    """
+
+    parameters: Annotated[tuple[Name, ...], Field(max_length=16)] = ()
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with this fact by itself, with places relative to it."""
+        known = set(self.parameters)
+        written = set(_PARAMETER.findall(self.model_dump_json(by_alias=True)))
+        have = ", ".join(sorted(known)) or "none"
+        return [
+            *super().problems(),
+            *(
+                (
+                    ("parameters", at),
+                    f"is used nowhere in this fact: write {{fact.{name}}}, or take it out",
+                )
+                for at, name in enumerate(self.parameters)
+                if name not in written
+            ),
+            *(
+                ((), f"{{fact.{name}}} is no parameter of this fact; its parameters are {have}")
+                for name in sorted(written - known)
+            ),
+        ]
+
+    def argument_problems(self, name: str, use: Probe) -> list[Problem]:
+        """What is wrong with the values that a use of this fact gives, with places relative to the use."""
+        wanted, given = set(self.parameters), set(use.arguments)
+        have = ", ".join(sorted(wanted)) or "none"
+        return [
+            *(
+                (("with", one), f"{one} is no parameter of {name}; its parameters are {have}")
+                for one in sorted(given - wanted)
+            ),
+            *(
+                (("fact",), f"{name} needs a value for {one}: {{fact: {name}, with: {{{one}: …}}}}")
+                for one in sorted(wanted - given)
+            ),
+        ]
+
+
+_PARAMETER = re.compile(r"(?<!\{)\{fact\.([\w.-]+)\}")
 
 
 def _matcher_problems(wanted: Json) -> list[Problem]:

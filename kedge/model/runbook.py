@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from kedge.model.base import MOST_ATTEMPTS, Frozen, Name
 from kedge.model.notation import Count, Duration, Entry, Key, Path, Problem, Share, Text, refuse
-from kedge.model.probe import Condition, Probe
+from kedge.model.probe import Condition, Fact, Probe
 from kedge.model.steps import HealthyStep, NodeStep, Positive, Verb, Written
 
 
@@ -148,7 +148,7 @@ class Retry(Entry):
 class Runbook(Frozen):
     """How a fleet of one component goes from one release to the next.
 
-    ``facts`` are named conditions, ``preflight`` those that must hold on every node before the first step (by default
+    ``facts`` are named conditions, some with parameters, ``preflight`` those that must hold on every node before the first step (by default
     what the ``healthy`` steps ask).
     ``vars`` are the defaults of what the runbook's templates ask for; a fleet's var of the same name wins.
     """
@@ -158,7 +158,7 @@ class Runbook(Frozen):
     about: Text = ""
     component: Name | None = None
     vars: dict[Key, Text] = {}
-    facts: dict[Name, Probe] = {}
+    facts: dict[Name, Fact] = {}
     preflight: Annotated[tuple[Condition, ...], Field(max_length=64)] = ()
     node: Annotated[tuple[Written, ...], Field(min_length=1, max_length=64)]
     waves: Waves = Waves()
@@ -232,18 +232,27 @@ class Runbook(Frozen):
         return problems
 
     def _fact_problems(self) -> list[Problem]:
-        return [
-            (
-                path,
-                f"no fact is named {probe.fact}; the runbook's facts are {', '.join(sorted(self.facts)) or 'none'}",
-            )
-            for path, probe in self.probes()
-            if probe.fact is not None and probe.fact not in self.facts
-        ] + [
-            (("facts", name, "fact"), "a fact does not name another; write its condition")
-            for name, fact in self.facts.items()
-            if any(part.fact for part in _all_parts(fact))
-        ]
+        return (
+            [
+                (
+                    path,
+                    f"no fact is named {probe.fact}; the runbook's facts are {', '.join(sorted(self.facts)) or 'none'}",
+                )
+                for path, probe in self.probes()
+                if probe.fact is not None and probe.fact not in self.facts
+            ]
+            + [
+                ((*path, *place), said)
+                for path, probe in self.probes()
+                if probe.fact is not None and probe.fact in self.facts
+                for place, said in self.facts[probe.fact].argument_problems(probe.fact, probe)
+            ]
+            + [
+                (("facts", name, "fact"), "a fact does not name another; write its condition")
+                for name, fact in self.facts.items()
+                if any(part.fact for part in _all_parts(fact))
+            ]
+        )
 
     def _gate_problems(self) -> list[Problem]:
         """Gates that are not there, or asked by nobody."""

@@ -106,6 +106,13 @@ def template_problems(
     held = secrecy.secret_settings(fleet, releases, renames(runbook))
 
     def problem(document: str, path: Path, name: str, refused: tuple[str, ...]) -> str | None:
+        if name.startswith("fact."):
+            inside = document == "runbook" and path[:1] == ("facts",)
+            return (
+                None
+                if inside
+                else f"{{{name}}} stands in a fact that has it in its parameters, and nowhere else"
+            )
         said = secrecy.runbook_problem(name, path, held) if document == "runbook" else None
         return said or names.problem(name, refused=refused)
 

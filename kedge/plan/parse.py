@@ -21,6 +21,7 @@ from kedge.model.probe import GrpcCall, HttpCall
 from kedge.model.provenance import Uri
 from kedge.model.release import Platform, Release
 from kedge.model.runbook import Runbook
+from kedge.plan import impossible
 from kedge.plan.yamltree import Spot, Tree, read, shown
 
 Document = Fleet | Release | Runbook | Policy
@@ -109,6 +110,8 @@ def _validated(tree: Tree, value: dict[str, Json], model: type[Document]) -> Doc
     except ValidationError as error:
         _translate(tree, error, model, ())
         return None
+    for path, said in impossible.problems(document):
+        tree.refuse(path, said)
     return None if tree.found else document
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from kedge.model.base import Json
 from kedge.model.notation import Path
 from kedge.model.plan import Effect, Leg, Program, Serving, Step
-from kedge.model.probe import CommandCall, GrpcCall, HttpCall, Probe, Request
+from kedge.model.probe import CommandCall, Fact, GrpcCall, HttpCall, Probe, Request
 from kedge.model.runbook import AfterCommit, Runbook
 from kedge.model.steps import (
     AnyStep,
@@ -23,9 +23,9 @@ from kedge.model.steps import (
     Undo,
     WaitStep,
 )
-from kedge.plan.template import placeholders, strings
+from kedge.plan.template import bound, placeholders, strings
 
-Facts = dict[str, Probe]
+Facts = dict[str, Fact]
 
 RUNS: dict[str, Json] = {"service": {"running": True}}
 """The condition that a node's daemon runs."""
@@ -41,7 +41,9 @@ def probe_json(probe: Probe, facts: Facts, *, captured: bool = True) -> dict[str
     captured nothing. None when nothing is left.
     """
     if probe.fact is not None:
-        return probe_json(facts[probe.fact], facts, captured=captured)
+        made = probe_json(facts[probe.fact], facts, captured=captured)
+        filled = bound(made, probe.arguments)
+        return filled if isinstance(filled, dict) else None
     for key, parts in (("all", probe.all), ("any", probe.any)):
         if parts is not None:
             inner = [

@@ -207,6 +207,49 @@ def compiled_mapping_of_text(value: dict[str, Json]) -> Callable[[Values], dict[
     return lambda values: {key: field(values) for key, field in fields}
 
 
+def bound(tree: Json, arguments: Mapping[str, Json]) -> Json:
+    """A fact's condition with values for its parameters. A text that is nothing but ``{fact.NAME}`` becomes the value
+    itself, a number too; in a ``matches`` and in a metric's label a value is text, not syntax.
+    """
+    if isinstance(tree, list):
+        return [bound(part, arguments) for part in tree]
+    if isinstance(tree, dict):
+        return {key: _bound_field(key, part, arguments) for key, part in tree.items()}
+    if not isinstance(tree, str):
+        return tree
+    whole = _FACT.fullmatch(tree)
+    return arguments[whole[1]] if whole else _bound_text(tree, arguments, str)
+
+
+def _bound_field(key: str, part: Json, arguments: Mapping[str, Json]) -> Json:
+    quotes: dict[str, Callable[[str], str]] = {"matches": re.escape, "metric": _in_quotes}
+    quote = quotes.get(key)
+    if quote is None or not isinstance(part, str):
+        return bound(part, arguments)
+    return _bound_text(part, arguments, lambda text: _around_placeholders(text, quote))
+
+
+def _bound_text(text: str, arguments: Mapping[str, Json], quote: Callable[[str], str]) -> str:
+    return _FACT.sub(lambda found: quote(_word(arguments[found[1]])), text)
+
+
+def _word(value: Json) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _around_placeholders(text: str, quote: Callable[[str], str]) -> str:
+    """A text quoted, but for its placeholders, which are filled in and quoted later."""
+    parts: list[str] = []
+    end = 0
+    for match in _PLACEHOLDER.finditer(text):
+        parts += [quote(text[end : match.start()]), match[0]]
+        end = match.end()
+    return "".join([*parts, quote(text[end:])])
+
+
+_FACT = re.compile(r"(?<!\{)\{fact\.([\w.-]+)\}")
+
+
 def expand_flags(argv: tuple[str, ...], settings: Mapping[str, str]) -> list[str]:
     """The command line with ``{settings.flags}`` replaced by ``--name=value``, sorted by name; still templates."""
     flags = [f"--{name}={settings[name]}" for name in sorted(settings)]
