@@ -1,5 +1,5 @@
 # Stands in for postgres:16: Debian's PostgreSQL 15, told the same by the same variables.
-FROM debian:bookworm-slim
+FROM kedge-base:bookworm
 RUN mkdir -p /etc/postgresql-common \
  && echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf \
  && apt-get update \

@@ -1,5 +1,5 @@
 # Stands in for python:3.12-slim-bookworm: Debian's Python 3.11, by the names that the official image has.
-FROM debian:bookworm-slim
+FROM kedge-base:bookworm
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 python3-pip python3-venv \
  && rm -rf /var/lib/apt/lists/* /usr/lib/python3.11/EXTERNALLY-MANAGED \

@@ -1,5 +1,5 @@
 # Stands in for temporalio/server and temporalio/admin-tools: their programs, built from the same modules.
-FROM debian:bookworm-slim
+FROM kedge-base:bookworm
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates netcat-openbsd \
  && rm -rf /var/lib/apt/lists/* \

@@ -198,8 +198,22 @@ def test_every_image_is_pinned_by_its_digest(compose: dict[str, Any]) -> None:
     assert all(len(one) == 1 for one in digests.values()), "one tag has one digest"
 
 
+def test_stand_ins_and_tests_build_from_a_base_that_no_registry_has_by_its_name() -> None:
+    tool = (ROOT / "tools" / "containers").read_text()
+    (base,) = re.findall(r"^BASE=(kedge-\S+)$", tool, re.MULTILINE)
+    (pinned,) = re.findall(r"^PINNED=(\S+)$", tool, re.MULTILINE)
+    assert PINNED.fullmatch(pinned)
+    assert re.findall(r"docker pull .*?(\"\S+\")", tool) == ['"$PINNED"']
+    files = [
+        *(ROOT / "deploy" / "offline").glob("*Dockerfile"),
+        *(ROOT / "tests").rglob("*Dockerfile"),
+    ]
+    froms = [re.findall(r"^FROM (\S+)", one.read_text(), re.MULTILINE) for one in files]
+    assert froms == [[base]] * 4
+
+
 def test_the_tool_that_renews_the_pins_finds_and_writes_each(tmp_path: Path) -> None:
-    for name in ("docker-compose.yml", "deploy/Dockerfile", "tools/images"):
+    for name in ("docker-compose.yml", "deploy/Dockerfile", "tools/images", "tools/containers"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     # A stand-in for the registry: it is not reached here, and what is tested is which words are asked and written.
@@ -211,13 +225,14 @@ def test_the_tool_that_renews_the_pins_finds_and_writes_each(tmp_path: Path) -> 
     call = ["bash", str(tmp_path / "tools/images")]
     told = subprocess.run(call, env=path, capture_output=True, text=True, timeout=30, check=False)
     assert told.returncode == 1, told.stderr
-    assert len(told.stdout.splitlines()) == 5
+    assert len(told.stdout.splitlines()) == 6
     assert "temporalio/server:1.31.0" in (tmp_path / "asked").read_text()
     subprocess.run([*call, "--write"], env=path, capture_output=True, timeout=30, check=True)
     written = yaml.safe_load((tmp_path / "docker-compose.yml").read_text())
     images = [one["image"] for one in written["services"].values() if "image" in one]
     assert all("5" * 64 in image for image in images)
-    assert "5" * 64 in (tmp_path / "deploy/Dockerfile").read_text()
+    for name in ("deploy/Dockerfile", "tools/containers"):
+        assert f"@sha256:{'5' * 64}\n" in (tmp_path / name).read_text()
     assert (
         subprocess.run(call, env=path, capture_output=True, timeout=30, check=False).returncode == 0
     )
