@@ -43,6 +43,7 @@ def with_missing(
         return None
     bring: dict[str, Json] = {
         "key": f"{op['key']}-brings", "op": "stage", "digest": needed.digest, "length": needed.length,
+        "limit": op.get("limit"),
     }  # fmt: skip
     if needed.strip:
         bring["strip"] = needed.strip

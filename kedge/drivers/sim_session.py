@@ -179,9 +179,7 @@ class SimSession:
             return self._recorded(key, skipped)
         if fault is not None and fault.at == "before":
             await self._happen(fault)
-        seconds = self._options.duration(name) * self._pace
-        if seconds > 0:
-            await self._rest(seconds, f"{name} takes its time")
+        await self._take(op, self._options.duration(name))
         result = await self._act(op, before, fault)
         if fault is not None and fault.at == "acted":
             await self._happen(fault)
@@ -190,6 +188,16 @@ class SimSession:
         if fault is not None and fault.at == "recorded":
             await self._happen(fault)
         return event
+
+    async def _take(self, op: Operation, seconds: float) -> None:
+        """Let an operation take so many simulated seconds, or as many as it may."""
+        limit = float("inf") if op.limit is None else op.limit
+        if seconds > 0 and self._pace > 0:
+            await self._rest(min(seconds, limit) * self._pace, f"{op.name} takes its time")
+        if seconds > limit:
+            raise host_errors.StepTimeout(
+                f"did not end within {limit:g} s, its `timeout`", {"timeout": limit}
+            )
 
     def _is_to_come(self, check: Record) -> bool:
         """Whether the daemon that a check looked at still runs: the stop after it was not done yet."""

@@ -95,6 +95,12 @@ class NoProgram(Fault):
     retryable = False
 
 
+class StepTimeout(Fault):
+    """The operation ran longer than its limit. What it had started is ended; what it had changed is looked at again."""
+
+    kind = "StepTimeout"
+
+
 class NoSecret(Fault):
     """A secret that the configuration names cannot be had on this host now. Its value is never in the words."""
 

@@ -51,6 +51,7 @@ class Operation(NamedTuple):
     name: str
     params: Dict[str, Any]
     when: Optional[Dict[str, Any]]
+    limit: Optional[float] = None
 
 
 class Request(NamedTuple):
@@ -187,6 +188,11 @@ def optional_digest(value: Any, where: str) -> Optional[str]:
     return None if value is None else str(digest(value, where))
 
 
+def optional_seconds(value: Any, where: str) -> Optional[float]:
+    """Seconds or null."""
+    return None if value is None else float(seconds(value, where))
+
+
 def optional_absolute(value: Any, where: str) -> Optional[str]:
     """An absolute path or null."""
     return None if value is None else absolute(value, where)
@@ -318,15 +324,16 @@ def operation(value: Any, where: str) -> Operation:
         there = ", ".join(sorted(OPERATIONS))
         raise BadRequest(f"{where}.op: no operation {str(asked)[:80]!r}; there are: {there}")
     spec = {**OPERATIONS[asked], "op": (text, REQUIRED), "key": (key_text, REQUIRED)}
-    found = fields(value, {**spec, "when": (optional_probe, None)}, where)
+    every = {"when": (optional_probe, None), "limit": (optional_seconds, None)}
+    found = fields(value, {**spec, **every}, where)
     if asked in ("configure", "check"):
         named_secrets(found, where)
     if asked == "init" and found["at"] >= found["of"]:
         raise BadRequest(f"{where}.at: {found['of']} steps are counted from 0")
-    when = found.pop("when")
+    when, limit = found.pop("when"), found.pop("limit")
     key = found.pop("key")
     del found["op"]
-    return Operation(key, asked, found, when)
+    return Operation(key, asked, found, when, limit)
 
 
 def named_secrets(found: Dict[str, Any], where: str) -> None:

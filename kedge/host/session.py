@@ -149,6 +149,7 @@ class Session:
             recorded = self._recorded(op)
             if recorded is not None and preflight.stands(self.node, op.name, recorded):
                 return recorded
+            pulse.limit(op.limit)
             ctx = Context(self.node, self.fence, pulse, op.key, op.name)
             self.words = ctx.told
             ctx.let_go = self.wire.close

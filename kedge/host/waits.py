@@ -14,6 +14,7 @@ import time
 from types import FrameType
 from typing import Callable, Iterator, Optional
 
+from kedge.host.errors import StepTimeout
 from kedge.host.fence import Fence
 
 SLICE = 0.25
@@ -55,12 +56,25 @@ class Pulse:
         self._say = say
         self._check = check
         self._next = time.monotonic() + SAY_EVERY
+        self._limit = float("inf")
+        self._over = float("inf")
+
+    def limit(self, seconds: Optional[float]) -> None:
+        """From here on the operation may take so long (None: for ever): then a tick raises StepTimeout."""
+        self._limit = float("inf") if seconds is None else seconds
+        self._over = time.monotonic() + self._limit
 
     def tick(self) -> None:
-        """Look at the fence and the reader; say what is waited for, at least once a second."""
+        """Look at the fence, the reader and the limit; say what is waited for, at least once a second."""
         self.fence.check()
         self._check()
         now = time.monotonic()
+        if now >= self._over:
+            raise StepTimeout(
+                f"did not end within {self._limit:g} s, its `timeout` (at the end: {self.said}). See to that and retry,"
+                " or give the step a longer `timeout` in the runbook",
+                {"timeout": self._limit, "said": self.said},
+            )
         if now >= self._next:
             self._next = now + SAY_EVERY
             self._say(self.said)
@@ -75,7 +89,7 @@ class Pulse:
             self.tick()
             left = until - time.monotonic()
             # poll counts whole milliseconds and returns early rather than late: round up.
-            pause = max(0.0, min(left, SLICE))
+            pause = max(0.0, min(left, SLICE, self._over - time.monotonic()))
             if poller.poll(int(pause * 1000 + 0.999)):
                 return True
             if time.monotonic() >= until:

@@ -139,10 +139,14 @@ class RollbackRule(Entry):
 
 
 class Retry(Entry):
-    """How often a leg is tried before it parks, and how long is waited between."""
+    """How often a leg is tried before it parks, and how long is waited between: ``backoff``, then twice as long each time.
 
-    attempts: Annotated[Count, Field(ge=1, le=MOST_ATTEMPTS)] = 3
-    backoff: Duration = 1.0
+    By default a bit more than a minute lies between the first try and the last: so long a port may still be taken by
+    connections of the daemon before (TIME_WAIT), and a daemon that wants it ends at its start.
+    """
+
+    attempts: Annotated[Count, Field(ge=1, le=MOST_ATTEMPTS)] = 4
+    backoff: Duration = 10.0
 
 
 class Runbook(Frozen):

@@ -56,6 +56,18 @@ class StepBase(Entry):
 
     model_config = ConfigDict(populate_by_name=True)
 
+    @model_validator(mode="after")
+    def _fits_its_timeout(self) -> Self:
+        for key, least in self.least().items():
+            if self.timeout is not None and least > self.timeout:
+                said = f"{least:g} s are longer than the step's timeout of {self.timeout:g} s: the step would always fail"
+                refuse([((key,), said)])
+        return self
+
+    def least(self) -> dict[str, float]:
+        """What the step takes at least, or gives another at most, by the key that says so."""
+        return {}
+
     name: Name | None = None
     said: Text = ""
     when: Condition | None = None
@@ -91,6 +103,10 @@ class WaitStep(StepBase, Probe):
     within: Annotated[Positive, Field(le=86400)] = 120.0
     interval: Annotated[Positive, Field(le=3600)] = 0.2
     also_back: Flag = False
+
+    def least(self) -> dict[str, float]:
+        """It has to hold so long."""
+        return {"for": self.hold}
 
 
 class HealthyStep(WaitStep):
@@ -153,6 +169,10 @@ class StopStep(StepBase):
     grace: Positive = 60.0
     then: Literal["park", "kill"] = "park"
 
+    def least(self) -> dict[str, float]:
+        """The daemon may take so long."""
+        return {"grace": self.grace}
+
 
 class SnapshotStep(StepBase):
     """A copy of ``paths`` under the root, complete or absent. ``keep_out`` (globs) is not copied;
@@ -185,6 +205,10 @@ class StartStep(StepBase):
     """Start the daemon; it must stay alive for ``settle`` (a ``healthy`` step behind it watches on)."""
 
     settle: Duration = 0.0
+
+    def least(self) -> dict[str, float]:
+        """It is watched so long."""
+        return {"settle": self.settle}
 
 
 AnyStep = (

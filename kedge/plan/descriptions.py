@@ -14,7 +14,7 @@ DESCRIPTIONS: dict[str, str] = {
     # -- shared by all steps
     "*.said": "A sentence for people, shown while the step runs.",
     "*.when": "A condition that is looked at before the step; where it does not hold, the step is skipped.",
-    "*.timeout": "The longest time that this may take.",
+    "*.timeout": "The longest time that this may take; then it is ended, and fails.",
     "*.attempts": "How often the leg that holds this step is tried before the run parks.",
     "*.backoff": "The pause before the second try; each further pause is twice as long, a minute at most.",
     "*.decision": "Whether the leg ends after this step, so that the workflow decides before it goes on.",
@@ -122,7 +122,7 @@ DESCRIPTIONS: dict[str, str] = {
     "Runbook.failure_budget": "How many nodes may fail before the run stops.",
     "Runbook.on_failure": "What a failure does before the point of no return: park (a person decides) or rollback.",
     "Runbook.rollback": "How nodes are taken back.",
-    "Runbook.retry": "How often a leg is tried.",
+    "Runbook.retry": "How often a leg is tried before the run parks; 4 times over 70 s unless given, longer than a port stays in TIME_WAIT.",
     "StageStep.max_bytes": "The most bytes that the archive may unpack to.",
     "StageStep.max_members": "The most members that the archive may have.",
     "HealthyStep.alive": "Whether the daemon must stay alive meanwhile.",

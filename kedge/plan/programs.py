@@ -197,7 +197,8 @@ class Maker:
             params=params,
             when=self.probe(body.when, captured=captured) if body.when else None,
             effect=self.effect(written),
-            timeout=body.timeout or timeout,
+            # A command is ended at its time-out by who runs it, and its end is waited for a moment longer.
+            timeout=timeout if isinstance(body, RunStep) else body.timeout or timeout,
             said=body.said,
         )
 

@@ -156,7 +156,9 @@ class Rendering:
         prefix = f"{run_id}@{epoch}/{self.plan.nodes[node].name}/{program}/"
         made: list[Operation] = []
         for step, params, when in self._steps(program, leg):
-            operation: Operation = {"key": prefix + step.name, "op": step.op}
+            operation: Operation = {
+                "key": prefix + step.name, "op": step.op, "limit": step.timeout,
+            }  # fmt: skip
             if when is not None:
                 operation["when"] = self._complete(when(values), side, values)
             rendered = self._complete(params(values), side, values)

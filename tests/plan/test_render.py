@@ -88,7 +88,7 @@ def test_the_operations_of_a_leg_are_the_host_protocols() -> None:
     by_name = {str(op["op"]): op for op in told}
     assert by_name["stage"] == {
         "key": "upgrade/etcd/7@4/etcd-3/forward/stage", "op": "stage", "digest": f"{'0' * 61}351", "length": 1000,
-        "source": None, "daemon": {"user": None, "ports": []},
+        "source": None, "daemon": {"user": None, "ports": []}, "limit": 900.0,
     }  # fmt: skip
     assert by_name["snapshot"]["id"] == "e4-snapshot"
     assert by_name["switch"]["digest"] == f"{'0' * 61}351"

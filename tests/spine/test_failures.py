@@ -375,3 +375,23 @@ async def test_a_way_back_that_fails_asks_what_to_do_and_gives_up_nodes(stage: S
     assert end.release is None
     assert fleet.release is None
     await eventually(lambda: scene.running() == {"n0": "1.1.0", "n1": "1.0.0", "n2": "1.0.0"})
+
+
+async def test_a_step_that_takes_longer_than_its_timeout_parks_and_says_what_to_do(
+    stage: Stage,
+) -> None:
+    scene = await stage(options={"pace": 0.01, "seconds": {"snapshot": 100}})
+    node: Json = [
+        "stage", {"stop": {"grace": "5s"}}, {"snapshot": {"paths": ["data"], "timeout": "5s"}}, "switch", "configure",
+        "start", {"healthy": {"service": {"running": True}, "within": "5s"}},
+    ]  # fmt: skip
+    async with scene.playing():
+        run = await scene.start(scene.plan(scene.runbook(**{**ALL_AT_ONCE, "node": node})))
+        status = await scene.waits_for(run, "wave")
+        assert "n0 at snapshot: StepTimeout: “did not end within 5 s, its `timeout`" in status.said
+        assert status.waiting is not None
+        assert status.waiting.showing.choices == ("retry", "skip", "rollback", "abort")
+        assert scene.running()["n0"] is None
+        await scene.decide(run, "rollback")
+        assert (await scene.end_of(run)).phase == "rolled-back"
+        assert scene.running()["n0"] == "1.0.0"
