@@ -28,7 +28,9 @@ def filled(ctx: Context, spec: Dict[str, Any]) -> Dict[str, Any]:
         headers["Authorization"] = _basic(ctx, spec["basic_auth"], values)
     for name, one in headers.items():
         if any(ord(sign) < 32 or ord(sign) == 127 for sign in one):
-            raise Broken(f"the header {name} would have a line break or another control character")
+            raise Broken(
+                f"the header {name} would have a line break or another control character: its secret must be one line"
+            )
     tls = {
         name: one if one is None else secret.put(one, values) for name, one in spec["tls"].items()
     }

@@ -154,6 +154,7 @@ class Line:
     def __init__(self, one: socket.socket, target: Target, limit: Limit, pulse: Pulse) -> None:
         self.kept = bytearray()
         self.heard = False
+        self._own_ca = False
         self.target = target
         self.limit = limit
         self._one = one
@@ -169,6 +170,7 @@ class Line:
 
         context = tls.context(options, protocol)
         name = options["server_name"] or host
+        self._own_ca = options["ca"] is not None
         secured = context.wrap_socket(
             self._one, server_hostname=name, do_handshake_on_connect=False
         )
@@ -196,7 +198,7 @@ class Line:
         if kind.startswith("SSL"):
             from kedge.host import tls  # noqa: PLC0415 -- it is loaded: this is its error
 
-            return Broken(tls.sentence(error, str(self.target), name))
+            return Broken(tls.sentence(error, str(self.target), name, own_ca=self._own_ca))
         if error.errno in (errno.ECONNRESET, errno.EPIPE):
             may = "" if self.heard or hasattr(self._one, "cipher") else ": it may want TLS"
             return Broken(f"{self.target} reset the connection{may}")

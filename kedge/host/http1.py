@@ -106,7 +106,8 @@ def _answer(line: Line, spec: Dict[str, Any], reader: Optional[Reader]) -> Answe
 
 
 def _too_large(limit: int) -> Broken:
-    return Broken(f"the body is larger than {limit} bytes")
+    more = ": ask for less, or for one series of a page of metrics with `metric`"
+    return Broken(f"the body is larger than {limit} bytes{more if limit == BODY_MAX else ''}")
 
 
 def _head(line: Line) -> Tuple[int, Dict[str, str]]:

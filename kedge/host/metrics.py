@@ -115,6 +115,8 @@ class Page:
         if not self._found:
             alike = f"; it has {', '.join(self._alike)}"[:300] if self._alike else ""
             raise Broken(f"the page has no {self._wanted}{alike}")
+        if len(self._found) > 1 and len({text for text, _ in self._found}) == 1:
+            raise Broken(f"the page has {self._found[0][0]} twice")
         if len(self._found) > 1:
             several = ", ".join(text for text, _ in self._found[:NAMED])[:300]
             raise Broken(f"several series match {self._wanted}: {several}; write more labels")

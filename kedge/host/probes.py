@@ -88,7 +88,10 @@ def _combined(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         verdict = {PASS: FAIL, FAIL: PASS}.get(told[0], UNKNOWN)
     captured = {name: value for one in found for name, value in one.captured.items()}
     bad = [one.why for one in found if one.verdict != PASS]
-    why = f"not wanted: {found[0].why}" if spec["kind"] == "not" and not bad else "; ".join(bad)
+    why = "; ".join(bad)
+    if spec["kind"] == "not" and not bad:
+        part = spec["parts"][0]
+        why = f"{_named(part) if 'parts' not in part else 'a condition'}: it holds, and must not"
     return Verdict(
         verdict, "" if verdict == PASS else why[:600], [one.saw for one in found], captured
     )
@@ -121,6 +124,8 @@ def _wrong_status(spec: Dict[str, Any], answer: http1.Answer) -> Verdict:
         why = f"{why}: it redirects to {location[:200]}, and redirects are not followed: write that address"
     elif shown.strip():
         why = f"{why}: {' '.join(shown.split())[:120]!r}"
+    if answer.status in (401, 403):
+        why = f"{why}: check what the request shows, by `headers`, `basic_auth` or `certificate`"
     return Verdict(FAIL, why, {"status": answer.status, "body": shown}, {})
 
 
@@ -132,11 +137,12 @@ def _no_json(spec: Dict[str, Any], answer: http1.Answer, error: ValueError) -> V
     if not text:
         why = "the answer is empty, expected JSON"
     elif kind.endswith("json"):
-        why = f"the answer is called {kind} and is no JSON ({str(error)[:80]}): {text[:80]!r}"
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)[:80]
+        why = f"the answer is called {kind} and is no JSON ({what}): {text[:80]!r}"
     elif text.startswith(("# HELP", "# TYPE")) or "openmetrics" in kind:
         why = "the answer is a page of metrics, expected JSON: name a series with `metric`"
     else:
-        called = kind or "text of no content type"
+        called = kind or "a text without a content type"
         why = f"the answer is {called}, expected JSON (for text write `parse: text`): {text[:80]!r}"
     return Verdict(UNKNOWN, f"{_named(spec)}: {why}", {"body": shown}, {})
 
@@ -151,7 +157,7 @@ def _grpc(ctx: Context, spec: Dict[str, Any]) -> Verdict:
 
 
 def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
-    one = commands.spawn(ctx.node, spec, commands.user_of(ctx.node))
+    one = _spawned(ctx, spec)
     try:
         ended = commands.follow(
             one, spec["timeout"], commands.OUTPUT_MAX, ctx.pulse.rest, tail=False
@@ -164,7 +170,9 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         why = f"{_named(spec)}: still running after {spec['timeout']:g} s"
         return Verdict(UNKNOWN, why, {"output": shown}, {})
     if ended.exit not in spec["exit"]:
-        why = f"{_named(spec)}: exit {ended.exit}"
+        wanted = " or ".join(str(one) for one in spec["exit"][:8])
+        printed = f": {' '.join(str(shown).split())[:120]!r}" if shown else ""
+        why = f"{_named(spec)}: exit {ended.exit}, expected {wanted}{printed}"
         return Verdict(FAIL, why, {"exit": ended.exit, "output": shown}, {})
     if spec["parse"] is None and not spec["expect"] and not spec["capture"]:
         return Verdict(PASS, "", {"exit": ended.exit, "output": shown}, {})
@@ -179,9 +187,20 @@ def _command(ctx: Context, spec: Dict[str, Any]) -> Verdict:
         return judge(ctx, spec, body)
     found = judge(ctx, spec, {"text": ended.output.decode("utf-8", "replace").strip()})
     if found.verdict == UNKNOWN and set(spec["expect"]) - {"text"} and _is_json(ended.output):
-        why = f"{_named(spec)}: printed JSON, read as text: add `parse: json`; {found.why}"
-        return found._replace(why=why[:600])
+        return found._replace(
+            why=f"{_named(spec)}: printed JSON, read as text: add `parse: json`: {str(shown)[:120]!r}"
+        )
     return found
+
+
+def _spawned(ctx: Context, spec: Dict[str, Any]) -> commands.Command:
+    try:
+        return commands.spawn(ctx.node, spec, commands.user_of(ctx.node))
+    except FileNotFoundError as error:
+        where = f"no folder {spec['cwd']}" if spec["cwd"] else "not in the release and not on PATH"
+        raise Broken(f"there is no program {spec['argv'][0]} here: {where}") from error
+    except PermissionError as error:
+        raise Broken(f"{spec['argv'][0]} may not be executed by the daemon's user") from error
 
 
 def _is_json(output: bytes) -> bool:
@@ -241,13 +260,17 @@ def judge(
                 why.append(f"{path} is not in the answer, expected {wanted}{hint}")
             else:
                 name = (names or {}).get(path, path)
-                why.append(f"{name} is {repr(saw[path])[:120]}, expected {wanted}")
+                why.append(f"{name} is {verdicts.worded(saw[path])[:120]}, expected {wanted}")
     captured: Dict[str, Any] = {}
     for name, path in spec["capture"].items():
         value = verdicts.at_path(body, path)[0]
         if value is verdicts.MISSING or value is None or isinstance(value, (dict, list)):
             told.append(UNKNOWN)
-            why.append(f"{path} has no value to capture")
+            gone = value is verdicts.MISSING
+            what = (
+                f"is not in the answer{verdicts.hint(body, path)}" if gone else "is no single value"
+            )
+            why.append(f"{path} {what} and has no value to capture")
         elif ctx.told.text(str(value)) != str(value):
             # It would be kept in the open, and be no secret any more.
             told.append(UNKNOWN)
@@ -255,7 +278,7 @@ def judge(
         else:
             captured[name] = verdicts.shown(value)
     verdict = verdicts.every(told) if told else PASS
-    return Verdict(verdict, f"{_named(spec)}: {', '.join(why)[:400]}" if why else "", saw, captured)
+    return Verdict(verdict, f"{_named(spec)}: {'; '.join(why)[:400]}" if why else "", saw, captured)
 
 
 def captured_of(ctx: Context) -> Dict[str, Any]:

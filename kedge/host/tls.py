@@ -128,10 +128,10 @@ def _in_memory(content: bytes) -> Iterator[str]:
         os.close(fd)
 
 
-def sentence(error: OSError, where: str, name: str) -> str:
-    """A failure of TLS in words."""
+def sentence(error: OSError, where: str, name: str, *, own_ca: bool) -> str:
+    """A failure of TLS in words. `own_ca`: a CA was named."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate of {where} is refused: {_refusal(error, name)}"
+        return f"the certificate of {where} is refused: {_refusal(error, name, own_ca=own_ca)}"
     reason = getattr(error, "reason", None) or ""
     for part, meaning in MEANINGS:
         if part in reason:
@@ -141,10 +141,12 @@ def sentence(error: OSError, where: str, name: str) -> str:
     return f"TLS with {where} failed: {reason.lower().replace('_', ' ') or type(error).__name__}"
 
 
-def _refusal(error: ssl.SSLCertVerificationError, name: str) -> str:
+def _refusal(error: ssl.SSLCertVerificationError, name: str, *, own_ca: bool) -> str:
     code, message = error.verify_code, error.verify_message
     if code in WRONG_NAME:
         return f"it is not for {name}: write the name that it is for as `server_name`"
+    if code in UNTRUSTED and own_ca:
+        return f"no CA that `ca` names has signed it ({message}): look who did"
     if code in UNTRUSTED:
         return f"this host does not trust its CA ({message}): name that CA with `ca`"
     return NEXT.get(code, message)

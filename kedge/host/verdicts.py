@@ -7,6 +7,7 @@ asked for (etcd, CometBFT and geth write heights that way); `eq` wants the same 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
@@ -64,10 +65,11 @@ def hint(body: Any, path: str) -> str:
         above = at_path(body, ".".join(parts[:count]))[0] if count else body
         if not isinstance(above, dict):
             break
-        dotted = ".".join(parts[count:])
-        if dotted in above and dotted != part:
-            quoted = ".".join([*parts[:count], f'"{dotted}"'])
-            return f" (a field whose name has dots is written '{quoted}')"
+        for end in range(len(parts), count + 1, -1):
+            dotted = ".".join(parts[count:end])
+            if dotted in above:
+                quoted = ".".join([*parts[:count], f'"{dotted}"', *parts[end:]])
+                return f" (a field whose name has dots is written '{quoted}')"
         names = ", ".join(list(above)[:8])[:200] + (", …" if len(above) > 8 else "")
         return f" ({'.'.join(parts[:count]) or 'it'} has {names or 'no fields'})"
     return ""
@@ -147,9 +149,20 @@ def expected(matcher: Dict[str, Any], captured: Dict[str, Any]) -> str:
             told.append("a value" if wanted else "no value")
             continue
         operands = [_operand(one, captured) for one in (wanted if word == "in" else [wanted])]
-        text = ", ".join("nothing captured" if one is MISSING else repr(one) for one in operands)
+        text = ", ".join(worded(one) for one in operands)
         told.append(f"{WORDED[word]} {text}" if word in WORDED else text)
     return " and ".join(told)[:200]
+
+
+def worded(value: Any) -> str:
+    """A value in a sentence, as documents write it."""
+    if value is MISSING:
+        return "nothing captured"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
 
 
 def match(value: Any, matcher: Dict[str, Any], captured: Dict[str, Any]) -> str:

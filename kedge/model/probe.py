@@ -106,7 +106,7 @@ class HttpCall(Request):
         Field(
             pattern=r"^(https?://[^\s@\x00]+|\{[^\s\x00]+)$",
             max_length=4096,
-            description="an http or https address without a password",
+            description="an http or https address without a password (see basic_auth)",
         ),
     ]
     method: Literal["GET", "POST", "PUT", "HEAD"] | None = None
@@ -186,6 +186,13 @@ def _http(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
 
 
+def _command(value: object) -> object:
+    if isinstance(value, str | list):
+        said = "is an object with the program and its arguments; no shell reads them: {argv: [curl, -f, URL]}"
+        raise PydanticCustomError("kedge_command", "{said}", {"said": said})
+    return value
+
+
 def _tcp(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -209,7 +216,7 @@ class Probe(Entry):
 
     http: Annotated[HttpCall, BeforeValidator(_http)] | None = None
     grpc: Annotated[GrpcCall, BeforeValidator(_http)] | None = None
-    command: CommandCall | None = None
+    command: Annotated[CommandCall, BeforeValidator(_command)] | None = None
     tcp: Annotated[TcpCall, BeforeValidator(_tcp)] | None = None
     service: ServiceCall | None = None
     all: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=64)] | None = None

@@ -193,19 +193,51 @@ def _runbook_texts(runbook: Runbook) -> Iterator[_Text]:
 def capture_problems(runbook: Runbook) -> list[Where]:
     """Conditions on values that nothing captured before."""
     known: set[str] = set()
-    for condition in runbook.preflight:
-        known |= captures(condition)
     problems: list[Where] = []
+    for index, condition in enumerate(runbook.preflight):
+        problems += _uncaptured(runbook, ("preflight", index), condition, known)
+        known |= _captures(runbook, condition)
+    if runbook.waves.last is not None:
+        problems += _uncaptured(runbook, ("waves", "last"), runbook.waves.last, known)
     for path, _, step in step_paths(runbook):
         check = step.run.check if step.run is not None else None
         every = [part for part in (step.body.when, check, step.body) if isinstance(part, Probe)]
-        problems += [
-            ("runbook", (*path, step.verb), f"compares with {name}, which nothing captured before")
-            for part in every
-            for name in sorted(captured(part) - known)
-        ]
-        known |= {name for part in every for name in captures(part)}
+        for part in every:
+            problems += _uncaptured(runbook, (*path, step.verb), part, known)
+        known |= {name for part in every for name in _captures(runbook, part)}
+    for path, rule in runbook.bakes():
+        if rule.probe is not None:
+            problems += _uncaptured(runbook, (*path, "probe"), rule.probe, known)
     return problems
+
+
+def _uncaptured(runbook: Runbook, path: Path, probe: Probe, known: set[str]) -> list[Where]:
+    return [
+        (
+            "runbook",
+            path,
+            f"compares with {name}, which nothing captured before: capture: {{{name}: …}}",
+        )
+        for name in sorted(captured(_meant(runbook, probe)) - known)
+    ]
+
+
+def _captures(runbook: Runbook, probe: Probe) -> set[str]:
+    return captures(_meant(runbook, probe))
+
+
+def _meant(runbook: Runbook, probe: Probe) -> Probe:
+    """A condition with its facts in their places; what they are given does not matter for what is captured."""
+    if probe.fact is not None:
+        return runbook.facts.get(probe.fact, probe)
+    parts = {
+        key: tuple(_meant(runbook, part) for part in inner)
+        for key in ("all", "any")
+        if (inner := getattr(probe, key)) is not None
+    }
+    if probe.negated is not None:
+        return probe.model_copy(update={"negated": _meant(runbook, probe.negated)})
+    return probe.model_copy(update=parts) if parts else probe
 
 
 def minimum_problems(runbook: Runbook, policy: Policy, risk: Risk) -> list[Where]:

@@ -137,7 +137,7 @@ def _matcher(wanted: Json) -> str | None:
         return "what does not exist has no value to compare"
     for word in _ORDERS:
         if word in known and verdicts.quantity(known[word]) is None:
-            return f"{word} compares numbers, and {known[word]!r} is none"
+            return f"{word} compares numbers, and {verdicts.worded(known[word])} is none"
     for word in ("eq", "in"):
         if word in known:
             found = known[word]
@@ -153,7 +153,7 @@ def _fits(value: Json, rest: dict[str, Json]) -> bool:
 
 
 def _shown(values: list[Json]) -> str:
-    return " or ".join(repr(value) for value in values[:8])
+    return " or ".join(verdicts.worded(value) for value in values[:8])
 
 
 def _bounds(known: dict[str, Json]) -> str | None:

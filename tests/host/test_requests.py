@@ -159,8 +159,8 @@ def test_refused_certificates_are_called_what_they_are(
     )
     show = {"certificate": str(stranger.certificate), "key": str(stranger.key)}
     table: list[tuple[str, dict[str, Any], str]] = [
-        (fine, {}, "is refused: this host does not trust its CA"),
-        (fine, {"ca": str(other.pair.certificate)}, "name that CA with `ca`"),
+        (fine, {}, "is refused: this host does not trust its CA ("),
+        (fine, {"ca": str(other.pair.certificate)}, "no CA that `ca` names has signed it"),
         (late, {"ca": ca}, "it has expired: renew it"),
         (named, {"ca": ca}, "it is not for 127.0.0.1: write the name that it is for as `server_name`"),
         (clients, {"ca": ca, **show}, "does not trust the CA of our client certificate"),
