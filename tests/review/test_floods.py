@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,7 +58,7 @@ async def test_a_flood_of_junk_leaves_a_run_and_its_fleet_hearing(scene: Scene) 
         for who in ("ada", "bob"):
             # A history full of junk is renewed meanwhile: the gate is shown anew before somebody can sign it.
             await scene.waits_for(run, "ship")
-            await patiently(lambda who=who: scene.approve(run, who))
+            await patiently(partial(scene.approve, run, who))
         assert (await scene.end_of(run)).phase == "done"
         back = await patiently(scene.rollback)
         assert (await scene.end_of(back)).phase == "rolled-back"
