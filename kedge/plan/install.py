@@ -13,7 +13,7 @@ from kedge.plan.compile import (
     planned_release,
     root_problems,
 )
-from kedge.plan.programs import probe_json
+from kedge.plan.conditions import probe_json
 from kedge.plan.render import Ground, Operation
 from kedge.plan.template import Rendered, compiled
 

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -321,7 +322,13 @@ def answering() -> Iterator[Callable[..., str]]:
     """A server on a free port that gives fixed bytes to whoever asks; gives its address."""
     opened: list[socket.socket] = []
 
-    def serve(content: bytes, pause: float = 0.0, *, hold: bool = False) -> str:
+    def serve(
+        content: bytes,
+        pause: float = 0.0,
+        *,
+        hold: bool = False,
+        context: ssl.SSLContext | None = None,
+    ) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
         opened.append(listener)
 
@@ -333,6 +340,9 @@ def answering() -> Iterator[Callable[..., str]]:
                     return
                 opened.append(one)
                 try:
+                    if context is not None:
+                        one = context.wrap_socket(one, server_side=True)
+                        opened.append(one)
                     one.recv(65536)
                     for at in range(0, len(content), 65536):
                         time.sleep(pause)

@@ -1,17 +1,26 @@
-"""The host program on every Python that it claims: hostile archives are refused, honest ones are unpacked."""
+"""The host program on every Python that it claims: hostile archives are refused, honest ones are unpacked, and health
+endpoints are asked by TLS, HTTP/2 and gzip.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kedge.host.bundle import bundle
+from tests.host.certificates import Authority
+from tests.host.conftest import Host, Served
 from tests.host.test_archive import HOSTILE, linked, made_by_hand
+from tests.host.test_grpc import answer
+from tests.host.test_requests import packed
 
 CLAIMED = ("3.9", "3.10", "3.11", "3.12", "3.13")
 
@@ -88,3 +97,33 @@ def test_archives_are_judged_alike(
     wrong = {names[int(number)]: kind for number, kind in told.items() if kind != "ArchiveRefused"}
     assert wrong == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["host.pyz", "top"]
+
+
+@pytest.mark.parametrize("version", CLAIMED)
+def test_health_is_asked_alike(tmp_path: Path, answering: Callable[..., str], version: str) -> None:
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    authority = Authority(tmp_path, "house-ca")
+    context = authority.server(authority.signed("server", "127.0.0.1"))
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"ok": true}'
+    secure = answering(ok, context=context).replace("http", "https")
+    spoken = answering(answer()).replace("http", "grpc").removesuffix("/health")
+    metrics = answering(packed(gzip.compress(b'lag{a="b"} 5\n')))
+    tls = {"ca": str(authority.pair.certificate)}
+    served = Served(tmp_path, python)
+    try:
+        host = Host(served, tmp_path)
+        probes: list[dict[str, Any]] = [
+            {"http": {"url": secure, "tls": tls}, "expect": {"ok": True}},
+            {"grpc": {"url": spoken}},
+            {"http": {"url": metrics, "metric": "lag"}, "expect": {"value": 5}},
+        ]
+        host.good(
+            *({"key": f"p{at}", "op": "probe", "probe": one} for at, one in enumerate(probes))
+        )
+        stranger = {"http": {"url": secure}, "expect": {"ok": True}}
+        said = host.call({"key": "s", "op": "probe", "probe": stranger})
+        assert "this host does not trust its CA" in said.error["message"]
+    finally:
+        assert served.close() == 0

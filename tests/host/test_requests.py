@@ -388,3 +388,46 @@ def test_gzip_bodies(
     found = probe(host, {"url": answering(content)}, {"ok": True})
     assert found["verdict"] == verdict
     assert sentence in found.get("said", "")
+
+
+# -- pages of metrics ----------------------------------------------------------------------------------------------
+
+
+def page(size: int) -> bytes:
+    """A page of metrics of at least this size; what is looked for stands at its end."""
+    line = b'http_requests_total{code="200",path="/a/long/way/to/nowhere"} 1027 1395066363000\n'
+    return b"# TYPE lag gauge\n" + line * (size // len(line) + 1) + b'lag{topic="orders"} 5\n'
+
+
+def test_a_page_of_megabytes_is_read_line_by_line(host: Any, answering: Callable[..., str]) -> None:
+    asked = {"metric": 'lag{topic="orders"}', "timeout": 10}
+    for number, size in enumerate((70 << 10, 3 << 20)):
+        content = page(size)
+        plain = b"HTTP/1.1 200 OK\r\n\r\n" + content
+        for name, raw in (("plain", plain), ("packed", packed(gzip.compress(content, 1)))):
+            found = probe(
+                host, {"url": answering(raw), **asked}, {"value": {"le": 5}}, f"{name}{number}"
+            )
+            assert found["verdict"] == "pass", found
+            found = probe(
+                host, {"url": answering(raw), **asked}, {"value": {"lt": 5}}, f"n{name}{number}"
+            )
+            assert 'lag{topic="orders"} is 5, expected less than 5' in found["said"]
+    bomb = packed(gzip.compress(page(20 << 20), 1))
+    found = probe(host, {"url": answering(bomb), **asked}, {"value": {"le": 5}}, "bomb")
+    assert "the body is larger than 16777216 bytes" in found["said"]
+
+
+def test_a_metric_is_captured_and_compared_with(host: Any, answering: Callable[..., str]) -> None:
+    """Numbers come as they are written: whole ones exactly, and exponents."""
+    url = answering(b"HTTP/1.1 200 OK\r\n\r\nheight 9007199254740993\nrate 1.5e+06\n")
+    kept = {"http": {"url": url, "metric": "height"}, "capture": {"height": "value"}}
+    said = host.good({"key": "k", "op": "probe", "probe": kept})
+    assert said.result("k")["captured"] == {"height": "9007199254740993"}
+    same = {
+        "http": {"url": url, "metric": "height"},
+        "expect": {"value": {"ge": {"captured": "height"}}},
+    }
+    host.good({"key": "s", "op": "probe", "probe": same})
+    rate = {"http": {"url": url, "metric": "rate"}, "expect": {"value": 1500000}}
+    host.good({"key": "r", "op": "probe", "probe": rate})

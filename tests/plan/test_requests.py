@@ -145,6 +145,14 @@ def test_an_ipv6_address_gets_its_brackets(address: str, url: str, rendered: str
     assert made["url"] == rendered
 
 
+def test_a_port_of_an_ipv6_address() -> None:
+    fleet = SECRETS.replace("- {name: etcd-1,", '- {name: etcd-1, address: "fd00::1",')
+    asked = """preflight: [{tcp: "{node.address}:{node.labels.peer_port}"}, {tcp: "[::1]:80"}]\n"""
+    one, two = probes(plan(fleet=fleet, runbook=runbook(asked)), 0, "preflight")
+    assert one == {"tcp": {"host": "fd00::1", "port": 23801, "timeout": 1.0}}
+    assert two == {"tcp": {"host": "::1", "port": 80, "timeout": 1.0}}
+
+
 def test_what_is_put_into_a_label_of_a_metric_is_text() -> None:
     fleet = SECRETS.replace("zone: a}", "zone: 'a\"b'}")
     metric = """preflight: [{http: {url: "http://a/", metric: 'x{zone="{node.labels.zone}"}'}, expect: {value: 1}}]\n"""  # fmt: skip
