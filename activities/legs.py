@@ -112,6 +112,18 @@ class LegActivities:
                 strange = unexpected(error, f"node {request.node}")
                 ends[request.node] = await self._refused(request, strange)
         placed = await self._places(allowed, ends)
+        try:
+            await self._begin(placed, ends, beating)
+        finally:
+            # Also where the record could not be asked: a place that nobody gives back is one less for the whole run.
+            for request in placed:
+                await self._give_back(request)
+        return [(request.node, ends[request.node]) for request in requests]
+
+    async def _begin(
+        self, placed: Sequence[LegRequest], ends: dict[int, Ended], beating: Pulse
+    ) -> None:
+        """The legs of the nodes that have a place; into ``ends`` goes what became of each."""
         admitted: list[tuple[LegRequest, Admitted]] = []
         if placed:
             for request, found in await self._admitted(placed):
@@ -131,7 +143,6 @@ class LegActivities:
             if isinstance(answer, BaseException):
                 raise answer
             ends[request.node] = answer
-        return [(request.node, ends[request.node]) for request in requests]
 
     async def _places(
         self, allowed: Sequence[LegRequest], ends: dict[int, Ended]
@@ -165,6 +176,11 @@ class LegActivities:
             return found
         finally:
             await self._left(request, done=serves)
+
+    async def _give_back(self, request: LegRequest) -> None:
+        plan = await self._ground.plan(request.run.plan)
+        if request.node in self._ground.looks.of(request.run, plan).flying:
+            await self._left(request, done=False)
 
     async def _left(self, request: LegRequest, *, done: bool) -> None:
         if request.program != "finalize":

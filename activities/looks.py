@@ -11,7 +11,7 @@ import secrets as random
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,23 @@ class Sight:
     journal: Json = None
 
 
+@dataclass(eq=False, slots=True)
+class Stop:
+    """Nodes that wait to be stopped, and the answer: which may be, or why not."""
+
+    run: str
+    wave: int
+    batch: tuple[int, ...]
+    accepted: Collection[int]
+    limit: int
+    decided: bool = False
+    going: list[int] = field(default_factory=list)
+    refusal: DriverError | None = None
+    error: DriverError | None = None
+    given_up: bool = False
+    """Nobody waits for the answer any more."""
+
+
 class RunLooks:
     """What this worker knows of the nodes of one run, and which of them it works on."""
 
@@ -76,6 +93,12 @@ class RunLooks:
         """The nodes on which legs ended, by wave (``BACK`` of a rollback)."""
         self.turn = asyncio.Lock()
         """Two stops never both take the last place."""
+        self.waiting: list[Stop] = []
+        """Stops that the next look decides, all at once."""
+        self.slow: dict[int, float] = {}
+        """Seconds that the last look at a node took, where it was slow."""
+        self.resting = 0.0
+        """Until then, no nodes are looked at but those that are about to be stopped: the last look at the others was slow."""
 
     def put(self, node: int, sight: Sight) -> None:
         """A node was seen."""
@@ -90,9 +113,54 @@ class RunLooks:
         self.down.discard(node)
         self.unseen.add(node)
 
+    def timed(self, node: int, seconds: float) -> None:
+        """A look at a node took so long."""
+        if seconds > availability.SLOW:
+            self.slow[node] = seconds
+        else:
+            self.slow.pop(node, None)
+
+    def rests(self, node: int) -> bool:
+        """Whether a node was looked at so slowly, and so short a time ago, that it is not looked at again now."""
+        sight, took = self._sights.get(node), self.slow.get(node, 0.0)
+        return sight is not None and availability.rests(time.monotonic() - sight.since, took)
+
+    def take(self, run: str) -> list[Stop]:
+        """The stops of a run that wait for a decision."""
+        taken = [stop for stop in self.waiting if stop.run == run and not stop.given_up]
+        self.waiting = [stop for stop in self.waiting if stop.run != run]
+        return taken
+
+    def let_go(self, stop: Stop) -> None:
+        """A stop is undecided again: of its nodes none is worked on."""
+        self.flying.difference_update(stop.going)
+        stop.going.clear()
+
+    def place(self, stop: Stop) -> bool:
+        """Marks the nodes of a stop that may be stopped now as worked on; whether these are all."""
+        if stop.given_up:
+            return True
+        down = self.down - self.flying
+        for node in stop.batch:
+            if node not in stop.going and availability.may_stop(
+                stop.limit,
+                (node,),
+                not_serving=down,
+                accepted=stop.accepted,
+                in_flight=self.flying,
+            ):
+                self.flying.add(node)
+                stop.going.append(node)
+        return len(stop.going) == len(stop.batch)
+
     def last(self, node: int) -> Sight | None:
         """What was last seen of a node."""
         return self._sights.get(node)
+
+    def when(self, node: int) -> tuple[float, bool]:
+        """When a node was last seen, and whether it served."""
+        sight = self._sights.get(node)
+        return (0.0, False) if sight is None else (sight.since, sight.serving)
 
     def seen(self) -> Iterable[int]:
         """The nodes of which something is known."""
@@ -148,7 +216,14 @@ class Looks:
         if not nodes:
             return True
         known = self.of(run, plan)
-        seen = await each(nodes, lambda node: self._look(run, plan, node, ensure=ensure))
+
+        async def timed(node: int) -> Sight | None:
+            begun = time.monotonic()
+            sight = await self._look(run, plan, node, ensure=ensure)
+            known.timed(node, time.monotonic() - begun)
+            return sight
+
+        seen = await each(nodes, timed)
         found = {
             node: sight
             for node, sight in zip(nodes, seen, strict=True)
@@ -176,42 +251,82 @@ class Looks:
         limit = min(planned.max_unavailable for planned in plan.waves)
         if wave != BACK:
             limit = plan.waves[wave].max_unavailable
-        going: list[int] = []
-        async with known.turn:
-            await self._refresh(run, plan, wave, batch)
-            down = known.down - known.flying
-            for node in batch:
-                if availability.may_stop(
-                    limit, (node,), not_serving=down, accepted=accepted, in_flight=known.flying
-                ):
-                    known.flying.add(node)
-                    going.append(node)
-        if len(going) == len(batch):
-            return tuple(going), None
-        failures = known.not_serving(plan, down - set(batch))
-        nodes: list[Json] = [failure.model_dump(mode="json") for failure in failures[:MAX_NAMED]]
-        refusal = DriverError(
-            availability.UNAVAILABLE,
-            availability.unavailable_message(failures, limit),
-            retryable=False,
-            detail={"nodes": nodes},
-        )
-        return tuple(going), refusal
+        stop = Stop(run.id, wave, batch, accepted, limit)
+        known.waiting.append(stop)
+        try:
+            async with known.turn:
+                if not stop.decided:
+                    await self._decide(run, plan, known)
+        except BaseException:
+            stop.given_up = True
+            known.let_go(stop)
+            raise
+        if stop.error is not None:
+            raise stop.error
+        return tuple(stop.going), stop.refusal
 
-    async def _refresh(self, run: Run, plan: Plan, wave: int, batch: tuple[int, ...]) -> None:
-        known = self.of(run, plan)
-        size = len(plan.nodes) if wave == BACK else len(plan.waves[wave].nodes)
-        near = {*batch, *known.moved.get(wave, ())}
-        old = availability.stale(known.ages(), near, availability.near_seconds(size))
-        wanted = {*known.unseen, *known.down, *islice(old, MAX_OTHERS)} - known.flying
+    async def _decide(self, run: Run, plan: Plan, known: RunLooks) -> None:
+        """One look for all stops that wait: however many there are, and however long it takes, each waits for two at most."""
+        stops = known.take(run.id)
+        try:
+            looked = await self._refresh(run, plan, stops)
+            refused = [stop for stop in stops if not known.place(stop)]
+            # Who does not serve is looked at again before anybody is refused because of it.
+            others = known.down - known.flying - looked
+            if refused and others:
+                await self._look_stop(run, plan, sorted(others)[:MAX_OTHERS], refused[0].wave)
+                refused = [stop for stop in refused if not known.place(stop)]
+            for stop in refused:
+                stop.refusal = _refusal(plan, known, stop)
+        except DriverError as error:
+            for stop in stops:
+                known.let_go(stop)
+                stop.error = error
+        except BaseException:
+            for stop in stops:
+                known.let_go(stop)
+            known.waiting = [*stops, *known.waiting]
+            raise
+        for stop in stops:
+            stop.decided = True
+
+    async def _refresh(self, run: Run, plan: Plan, stops: Collection[Stop]) -> set[int]:
+        """Look at the nodes that are about to be stopped, and at the others where what is known of them is too old; who
+        was looked at.
+        """
+        known, waves = self.of(run, plan), {stop.wave for stop in stops}
+        batch = {node for stop in stops for node in stop.batch}
+        resting = time.monotonic() < known.resting
+        near = set(batch)
+        for wave in waves if not resting else ():
+            near |= known.moved.get(wave, set())
+        sizes = [len(plan.nodes) if wave == BACK else len(plan.waves[wave].nodes) for wave in waves]
+        age = availability.near_seconds(min(sizes))
+        old = (
+            node
+            for node in availability.stale(known.ages(), near, age)
+            if node in batch or not (resting or known.rests(node))
+        )
+        down = {node for node in known.down if node in batch or not known.rests(node)}
+        wanted = {*known.unseen, *down, *islice(old, MAX_OTHERS)} - known.flying
         first = sorted(wanted, key=lambda node: node not in near)[: MAX_OTHERS + len(near)]
+        begun = time.monotonic()
+        await self._look_stop(run, plan, first, next(iter(waves)))
+        # A host that does not answer makes the look at it slow, and not the look at the others.
+        took = max((at for at, serves in map(known.when, first) if serves), default=begun) - begun
+        if took > availability.SLOW and not resting:
+            known.resting = time.monotonic() + took
+        return set(first)
+
+    async def _look_stop(self, run: Run, plan: Plan, nodes: Collection[int], wave: int) -> None:
         key = f"{run.id}@{run.epoch}/looked-stop-{wave}/{random.token_hex(8)}"
-        if not await self.look(run, plan, first, key=key, why="stop"):
+        if not await self.look(run, plan, nodes, key=key, why="stop"):
             raise DriverError("Fenced", FENCED, retryable=False)
 
     async def again(self, run: Run, plan: Plan, nodes: Collection[int]) -> None:
-        """Look at these nodes again, but for those that this worker works on."""
-        idle = set(nodes) - self.of(run, plan).flying
+        """Look at these nodes again, but for those that this worker works on, or just looked at in vain for long."""
+        known = self.of(run, plan)
+        idle = {node for node in nodes if node not in known.flying and not known.rests(node)}
         key = f"{run.id}@{run.epoch}/looked-stop/{random.token_hex(8)}"
         await self.look(run, plan, sorted(idle), key=key, why="stop")
 
@@ -302,6 +417,17 @@ class Looks:
                 return end
             token = standing
         return None
+
+
+def _refusal(plan: Plan, known: RunLooks, stop: Stop) -> DriverError:
+    failures = known.not_serving(plan, known.down - known.flying - set(stop.batch))
+    nodes: list[Json] = [failure.model_dump(mode="json") for failure in failures[:MAX_NAMED]]
+    return DriverError(
+        availability.UNAVAILABLE,
+        availability.unavailable_message(failures, stop.limit),
+        retryable=False,
+        detail={"nodes": nodes},
+    )
 
 
 def _standing(end: SessionEnd) -> Token | None:

@@ -16,6 +16,9 @@ OBSERVE = 30.0
 NEAR_PER_NODE = 0.02
 """Seconds, by node of the wave, for which a look counts as one right before a stop: so that looking takes a bounded part
 of a large wave, and a small wave is looked at each time."""
+SLOW = 1.0
+"""Seconds beyond which a look is slow: it is not repeated for as long as it took. Otherwise a look that takes longer than
+it counts for would be begun again and again, and no node be moved meanwhile."""
 END = 5.0
 """Seconds for which a look is reused at the end of a run, in a large fleet."""
 NOT_SERVING = "NotServing"
@@ -27,6 +30,11 @@ UNAVAILABLE = "Unavailable"
 def near_seconds(size: int) -> float:
     """How old a look right before a stop may be in a wave of so many nodes."""
     return min(OBSERVE, NEAR_PER_NODE * size) if size > 1 / NEAR_PER_NODE else 0.0
+
+
+def rests(age: float, took: float) -> bool:
+    """Whether a look that took so long ended too short a time ago to be repeated."""
+    return took > SLOW and age < took
 
 
 def end_seconds(nodes: int) -> float:
