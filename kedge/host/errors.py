@@ -96,9 +96,13 @@ class NoProgram(Fault):
 
 
 class StepTimeout(Fault):
-    """The operation ran longer than its limit. What it had started is ended; what it had changed is looked at again."""
+    """The operation ran longer than its limit: it had its time, and another try would take as long.
+
+    What it had started is ended; what it had changed is looked at again.
+    """
 
     kind = "StepTimeout"
+    retryable = False
 
 
 class NoSecret(Fault):

@@ -29,7 +29,7 @@ from kedge.host.journal import Journal
 from kedge.host.layout import Node
 from kedge.host.request import Operation, Request
 from kedge.host.told import Told, without_secrets
-from kedge.host.waits import SLICE, Pulse
+from kedge.host.waits import SLICE, WORKS, Pulse
 
 INPUT_WAIT = 60.0
 SAID_MAX = 500
@@ -143,7 +143,7 @@ class Session:
             # Its own earlier attempt may still run: that one's end is what is waited for.
             limit += op.params["timeout"]
         with self.fence.turn(op.key, limit, pulse.tick):
-            pulse.said = "works"
+            pulse.said = WORKS
             restores.finish(self.node, self.fence)
             self.journal.refresh()
             recorded = self._recorded(op)

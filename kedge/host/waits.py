@@ -19,6 +19,7 @@ from kedge.host.fence import Fence
 
 SLICE = 0.25
 SAY_EVERY = 1.0
+WORKS = "works"
 
 
 class LateError(Exception):
@@ -52,7 +53,7 @@ class Pulse:
 
     def __init__(self, fence: Fence, say: Callable[[str], None], check: Callable[[], None]) -> None:
         self.fence = fence
-        self.said = "works"
+        self.said = WORKS
         self._say = say
         self._check = check
         self._next = time.monotonic() + SAY_EVERY
@@ -70,9 +71,10 @@ class Pulse:
         self._check()
         now = time.monotonic()
         if now >= self._over:
+            doing = "" if self.said == WORKS else f" (at the end: {self.said})"
             raise StepTimeout(
-                f"did not end within {self._limit:g} s, its `timeout` (at the end: {self.said}). See to that and retry,"
-                " or give the step a longer `timeout` in the runbook",
+                f"did not end within {self._limit:g} s, its `timeout`{doing}. See why it takes so long and retry, or"
+                " abort and give the step a longer `timeout` in the runbook",
                 {"timeout": self._limit, "said": self.said},
             )
         if now >= self._next:

@@ -11,7 +11,7 @@ RESTARTING = frozenset({"ServiceDied"})
 FINAL = frozenset(
     {
         "NotAuthorised", "DigestMismatch", "ArchiveRefused", "BadRequest", "Unresolved", "NoRelease",
-        "NoProgram", "EditedByHand",
+        "NoProgram", "EditedByHand", "StepTimeout",
     }
 )  # fmt: skip
 """Errors that no repetition mends."""

@@ -20,10 +20,10 @@ def late(host: Any, *ops: dict[str, Any], **more: Any) -> dict[str, Any]:
     begun = time.monotonic()
     error: dict[str, Any] = host.call(*ops, **more).error
     assert error["type"] == "StepTimeout", error
-    assert error["retryable"] is True
+    assert error["retryable"] is False
     assert time.monotonic() - begun < 8
     assert "its `timeout`" in error["message"]
-    assert "or give the step a longer `timeout` in the runbook" in error["message"]
+    assert "abort and give the step a longer `timeout` in the runbook" in error["message"]
     return error
 
 
