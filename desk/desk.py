@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from desk.runs import Runs, RunSummary
     from desk.up import Place, Say, Stopped
     from desk.views import RunView
+    from kedge.model.fleet import Fleet
+    from kedge.plan.parse import Parsed
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -280,6 +282,7 @@ class Desk:
             raise DocumentError(tuple(problems))
         fleet = documents.read_fleet(fleet_file)
         name = fleet.value.name
+        await self._has_its_own_places(fleet)
         if document is not None:
             environment = read_policy(document.policy).environment
             if environment != fleet.value.environment:
@@ -297,6 +300,24 @@ class Desk:
             await self.artifacts.keep(archive)
         await self.fleets.remember(name, fleet.value, baseline.value)
         return name
+
+    async def _has_its_own_places(self, fleet: Parsed[Fleet]) -> None:
+        """Raises ``DocumentError`` where a fleet would share a root or a port with another one that is recorded here."""
+        from kedge.model.fleet import Fleet
+        from kedge.plan.places import shared_places
+
+        others = [
+            Fleet.model_validate_json(await self.blobs.get(record.document))
+            for record in await self.fleets.every()
+            if record.fleet != fleet.value.name
+        ]
+        problems = shared_places(fleet.value, others)
+        if problems:
+            raise DocumentError(
+                tuple(fleet.problem(path, said) for path, said in problems),
+                next_step="give this fleet roots and ports of its own. A fleet that is gone for good is forgotten when its"
+                f" file in {self.settings.home / 'fleets'} is removed",
+            )
 
     def _signed(self, name: ReleaseName, root: Digest | None = None) -> str:
         return self.releases.read(name, root).document

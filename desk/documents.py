@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
@@ -20,15 +20,19 @@ from kedge.drivers.artifacts import check_packing
 from kedge.model.base import Digest
 from kedge.model.errors import DocumentError, DriverError, OrderError
 from kedge.model.fleet import Fleet
+from kedge.model.notation import Path as Path_
 from kedge.model.plan import Artifact, Plan
 from kedge.model.policy import Policy
 from kedge.model.release import Release, ReleaseArtifact
 from kedge.model.runbook import Runbook
 from kedge.model.signed_policy import SignedPolicy
 from kedge.model.trusted import ReleaseName, release_name
-from kedge.plan.check import cycles, install_problems, variable_problems
-from kedge.plan.compile import ConflictsError, compile_plan, node_places, root_problems
+from kedge.plan.boundary import restore_problems
+from kedge.plan.check import capture_problems, cycles, install_problems, variable_problems
+from kedge.plan.compile import ConflictsError, compile_plan
 from kedge.plan.parse import D, Parsed, parse, parse_any
+from kedge.plan.places import root_problems, shared_places
+from kedge.plan.references import role_references, runbook_references
 from kedge.plan.yamltree import MAX_BYTES, read
 from kedge.trust.policies import policy_text
 from kedge.trust.policies import read_policy as policy_of
@@ -294,46 +298,87 @@ def compile_files(
 
 
 def lint(paths: Iterable[Path]) -> tuple[str, ...]:
-    """Every problem of documents of any kind; of fleets that are looked at together also rings of dependencies."""
+    """Every problem of documents of any kind. Of documents that are looked at together also what they refer to in each
+    other: rings of dependencies, roots and ports of two fleets, labels and variables of the fleet that a runbook is for,
+    roles of the policy.
+    """
     problems: list[str] = []
-    fleets: dict[str, Parsed[Fleet]] = {}
+    kinds = _Kinds()
     for path in paths:
         try:
             parsed = parse_any(read_bytes(path), str(path))
         except DocumentError as error:
             problems += error.problems
             continue
-        if isinstance(parsed.value, Release):
-            release = Parsed(parsed.name, parsed.value, parsed.root)
-            problems += archive_problems(release, _anchored(parsed.value, path))
-        if isinstance(parsed.value, Runbook):
-            found = variable_problems(None, parsed.value)
-            problems += [parsed.problem(path, said) for _, path, said in found]
-        if isinstance(parsed.value, Fleet):
-            fleet = Parsed(parsed.name, parsed.value, parsed.root)
-            if parsed.value.name in fleets:
-                other = fleets[parsed.value.name].name
-                problems.append(
-                    fleet.problem(("name",), f"{other} is a fleet of this name already")
+        match parsed.value:
+            case Release():
+                release = Parsed(parsed.name, parsed.value, parsed.root)
+                problems += archive_problems(release, _anchored(parsed.value, path))
+            case Runbook():
+                kinds.runbooks.append(Parsed(parsed.name, parsed.value, parsed.root))
+            case Policy():
+                kinds.policies.append(Parsed(parsed.name, parsed.value, parsed.root))
+            case Fleet():
+                problems += _fleet_problems(
+                    Parsed(parsed.name, parsed.value, parsed.root), kinds.fleets
                 )
-            fleets.setdefault(parsed.value.name, fleet)
-            problems += _fleet_problems(fleet)
-    problems += _rings(list(fleets.values()))
-    problems += _shared_roots(list(fleets.values()))
+    for runbook in kinds.runbooks:
+        problems += kinds.of_runbook(runbook)
+    fleets = [fleet for fleet, _ in kinds.fleets.values()]
+    problems += [*_rings(fleets), *_shared_places(fleets)]
     return tuple(dict.fromkeys(problems))
 
 
-def _fleet_problems(fleet: Parsed[Fleet]) -> Sequence[str]:
+@dataclass
+class _Kinds:
+    """Sound documents that are looked at together. ``fleets`` by name, with the component they run where it is known."""
+
+    fleets: dict[str, tuple[Parsed[Fleet], str | None]] = field(default_factory=dict)
+    runbooks: list[Parsed[Runbook]] = field(default_factory=list)
+    policies: list[Parsed[Policy]] = field(default_factory=list)
+
+    def of_runbook(self, runbook: Parsed[Runbook]) -> list[str]:
+        """What a runbook refers to and what is not there."""
+        book = runbook.value
+        fleets = self._fleets_of(book)
+        found: list[tuple[Path_, str]] = [
+            *((path, said) for _, path, said in variable_problems(None, book)),
+            *((path, said) for _, path, said in capture_problems(book)),
+            *((path, said) for _, path, said in restore_problems(book)),
+            *runbook_references(book, fleets),
+        ]
+        environments = {fleet.environment for fleet in fleets}
+        for policy in self.policies:
+            if len(self.policies) == 1 or policy.value.environment in environments:
+                found += role_references(book, policy.value)
+        return [runbook.problem(path, said) for path, said in found]
+
+    def _fleets_of(self, book: Runbook) -> list[Fleet]:
+        """The fleets that a runbook is for: of its component; the only one there is, where it names none."""
+        if book.component is None:
+            every = [fleet.value for fleet, _ in self.fleets.values()]
+            return every if len(every) == 1 else []
+        return [fleet.value for fleet, runs in self.fleets.values() if runs == book.component]
+
+
+def _fleet_problems(
+    fleet: Parsed[Fleet], known: dict[str, tuple[Parsed[Fleet], str | None]]
+) -> Sequence[str]:
     """What is wrong with a fleet under the release it names. What the runbook's vars give is not known here, nor is a
     signed release, which only its repository has.
     """
+    name = fleet.value.name
     baseline: Parsed[Release] | None = None
     problems: list[str] = []
+    if name in known:
+        said = f"{known[name][0].name} is a fleet of this name already"
+        problems.append(fleet.problem(("name",), said))
     if release_name(fleet.value.release) is None:
         try:
             baseline = read_baseline(fleet)
         except DocumentError as error:
             problems += error.problems
+    known.setdefault(name, (fleet, baseline.value.component if baseline is not None else None))
     found = install_problems(fleet.value, baseline.value if baseline is not None else None)
     problems += [fleet.problem(path, said) for _, path, said in root_problems(fleet.value)]
     return problems + [
@@ -342,17 +387,12 @@ def _fleet_problems(fleet: Parsed[Fleet]) -> Sequence[str]:
     ]
 
 
-def _shared_roots(fleets: Sequence[Parsed[Fleet]]) -> list[str]:
-    """Two fleets would write into each other's nodes."""
-    owner: dict[tuple[str, str], str] = {}
-    problems: list[str] = []
-    for fleet in fleets:
-        for place in node_places(fleet.value):
-            other = owner.setdefault(place, fleet.value.name)
-            if other != fleet.value.name:
-                said = f"{place[1]} on {place[0]} is a root of the fleet {other} already"
-                problems.append(fleet.problem(("root",), said))
-    return problems[:20]
+def _shared_places(fleets: Sequence[Parsed[Fleet]]) -> list[str]:
+    return [
+        fleet.problem(path, said)
+        for at, fleet in enumerate(fleets)
+        for path, said in shared_places(fleet.value, [one.value for one in fleets[:at]])
+    ]
 
 
 def _rings(fleets: Sequence[Parsed[Fleet]]) -> list[str]:

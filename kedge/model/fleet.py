@@ -32,7 +32,8 @@ def _one_of(what: str, names: tuple[str, ...]) -> AfterValidator:
     return AfterValidator(known)
 
 
-_PORT_LABEL = re.compile(r"(^|[._-])port$")
+PORT_LABEL = re.compile(r"(^|[._-])port$")
+"""Labels that are ports which the node listens on."""
 
 
 class Join(Frozen):
@@ -238,7 +239,7 @@ class Fleet(Frozen):
         problems: list[Problem] = []
         for index, node in enumerate(self.nodes):
             for label, port in node.labels.items():
-                if not _PORT_LABEL.search(label) or not port.isdecimal():
+                if not PORT_LABEL.search(label) or not port.isdecimal():
                     continue
                 other = owner.setdefault((node.address, port), node)
                 if other is not node:

@@ -27,6 +27,8 @@ _RELEASES = {
     for what in ("version", "reports", "digest")
 }
 _RUN = {"fleet.name", "run.id", "run.epoch"}
+FIXED = frozenset({*_NODE, *_RELEASES, *_RUN})
+"""The placeholders that every node has a value for, whatever the documents say."""
 _EARLY = (
     "node.root", "node.current", "node.config", "node.data", "settings", "release", "before", "after", "run", "secret",
 )  # fmt: skip
@@ -184,10 +186,16 @@ def _init_texts(fleet: Fleet) -> Iterator[tuple[Path, str]]:
                 yield ("init", at, *path), text
 
 
-def _runbook_texts(runbook: Runbook) -> Iterator[_Text]:
+def runbook_texts(runbook: Runbook) -> Iterator[tuple[Path, str]]:
+    """Every text of a runbook that placeholders are filled in."""
     for path, text in strings(plain(runbook)):
         if not _SPOKEN & set(path) and path[0] != "vars":
-            yield "runbook", path, text, ()
+            yield path, text
+
+
+def _runbook_texts(runbook: Runbook) -> Iterator[_Text]:
+    for path, text in runbook_texts(runbook):
+        yield "runbook", path, text, ()
 
 
 def capture_problems(runbook: Runbook) -> list[Where]:

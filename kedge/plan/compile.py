@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kedge.model.errors import PlanError
-from kedge.model.fleet import Daemon, Fleet, Join, Node
+from kedge.model.fleet import Daemon, Fleet
 from kedge.model.notation import Path
 from kedge.model.plan import (
     Artifact,
@@ -14,7 +14,6 @@ from kedge.model.plan import (
     Configuration,
     Gate,
     Plan,
-    PlannedNode,
     PlannedRelease,
     Program,
     ServiceTemplate,
@@ -27,9 +26,9 @@ from kedge.plan import boundary, check, company, programs, secrecy, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
 from kedge.plan.guards import unguarded
+from kedge.plan.places import fleet_vars, planned_nodes, root_problems
 from kedge.plan.risk import risk_of
 from kedge.plan.settings import effective
-from kedge.plan.template import UnknownPlaceholderError, render
 from kedge.plan.yamltree import shown
 
 
@@ -88,44 +87,6 @@ def compile_plan(
     if problems:
         raise ConflictsError(problems)
     return plan
-
-
-def node_places(fleet: Fleet) -> list[tuple[str, str]]:
-    """Address and root of every node, the root without doubled slashes; empty where a root cannot be rendered."""
-    try:
-        nodes = planned_nodes(fleet)
-    except UnknownPlaceholderError:
-        return []  # told with the other placeholders
-    return [(node.address, _plain_path(node.root)) for node in nodes]
-
-
-def _plain_path(root: str) -> str:
-    return "/" + "/".join(part for part in root.split("/") if part)
-
-
-def root_problems(fleet: Fleet) -> list[Where]:
-    """Roots that are no place of their own."""
-    try:
-        nodes = planned_nodes(fleet)
-    except UnknownPlaceholderError:
-        return []  # told with the other placeholders
-    problems: list[Where] = []
-    taken: dict[tuple[str, str], str] = {}
-    for index, node in enumerate(nodes):
-        parts = node.root.split("/")
-        written: Path = (
-            ("nodes", index, "root") if fleet.nodes[index].root is not None else ("root",)
-        )
-        if not node.root.startswith("/") or ".." in parts or not any(parts):
-            problems.append(
-                ("fleet", written, f"{node.root} is no absolute path of a folder, without '..'")
-            )
-        place_of = (node.address, _plain_path(node.root))
-        if place_of in taken:
-            said = f"{node.name} and {taken[place_of]} have the same root {node.root} on {node.address}"
-            problems.append(("fleet", written, said))
-        taken.setdefault(place_of, node.name)
-    return problems[:20]
 
 
 def _same(before: Release, after: Release) -> list[Where]:
@@ -263,59 +224,6 @@ def _gates(runbook: Runbook, policy: Policy) -> tuple[Gate, ...]:
         )
         for name, rule in sorted(runbook.gates.items())
     )
-
-
-def fleet_vars(fleet: Fleet) -> dict[str, str]:
-    """The fleet's vars, joins over nodes made."""
-    made: dict[str, str] = {}
-    for name, value in fleet.vars.items():
-        if isinstance(value, Join):
-            parts = [
-                render(value.join, _address_values(fleet, index, node))
-                for index, node in enumerate(fleet.nodes)
-            ]
-            made[name] = value.separator.join(parts)
-        else:
-            made[name] = value
-    return made
-
-
-def _address_values(fleet: Fleet, index: int, node: Node) -> dict[str, str]:
-    """What is known of a node before its root is."""
-    return {
-        "fleet.name": fleet.name,
-        "node.name": node.name,
-        "node.address": node.address,
-        "node.platform": node.platform,
-        "node.index": str(index),
-        **{f"node.labels.{label}": value for label, value in node.labels.items()},
-    }
-
-
-def planned_nodes(fleet: Fleet) -> tuple[PlannedNode, ...]:
-    """The fleet's nodes as a plan has them, roots rendered."""
-    variables = {
-        f"vars.{name}": value for name, value in fleet.vars.items() if isinstance(value, str)
-    }
-    made: list[PlannedNode] = []
-    for index, node in enumerate(fleet.nodes):
-        own = {f"vars.{name}": value for name, value in node.overrides.vars.items()}
-        values = {**variables, **own, **_address_values(fleet, index, node)}
-        made.append(
-            PlannedNode(
-                name=node.name,
-                address=node.address,
-                platform=node.platform,
-                root=render(node.root if node.root is not None else fleet.root, values),
-                transport=fleet.transport,
-                service=fleet.service,
-                labels=node.labels,
-                options={**fleet.options, **node.options},
-                vars=node.overrides.vars,
-                settings=node.overrides.settings,
-            )
-        )
-    return tuple(made)
 
 
 def planned_release(

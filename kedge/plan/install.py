@@ -6,14 +6,9 @@ from kedge.model.fleet import Fleet
 from kedge.model.plan import Artifact, PlannedNode
 from kedge.model.release import Release
 from kedge.plan.check import install_problems
-from kedge.plan.compile import (
-    ConflictsError,
-    fleet_vars,
-    planned_nodes,
-    planned_release,
-    root_problems,
-)
+from kedge.plan.compile import ConflictsError, planned_release
 from kedge.plan.conditions import probe_json
+from kedge.plan.places import fleet_vars, planned_nodes, root_problems
 from kedge.plan.render import Ground, Operation
 from kedge.plan.template import Rendered, compiled
 

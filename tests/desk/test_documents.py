@@ -128,6 +128,8 @@ def test_lint_finds_rings_between_fleets(folder: Path) -> None:
             )
             + f"dependencies: [{{fleet: {needs}}}]\n"
         )
+        if name == "b":
+            text = text.replace('"237', '"247').replace('"238', '"248')
         (folder / f"{name}.yaml").write_text(text)
     found = lint([folder / "a.yaml", folder / "b.yaml"])
     assert found == (
@@ -162,7 +164,7 @@ def test_lint_finds_fleets_that_share_a_root(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(replaced(FLEET, "name: etcd\n", f"name: {name}\n"))
     found = lint([folder / "a.yaml", folder / "b.yaml"])
     assert found[0] == (
-        f"{folder}/b.yaml:7:7: root: /srv/kedge/etcd-1 on 127.0.0.1 is a root of the fleet a already"
+        f"{folder}/b.yaml:7:7: root: /srv/kedge/etcd-1 on this machine is a root of the fleet a already"
     )
 
 

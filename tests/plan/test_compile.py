@@ -192,7 +192,7 @@ def test_a_platform_without_an_artifact_is_told() -> None:
 
 
 ROOTS = [
-    ("two nodes in one folder", 'root: "{vars.base}/{node.name}"', 'root: "{vars.base}"', "fleet: root: etcd-2 and etcd-1 have the same root /srv/kedge on 127.0.0.1"),
+    ("two nodes in one folder", 'root: "{vars.base}/{node.name}"', 'root: "{vars.base}"', "fleet: root: etcd-2 and etcd-1 have the same root /srv/kedge on this machine"),
     ("the same folder written otherwise", "{name: etcd-2,", "{name: etcd-2, root: /srv//kedge/etcd-1/,", "fleet: nodes.1.root: etcd-2 and etcd-1 have the same root"),
     ("a relative folder", "base: /srv/kedge", "base: srv", "fleet: root: srv/etcd-1 is no absolute path of a folder"),
     ("a folder above", "base: /srv/kedge", "base: /srv/../etc", "is no absolute path of a folder, without '..'"),

@@ -23,7 +23,7 @@ from kedge.drivers.ports import SessionRequest
 from kedge.model.fleet import Fleet
 from kedge.model.release import Release
 from kedge.model.run import EnsureResult
-from kedge.plan.compile import planned_nodes
+from kedge.plan.places import planned_nodes
 from tests.daemons import passable
 from tests.spine.scene import Scene, end_daemons, make_scene, settle
 from worker.wiring import ground_of

@@ -36,8 +36,9 @@ from kedge.model.release import Release
 from kedge.model.run import RunEnd, Submitted
 from kedge.model.runbook import Runbook
 from kedge.model.status import FleetStatus, RunStatus
-from kedge.plan.compile import compile_plan, planned_nodes
+from kedge.plan.compile import compile_plan
 from kedge.plan.digest import plan_digest
+from kedge.plan.places import planned_nodes
 from kedge.trust.orders import bytes_to_sign, make, seal
 from tests.daemons import AS_US
 from worker.processes import identify
