@@ -22,7 +22,7 @@ from kedge.model.plan import (
 from kedge.model.policy import Policy
 from kedge.model.release import Release
 from kedge.model.runbook import AfterCommit, BakeRule, Runbook
-from kedge.plan import boundary, check, company, programs, secrecy, widen
+from kedge.plan import boundary, check, company, programs, secrecy, serving, widen
 from kedge.plan.company import Where
 from kedge.plan.digest import document_digest, reference
 from kedge.plan.guards import unguarded
@@ -182,8 +182,8 @@ def _plan(
         after=planned_release(fleet, (before, after), rename),
         nodes=nodes,
         vars=variables,
-        preflight=programs.preflight(runbook, maker),
-        serving=programs.serving(runbook, maker),
+        preflight=serving.preflight(runbook, maker),
+        serving=serving.serving(runbook, maker),
         programs=_programs(runbook, maker),
         waves=waves,
         finalize_node=widen.order(fleet.nodes, runbook.waves).nodes[0]

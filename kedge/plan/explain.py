@@ -224,7 +224,7 @@ def _condition(probe: Json) -> str:
     for key, join in (("all", " and "), ("any", " or ")):
         parts = probe.get(key)
         if isinstance(parts, list):
-            return join.join(_condition(part) for part in parts)
+            return join.join(dict.fromkeys(_condition(part) for part in parts))
     if "not" in probe:
         return f"not ({_condition(probe['not'])})"
     expect = probe.get("expect")

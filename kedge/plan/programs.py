@@ -6,7 +6,7 @@ from typing import Any
 
 from kedge.model.base import Json
 from kedge.model.notation import Path
-from kedge.model.plan import Effect, Leg, Program, Serving, Step
+from kedge.model.plan import Effect, Leg, Program, Step
 from kedge.model.probe import Probe
 from kedge.model.runbook import AfterCommit, Runbook
 from kedge.model.steps import (
@@ -24,7 +24,6 @@ from kedge.model.steps import (
     WaitStep,
 )
 from kedge.plan.conditions import Facts, probe_json
-from kedge.plan.template import placeholders, strings
 
 RUNS: dict[str, Json] = {"service": {"running": True}}
 """The condition that a node's daemon runs."""
@@ -370,54 +369,6 @@ def bake_probe(runbook: Runbook, maker: Maker) -> dict[str, Json]:
             if made is not None:
                 parts.append(made)
     return {"all": parts}
-
-
-def serving(runbook: Runbook, maker: Maker) -> Serving:
-    """What a node that serves answers: what its ``healthy`` steps behind the start ask, on the old release as on the way
-    back to it. Nothing that is captured or is known of the new release alone is asked of the old one.
-    """
-    verbs = [written.verb for written in runbook.node]
-    steps = [
-        written.healthy
-        for written in runbook.node[verbs.index("start") + 1 :]
-        if written.healthy is not None
-    ]
-    old = [runbook.rollback.healthy] if runbook.rollback.healthy is not None else steps
-    before = _all([maker.probe(step, captured=False) for step in old])
-    of_new = any(
-        name.startswith("after.") for _, text in strings(before) for name in placeholders(text)
-    )
-    return Serving(
-        before=None if of_new else before,
-        after=_all([maker.probe(step, captured=False) for step in steps]),
-    )
-
-
-def _all(probes: list[dict[str, Json] | None]) -> dict[str, Json] | None:
-    """All of these conditions but that the daemon runs, which every look sees; None when nothing is left."""
-    parts = [probe for probe in probes if probe is not None and probe != RUNS]
-    distinct = [probe for at, probe in enumerate(parts) if probe not in parts[:at]]
-    return {"all": list[Json](distinct)} if len(distinct) > 1 else next(iter(distinct), None)
-
-
-def preflight(runbook: Runbook, maker: Maker) -> tuple[Step, ...]:
-    """The probes that must pass before the first step. A runbook without any gets one from its ``healthy``: a node that
-    does not serve on the old release is known before another is stopped.
-    """
-    asked = [maker.probe(condition) for condition in runbook.preflight]
-    if not asked:
-        old = serving(runbook, maker).before
-        asked = [RUNS if old is None else {"all": [RUNS, old]}]
-    return tuple(
-        Step(
-            name=f"preflight-{index + 1}",
-            op="probe",
-            params={"probe": probe},
-            timeout=30.0 + MARGIN,
-        )
-        for index, probe in enumerate(asked)
-        if probe is not None
-    )
 
 
 def step_paths(runbook: Runbook) -> list[tuple[Path, str, NodeStep]]:

@@ -38,6 +38,16 @@ def placeholders(text: str) -> tuple[str, ...]:
     return tuple(match[2] or match[3] for match in _PLACEHOLDER.finditer(text) if not match[1])
 
 
+def renamed(text: str, begin: str, instead: str) -> str:
+    """The text with ``{begin…}`` written as ``{instead…}``."""
+
+    def put(match: re.Match[str]) -> str:
+        name = match[2] or ""
+        return f"{{{instead}{name[len(begin) :]}}}" if name.startswith(begin) else match[0]
+
+    return _PLACEHOLDER.sub(put, text)
+
+
 def strings(value: Json, path: Path = ()) -> Iterator[tuple[Path, str]]:
     """Every text of a tree with its place; keys are not templates."""
     if isinstance(value, str):

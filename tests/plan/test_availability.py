@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kedge.model.base import Json
 from kedge.plan.availability import (
     END,
     OBSERVE,
@@ -118,6 +119,46 @@ def test_a_preflight_that_is_written_is_taken_as_it_is() -> None:
     made = small(2, 'preflight: [{tcp: "127.0.0.1:1"}]')
     assert len(made.preflight) == 1
     assert "tcp" in str(probes(made, 0, "preflight"))
+
+
+def test_a_node_on_the_old_release_may_answer_as_either() -> None:
+    # Which one runs is known by its digest; what it answers may be the version of the cluster, or of shared data.
+    made = small(2, f"rollback: {{{HEALTHY}}}")
+    (old,) = probes(made, 1, "before")
+    assert isinstance(old, dict)
+    assert old["expect"] == {"version": {"in": ["1.0.0", "1.1.0"]}}
+    assert str(old) in str(probes(made, 1, "preflight"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        (
+            'text: {matches: "^App/{release.version}$"}',
+            [{"text": {"matches": f"^App/{old}$"}} for old in (r"1\.0\.0", r"1\.1\.0")],
+        ),
+        (
+            'text: {starts_with: "{{release.version}} {release.version} "}',
+            [
+                {"text": {"starts_with": f"{{release.version}} {old} "}}
+                for old in ("1.0.0", "1.1.0")
+            ],
+        ),
+    ],
+)
+def test_a_pattern_that_has_the_version_is_asked_once_with_each(
+    asked: str, parts: list[Json]
+) -> None:
+    made = small(
+        2, f'rollback: {{healthy: {{http: "http://{{node.address}}/old", expect: {{{asked}}}}}}}'
+    )
+    (old,) = probes(made, 0, "before")
+    assert isinstance(old, dict)
+    any_of = old["any"]
+    assert isinstance(any_of, list)
+    assert [one["expect"] for one in any_of if isinstance(one, dict)] == parts
+    told = "\n".join(lines(explain(made)))
+    assert "the daemon runs and GET http://{node.address}/old answers (text)\n" in told
 
 
 def test_what_is_known_of_the_new_release_alone_is_not_asked_of_the_old_one() -> None:
