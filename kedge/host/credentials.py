@@ -6,8 +6,9 @@ A probe names secrets and says where they are; they are read here, and nothing o
 from __future__ import annotations
 
 import base64
+import os
 import time
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Tuple
 
 from kedge.host import files, secret
 from kedge.host.dial import Broken
@@ -34,6 +35,8 @@ def filled(ctx: Context, spec: Dict[str, Any]) -> Dict[str, Any]:
     tls = {
         name: one if one is None else secret.put(one, values) for name, one in spec["tls"].items()
     }
+    if values:
+        _remember(ctx, spec["secrets"], values)
     return {**spec, "headers": headers, "tls": tls}
 
 
@@ -58,31 +61,44 @@ def _values(ctx: Context, sources: Dict[str, Dict[str, Any]]) -> secret.Values:
         values = secret.resolve(ctx, sources)
     except NoSecret as fault:
         raise Broken(fault.message) from fault
-    _remember(ctx, sources)
     ctx.credentials[key] = (time.monotonic(), values)
     return values
 
 
-def _remember(ctx: Context, sources: Dict[str, Dict[str, Any]]) -> None:
-    """Write down where the secrets of this run's probes are: a daemon may say later what it was shown."""
-    kept = files.read_json(ctx.node.shown_secrets)
-    mine = kept["sources"] if isinstance(kept, dict) and kept.get("run") == ctx.run else {}
-    if {**mine, **sources} != mine:
+def _remember(ctx: Context, sources: Dict[str, Dict[str, Any]], values: secret.Values) -> None:
+    """Write down what this run's probes show: a daemon may say later what it was shown. Of values keyed digests."""
+    kept = shown(ctx)
+    if kept.get("run") != ctx.run:
+        kept = {"run": ctx.run, "sources": {}, "salt": os.urandom(16).hex(), "of": {}}
+    marks = {
+        name: sorted({*kept["of"].get(name, ()), secret.mark(kept["salt"], value)})
+        for name, value in values.items()
+    }
+    new = {**kept, "sources": {**kept["sources"], **sources}, "of": {**kept["of"], **marks}}
+    if new != kept:
         with ctx.fence.act():
-            files.write_atomic(
-                ctx.node.shown_secrets,
-                files.to_json({"run": ctx.run, "sources": {**mine, **sources}}),
-            )
+            files.write_atomic(ctx.node.shown_secrets, files.to_json(new))
 
 
-def shown(ctx: Context) -> Dict[str, Dict[str, Any]]:
-    """The sources of what the probes of the last run that had secrets showed to the daemon."""
+def shown(ctx: Context) -> Dict[str, Any]:
+    """What the probes of the last run that had secrets showed: `sources`, and `of` each the keyed digests of its values."""
     kept = files.read_json(ctx.node.shown_secrets)
-    return dict(kept["sources"]) if isinstance(kept, dict) else {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def changed(kept: Dict[str, Any], values: Iterable[Tuple[str, str]]) -> Optional[str]:
+    """The name of a secret that was shown and has another value by now; the one that was shown is known to nobody."""
+    known = {(name, secret.mark(kept["salt"], value)) for name, value in values} if kept else set()
+    for name, marks in sorted(kept.get("of", {}).items()):
+        if any((name, mark) not in known for mark in marks):
+            return str(name)
+    return None
 
 
 def forget(ctx: Context) -> None:
-    """A daemon is started, with a log of its own: what earlier runs showed to the one before is no part of it."""
-    kept = files.read_json(ctx.node.shown_secrets)
-    if isinstance(kept, dict) and kept.get("run") != ctx.run:
+    """A daemon is started, with a log of its own: what was shown to the one before is no part of it."""
+    kept = shown(ctx)
+    if kept and kept["run"] != ctx.run:
         files.drop(ctx.node.shown_secrets)
+    elif kept:
+        files.write_atomic(ctx.node.shown_secrets, files.to_json({**kept, "of": {}}))

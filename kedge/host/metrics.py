@@ -6,9 +6,10 @@ No series, two that match, and a value that is not finite are no data either.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Pattern, Tuple
 
 from kedge.host.dial import Broken
 
@@ -24,22 +25,35 @@ _WITHIN = rf"\{{[ \t]*{_QUOTED}[ \t]*{_REST}\}}"
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 _SERIES = rf"({_NAME}(?:[ \t]*{_LABELS})?|{_WITHIN})"
 _NUMBER = r"[+-]?(?:(?:[0-9]{1,64}\.?[0-9]{0,64}|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,4})?|[Ii]nf(?:inity)?|[Nn]a[Nn])"
-LINE = re.compile(
-    rf"{_SERIES}[ \t]+({_NUMBER})(?:[ \t]+[-+0-9.eE]{{1,32}})?(?:[ \t]+#[^\n]*)?[ \t]*\r?\Z"
-)
-SERIES = re.compile(rf"{_SERIES}[ \t]*\Z")
-PART = re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*|{_QUOTED})[ \t]*(?:=[ \t]*({_QUOTED}))?")
 ESCAPED = re.compile(r'\\(["\\n])')
 
 Series = Tuple[str, Dict[str, str]]
 
 
+# Compiled when they are needed: that takes longer than a whole look, and most probes are of no metric.
+@functools.lru_cache(None)
+def _line() -> Pattern[str]:
+    return re.compile(
+        rf"{_SERIES}[ \t]+({_NUMBER})(?:[ \t]+[-+0-9.eE]{{1,32}})?(?:[ \t]+#[^\n]*)?[ \t]*\r?\Z"
+    )
+
+
+@functools.lru_cache(None)
+def _whole() -> Pattern[str]:
+    return re.compile(rf"{_SERIES}[ \t]*\Z")
+
+
+@functools.lru_cache(None)
+def _part() -> Pattern[str]:
+    return re.compile(rf"([a-zA-Z_:][a-zA-Z0-9_:]*|{_QUOTED})[ \t]*(?:=[ \t]*({_QUOTED}))?")
+
+
 def series(text: str) -> Series:
     """A name and labels from `name{label="x"}`; ValueError when it is none."""
-    if not SERIES.match(text):
+    if not _whole().match(text):
         raise ValueError('a series is needed, such as name or name{label="x"}')
     name, labels = "", {}
-    for key, value in PART.findall(text):
+    for key, value in _part().findall(text):
         word = _unquoted(key)
         if not value:
             name = word
@@ -89,7 +103,7 @@ class Page:
             self._over = line == b"# EOF"
             return
         try:
-            found = LINE.match(line.decode("utf-8")) if len(line) <= LINE_MAX else None
+            found = _line().match(line.decode("utf-8")) if len(line) <= LINE_MAX else None
         except UnicodeDecodeError:
             found = None
         if found is None:

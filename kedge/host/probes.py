@@ -73,6 +73,8 @@ def _named(spec: Dict[str, Any]) -> str:
         return f"{spec['url']} {spec['service'] or ''}".rstrip()
     if spec["kind"] == "command":
         return " ".join(spec["argv"])[:120]
+    if spec["kind"] == "service":
+        return "the daemon's service"
     return f"{spec['kind']} {Target(spec.get('host', ''), spec.get('port', 0))}"
 
 

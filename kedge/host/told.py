@@ -126,9 +126,10 @@ class Told:
             for generation in (observe.current_config(node), kept.get("generation"))
             if generation
         }
+        shown = credentials.shown(self._ctx)
         for sources in (
             *(recipe.get("sources") for recipe in recipes.values()),
-            credentials.shown(self._ctx),
+            shown.get("sources"),
         ):
             if sources:
                 self._sources = {**self._sources, **sources}
@@ -136,6 +137,9 @@ class Told:
         generation = kept.get("generation")
         if isinstance(generation, str) and kept.get("secrets"):
             self._given(generation, recipes[generation], kept["secrets"], one.pid if one else 0)
+        name = credentials.changed(shown, self._values)
+        if name is not None:
+            self._lose(f"the secret {name} was changed since a probe showed it")
 
     def _read(self, sources: Dict[str, Dict[str, Any]]) -> None:
         said = self._ctx.pulse.said

@@ -285,6 +285,31 @@ def test_what_a_daemon_logs_of_a_token_is_not_told_by_a_later_session(
     assert not (host.root / ".kedge/shown-secrets.json").exists()
 
 
+def test_a_token_that_was_changed_since_it_was_shown_hides_the_words_that_may_have_it(
+    host: Any, serving: Serve, tmp_path: Path
+) -> None:
+    """Nobody knows the one before any more, and the daemon's log may have it."""
+    host.good(*host.leg(host.release("1"), "g1"))
+    token = secret(tmp_path, "token", TOKEN)
+    assert probe(host, shows(token, url=f"{serving()}/guarded"))["verdict"] == "pass"
+    with (host.root / "logs/service.log").open("a") as file:
+        file.write(f"GET /guarded with Bearer {TOKEN}\n")
+    secret(tmp_path, "token", "another-token-3312")
+    host.kill_daemon()
+    died = {"key": "d", "op": "healthy", "probe": {"service": {"running": True}}, "within": 2}
+    said = host.call(died)
+    assert said.error["type"] == "ServiceDied"
+    assert TOKEN not in json.dumps(said.lines)
+    assert "the secret token was changed since a probe showed it" in json.dumps(said.lines)
+    # A start begins a new log: from then on its words are told again, in the same run too.
+    host.good({"key": "again", "op": "start"})
+    found = probe(host, shows(token, url=f"{serving()}/echo"))
+    assert "'not with Bearer [secret token]'" in found["said"]
+    kept = (host.root / ".kedge/shown-secrets.json").read_text()
+    assert TOKEN not in kept
+    assert "another-token" not in kept
+
+
 def test_a_source_is_read_once_in_a_while_and_not_at_every_look(
     host: Any, serving: Serve, tmp_path: Path
 ) -> None:
