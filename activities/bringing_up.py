@@ -143,7 +143,6 @@ class BringingUpActivities:
         being_installed = node.run == INSTALL and node.token < SEEN and not running
         if end.ok and (end.observed.get("release") is None or being_installed):
             return await self._install(bringing, index, node, again=being_installed)
-        since = time.monotonic()
         end = await self._talk(bringing.install, index, node, ensure)
         if _fenced(end):
             return end
@@ -153,7 +152,9 @@ class BringingUpActivities:
         if not end.observed.get("should_run"):
             return replace(node, what=STOPPED)
         return (
-            replace(node, what="running") if running else replace(node, what="started", since=since)
+            replace(node, what="running")
+            if running
+            else replace(node, what="started", since=_started())
         )
 
     async def _settled(self, install: Installation, index: int, node: _Node) -> _Node:
@@ -222,11 +223,10 @@ class BringingUpActivities:
         if again:
             stop: dict[str, Json] = {"key": f"{key}/{node.name}/stop", "op": "stop", "grace": 10.0}
             ops = (stop, *ops)
-        since = time.monotonic()
         end = await self._talk(install, index, node, *ops)
         fault = end.fault(node.name)
         if fault is None:
-            return replace(node, what="installed", since=since)
+            return replace(node, what="installed", since=_started())
         return replace(node, what=f"{fault.message}")
 
     async def _may_install(self, bringing: _Bringing) -> bool:
@@ -268,6 +268,11 @@ def _choices(release: Release) -> tuple[str, ...]:
         "name another release in the fleet's document, then `kedge up --fleet FILE`: nodes that have none yet get that one",
         f"nodes that have {name} already go on with it: move them with a run (`kedge plan`, `kedge start`)",
     )
+
+
+def _started() -> float:
+    """When a daemon was started whose start has just been heard of: it lived for the time to settle since then."""
+    return time.monotonic() - SETTLE
 
 
 def _result(fleet: str, nodes: list[_Node]) -> EnsureResult:
