@@ -61,7 +61,7 @@ def lint_files(session: Session, files: tuple[Path, ...]) -> None:
         session.note(problem)
     session.document({"files": [str(file) for file in files], "problems": list(problems)})
     if problems:
-        session.note(f"next: mend {words.count(len(problems), 'problem')}, then lint again")
+        session.note(f"next: fix {words.count(len(problems), 'problem')}, then lint again")
         raise typer.Exit(Exit.BAD_INPUT)
     session.say(f"{words.count(len(files), 'document')}, no problem found")
 

@@ -18,7 +18,7 @@ from kedge.model.errors import (
 )
 
 _NEXT: dict[type[KedgeError], str] = {
-    DocumentError: "mend what is said above; `kedge runbook lint FILE…` checks documents by themselves",
+    DocumentError: "fix what is said above; `kedge runbook lint FILE…` checks documents by themselves",
     PlanError: "change the document that is named, then `kedge plan` again",
     OrderError: "`kedge order show FILE` shows what is in an order",
     EngineError: "`kedge up` starts the engine and a worker, `kedge doctor` looks closer",

@@ -181,7 +181,13 @@ def read_baseline(fleet: Parsed[Fleet], signed: Signed | None = None) -> Parsed[
     if signed is not None and release_name(str(path)) is not None:
         return read_release(path, signed)
     if not path.exists():
-        raise DocumentError((fleet.problem(("release",), f"there is no file {path}"),))
+        raise DocumentError(
+            (
+                fleet.problem(
+                    ("release",), f"there is no file {path}; the path is relative to this document"
+                ),
+            )
+        )
     return read_release(path)
 
 

@@ -91,10 +91,10 @@ class Daemon(Frozen):
     def _problems(self) -> list[Problem]:
         problems: list[Problem] = []
         if self.user is not None and not _written(self.user, _ACCOUNT):
-            said = "is no user: a name or a number such as postgres or 70, with a group postgres:postgres"
+            said = "is no user; write a name or a number such as postgres or 70, with another group postgres:data"
             problems.append((("user",), said))
         if self.groups is not None and self.user is None:
-            problems.append((("groups",), "are those of a user: say `user` too"))
+            problems.append((("groups",), "are the groups of a user; write the user beside them"))
         problems += [
             (("groups", at), "is no group: a name or a number")
             for at, one in enumerate(self.groups or ())
@@ -181,7 +181,7 @@ class Fleet(Frozen):
         first: dict[str, int] = {}
         for index, node in enumerate(self.nodes):
             if node.name in first:
-                said = f"{node.name} is the name of node {first[node.name] + 1} already"
+                said = f"{node.name} is the name of node {first[node.name] + 1} already; give each its own"
                 problems.append((("nodes", index, "name"), said))
             first.setdefault(node.name, index)
             places: list[tuple[Path, str]] = [
@@ -243,6 +243,6 @@ class Fleet(Frozen):
                     continue
                 other = owner.setdefault((node.address, port), node)
                 if other is not node:
-                    said = f"{port} on {node.address} is a port of {other.name} already"
+                    said = f"{port} on {node.address} is a port of {other.name} already; give each its own"
                     problems.append((("nodes", index, "labels", label), said))
         return problems

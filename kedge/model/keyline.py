@@ -110,6 +110,10 @@ def key_material(line: str) -> bytes:
     kind = parts[0]
     if kind.endswith("-cert-v01@openssh.com") or "-cert-v0" in kind:
         raise ValueError("is a certificate; write the public key itself")
+    if kind.startswith("-----BEGIN"):
+        raise ValueError(
+            "is the beginning of a key file, perhaps a private one; write the line of the .pub file"
+        )
     if kind not in _KINDS:
         raise ValueError(
             f"begins with {kind[:40]!r}; a key line begins with one of {', '.join(_KINDS)}"

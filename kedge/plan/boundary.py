@@ -127,7 +127,7 @@ def restore_problems(runbook: Runbook) -> list[Where]:
             (
                 "runbook",
                 ("rollback", "after_commit"),
-                "stands behind a commit, and the runbook has none",
+                "stands behind a commit, and the runbook has none; write commit: {before: …, gate: …, lost: …}",
             )
         )
     return problems

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from kedge.model.fleet import Fleet, Join
 from kedge.model.notation import Path
@@ -61,6 +62,19 @@ def renames(runbook: Runbook | None) -> dict[str, str]:
     )
 
 
+def unknown_placeholder(name: str, known: Collection[str]) -> str:
+    """What is said of a placeholder that has no value: which was meant, or which there are."""
+    family, _, last = name.rpartition(".")
+    meant = difflib.get_close_matches(name, known, 1, 0.8)
+    meant = meant or [other for other in sorted(known) if not family and other.endswith(f".{last}")]
+    near = sorted(other for other in known if other.split(".", 1)[0] == name.split(".", 1)[0])
+    said = f"{{{name}}} is nothing that can be filled in"
+    if meant:
+        return f"{said}; do you mean {{{meant[0]}}}? That text itself is {{{{{name}}}}}"
+    hint = f"; known are {', '.join('{' + other + '}' for other in near[:12])}" if near else ""
+    return f"{said}{hint}, and {{{{{name}}}}} is that text itself"
+
+
 class Names:
     """Judges placeholders for one fleet."""
 
@@ -79,15 +93,14 @@ class Names:
                 "{settings.flags} stands as a whole element of the daemon's argv, and nowhere else"
             )
         if any(name == other or name.startswith(f"{other}.") for other in refused):
-            return f"{{{name}}} is not known yet where this is filled in"
+            if name.startswith("settings."):
+                return f"{{{name}}} stands in a setting, and no setting uses another; put the text that both have into vars"
+            return f"{{{name}}} is not known yet where this is filled in; what is known there is the node's name, address and labels"
         if name.startswith("node.labels."):
             return self._label(name.removeprefix("node.labels."))
         if name in self.known:
             return None
-        family = name.split(".", 1)[0]
-        near = sorted(other for other in self.known if other.split(".", 1)[0] == family)
-        hint = f"; known are {', '.join('{' + other + '}' for other in near[:12])}" if near else ""
-        return f"{{{name}}} is nothing that can be filled in{hint}, and {{{{{name}}}}} is that text itself"
+        return unknown_placeholder(name, self.known)
 
     def _label(self, label: str) -> str | None:
         if label not in self.labels:
@@ -301,7 +314,7 @@ def _passable(gate: str, runbook: Runbook, policy: Policy, risk: Risk) -> list[W
     if len(able) - without < rule.threshold:
         who = ", ".join(sorted(able)) or "nobody"
         note = " and whoever starts the run does not count" if without else ""
-        said = f"asks for {rule.threshold}, but only {who} may sign it{note}"
+        said = f"asks for {rule.threshold}, but only {who} may sign it{note}; ask for fewer, or give more people the role"
         problems.append(("runbook", (*path, "threshold"), said))
     return problems
 
@@ -312,7 +325,7 @@ def company_problems(
     """Names that must agree, and platforms that must be there."""
     problems: list[Where] = []
     if policy.environment != fleet.environment:
-        said = f"is for {policy.environment}, and the fleet {fleet.name} is in {fleet.environment}"
+        said = f"is for {policy.environment}, and the fleet {fleet.name} is in {fleet.environment}; name the policy of that environment"
         problems.append(("policy", ("environment",), said))
     if runbook.component is not None and runbook.component != before.component:
         said = f"is for {runbook.component}, and the fleet runs {before.component}"

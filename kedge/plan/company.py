@@ -75,7 +75,7 @@ def version_problems(before: Release, after: Release, *, back: bool) -> list[Whe
         problems.append(("after", ("component",), said))
     if not in_range(before.version, after.upgrade_from):
         hint = suffix_hint(before.version, after.upgrade_from)
-        said = f"{after.version} may come from {after.upgrade_from}, and the fleet runs {before.version}{hint}"
+        said = f"{after.version} may come from {after.upgrade_from}, and the fleet runs {before.version}{hint}; go through a release that may come from it"
         problems.append(("after", ("upgrade_from",), said))
     if back and (after.downgrade_to is None or not in_range(before.version, after.downgrade_to)):
         allowed = (

@@ -38,7 +38,7 @@ class ConflictsError(PlanError):
     def __init__(self, conflicts: Iterable[Where]) -> None:
         self.conflicts: tuple[Where, ...] = tuple(dict.fromkeys(conflicts))
         lines = [f"{document}: {place(path)}{said}" for document, path, said in self.conflicts]
-        super().__init__("\n".join(lines), next_step="mend the documents, then: kedge plan")
+        super().__init__("\n".join(lines), next_step="fix the documents, then run `kedge plan`")
 
 
 def place(path: Path) -> str:
@@ -104,7 +104,7 @@ def _waves(
     blocks, problems = widen.blocks(rule, total)
     at_most = widen.at_once(rule.max_unavailable, total)
     if at_most >= total > 1:
-        said = f"{rule.max_unavailable} of {total} nodes is all of them at once"
+        said = f"{rule.max_unavailable} of {total} nodes is all of them at once; leave at least one that serves"
         problems.append((("waves", "max_unavailable"), said))
     if runbook.failure_budget >= total > 1:
         said = f"{runbook.failure_budget} failed nodes of {total} would be no reason to stop"

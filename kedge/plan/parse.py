@@ -156,15 +156,42 @@ def _model(
 def _translate(
     tree: Tree, error: ValidationError, model: type[BaseModel], base: Path, begin: int = 0
 ) -> None:
-    for detail in error.errors(include_url=False, include_input=False):
+    details = error.errors(include_url=False, include_input=False)
+    following = _following(details, model, spoiled=bool(tree.found))
+    for detail in details:
         if tree.full:
             tree.more += 1
             return
         location: Path = detail["loc"]
+        if (detail["type"], location) in following:
+            continue
         if base:
             first = location[0] if location else 0
             location = (*base, begin + int(first), *location[1:])
         _tell(tree, detail, location, model)
+
+
+def _following(
+    details: list[ErrorDetails], model: type[BaseModel], *, spoiled: bool
+) -> set[tuple[str, Path]]:
+    """Errors that only follow from others: a list is empty because what is in it is wrong, or a key is missing because it
+    is spelled wrongly. ``spoiled``: values were left out because of problems that are told already.
+    """
+    found: set[tuple[str, Path]] = set()
+    wrong = {detail["loc"][:size] for detail in details for size in range(len(detail["loc"]))}
+    for detail in details:
+        location: Path = detail["loc"]
+        if detail["type"] == "too_short" and (spoiled or location in wrong):
+            found.add(("too_short", location))
+        if detail["type"] == "extra_forbidden":
+            near = _near(model, location)
+            found |= {("missing", (*location[:-1], one)) for one in near}
+    return found
+
+
+def _near(model: type[BaseModel], location: Path) -> list[str]:
+    """The key that was meant where one is not known."""
+    return difflib.get_close_matches(str(location[-1]), sorted(_keys(model, location[:-1])), 1, 0.6)
 
 
 def _tell(tree: Tree, detail: ErrorDetails, location: Path, model: type[BaseModel]) -> None:
@@ -212,7 +239,7 @@ def _missing(location: Path) -> str:
 def _unknown(tree: Tree, model: type[BaseModel], location: Path, path: Path) -> None:
     key = str(location[-1])
     allowed = sorted(_keys(model, location[:-1]))
-    near = difflib.get_close_matches(key, allowed, 1, 0.6)
+    near = _near(model, location)
     if near:
         hint = f"do you mean {near[0]}?"
     elif allowed:

@@ -125,12 +125,12 @@ def root_problems(fleet: Fleet) -> list[Where]:
     """Roots that are no place of their own, and ports that two nodes would listen on."""
     problems = _no_folders(fleet)
     owner: dict[Place, int] = {}
-    told: set[tuple[str, int, int]] = set()
+    told: set[Path | tuple[str, int, int]] = set()
     for index, written, place in places(fleet):
         other = owner.setdefault(place, index)
-        if other == index or (place.what, other, index) in told:
+        if other == index or (place.what, other, index) in told or written in told:
             continue
-        told.add((place.what, other, index))
+        told |= {(place.what, other, index), written}
         problems.append(("fleet", written, _shared(fleet, index, other, place)))
     return problems[:20]
 
@@ -144,9 +144,11 @@ def _no_folders(fleet: Fleet) -> list[Where]:
     for index, node in enumerate(nodes):
         parts = node.root.split("/")
         if not node.root.startswith("/") or ".." in parts or not any(parts):
-            said = f"{node.root} is no absolute path of a folder, without '..'"
+            said = f"{node.root} is no absolute path of a folder, without '..'; write one such as /srv/{fleet.name}/{{node.name}}"
             found.append(("fleet", _root_path(fleet, index), said))
-    return found
+    return list(
+        {path: (document, path, said) for document, path, said in reversed(found)}.values()
+    )[::-1]
 
 
 def _shared(fleet: Fleet, index: int, other: int, place: Place) -> str:

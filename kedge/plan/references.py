@@ -13,7 +13,7 @@ from kedge.model.notation import Path, Problem
 from kedge.model.policy import Policy
 from kedge.model.runbook import Runbook
 from kedge.plan import secrecy, widen
-from kedge.plan.check import FIXED, runbook_texts
+from kedge.plan.check import FIXED, runbook_texts, unknown_placeholder
 from kedge.plan.template import placeholders
 
 
@@ -27,7 +27,7 @@ def runbook_references(runbook: Runbook, fleets: Sequence[Fleet]) -> list[Proble
     ]
     problems += _waves(runbook)
     for fleet in fleets:
-        found = widen.order(fleet.nodes, runbook.waves).problems[:5]
+        found = widen.order(fleet.nodes, runbook.waves).problems
         problems += [(path, f"{said} (fleet {fleet.name})") for path, said in found]
     return problems
 
@@ -67,9 +67,7 @@ def _placeholder(name: str, path: Path, runbook: Runbook, fleets: Sequence[Fleet
             if without is not None:
                 yield f"node {without} of the fleet {fleet.name} has no label {label}"
     elif family != "settings" and name not in FIXED:
-        near = ", ".join(f"{{{one}}}" for one in sorted(FIXED) if one.startswith(f"{family}."))
-        known = f"; known are {near}" if near else ""
-        yield f"{{{name}}} is nothing that can be filled in{known}, and {{{{{name}}}}} is that text itself"
+        yield unknown_placeholder(name, FIXED)
 
 
 def _variable(name: str, runbook: Runbook, fleets: Sequence[Fleet]) -> Iterable[str]:
@@ -81,7 +79,7 @@ def _variable(name: str, runbook: Runbook, fleets: Sequence[Fleet]) -> Iterable[
         )
     for fleet in fleets:
         if name not in fleet.vars:
-            yield f"neither this runbook nor the fleet {fleet.name} has a var {name}; the runbook's are {have}"
+            yield f"neither this runbook nor the fleet {fleet.name} has a var {name} (the runbook's are {have}); write it under vars"
 
 
 def _waves(runbook: Runbook) -> list[Problem]:

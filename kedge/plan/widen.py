@@ -51,6 +51,9 @@ class Order:
 
     nodes: list[int] = field(default_factory=list)
     keys: list[tuple[int, str]] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    """Nodes that are in no group, with their labels; ``unlabelled`` have no failure domain."""
+    unlabelled: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -66,7 +69,19 @@ def order(nodes: Sequence[Node], waves: Waves) -> Order:
         keyed.append((group, place, index))
         result.keys.append((group, domain))
     result.nodes = [index for _, _, index in sorted(keyed)]
+    if result.outside:
+        said = f"node {result.outside[0]} is in none of the groups{_others(result.outside, 'are')}"
+        result.problems.append((("waves", "order"), said))
+    if result.unlabelled:
+        more = _others(result.unlabelled, "have")
+        said = f"node {result.unlabelled[0]} has no label {waves.domain}{more}; every node needs its failure domain"
+        result.problems.append((("waves", "domain"), said))
     return result
+
+
+def _others(names: Sequence[str], verb: str) -> str:
+    """Of how many more the same is to be said."""
+    return f", nor {verb} {len(names) - 1} others" if len(names) > 1 else ""
 
 
 def _group(node: Node, waves: Waves, result: Order) -> int:
@@ -75,9 +90,7 @@ def _group(node: Node, waves: Waves, result: Order) -> int:
             return place
     labels = sorted({label for wanted in waves.order for label in wanted})
     has = ", ".join(f"{label}={node.labels.get(label, '(none)')}" for label in labels)
-    result.problems.append(
-        (("waves", "order"), f"node {node.name} ({has}) is in none of the groups")
-    )
+    result.outside.append(f"{node.name} ({has})")
     return len(waves.order)
 
 
@@ -85,8 +98,7 @@ def _domain(node: Node, waves: Waves, result: Order) -> str:
     if waves.domain is None:
         return ""
     if waves.domain not in node.labels:
-        said = f"node {node.name} has no label {waves.domain}; every node needs its failure domain"
-        result.problems.append((("waves", "domain"), said))
+        result.unlabelled.append(node.name)
     return node.labels.get(waves.domain, "")
 
 

@@ -229,7 +229,10 @@ def _syntax(tree: Tree, error: yaml.MarkedYAMLError, text: str) -> None:
     elif "mapping values are not allowed" in said:
         said += '; text with ": " in it is written in quotes'
     elif "expected" in said or "could not find" in said:
-        said += "; look at the indentation and at brackets and quotes that are not closed"
+        said += (
+            "; look at the indentation and at brackets and quotes that are not closed; text that begins with { or [ is"
+            " written in quotes"
+        )
     tree.add(line + 1, column + 1, "", said)
 
 

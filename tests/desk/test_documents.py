@@ -82,7 +82,7 @@ def test_conflicts_between_files_have_the_place_in_their_file(folder: Path) -> N
     with pytest.raises(DocumentError) as caught:
         compile_files(*four(folder))
     assert caught.value.problems == (
-        f"{folder}/policy.yaml:3:14: environment: is for prod, and the fleet etcd is in demo",
+        f"{folder}/policy.yaml:3:14: environment: is for prod, and the fleet etcd is in demo; name the policy of that environment",
     )
 
 

@@ -48,7 +48,7 @@ def test_a_runbook_by_itself_knows_its_own_variables_waves_and_placeholders(fold
         "node.0.probe.tcp.host",
         "node.0.probe.tcp.port",
     ]
-    assert "{node.adress} is nothing that can be filled in; known are {node.address}" in found[0]
+    assert "{node.adress} is nothing that can be filled in; do you mean {node.address}?" in found[0]
     assert "{vars.prot} has no default in this runbook (its vars are bin)" in found[1]
     assert "lint the Fleet that has it beside" in found[1]
 
