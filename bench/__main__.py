@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import artifact, evidence, local, simulated, verification
+from bench import against, artifact, evidence, local, simulated, verification
 
 PARTS = ("artifact", "evidence", "verification", "simulated", "local")
 
@@ -21,9 +21,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="leave the other parts out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="only the simulated nodes, in turns with another checkout that is set up",
+    )
+    parser.add_argument("--turns", type=int, default=2, help="how often, with --against")
     asked = parser.parse_args()
     figures: dict[str, Any] = {"machine": machine()}
     print(figures["machine"])
+    if asked.against is not None:
+        there = asked.against.resolve()
+        sides = against.measure(there, asked.turns, say)
+        print("\n".join(against.report(there, sides)))
+        figures["against"] = [one.model_dump(mode="json") for one in sides]
+        return _finish(figures, asked.json)
     parts = PARTS if asked.only is None else (asked.only,)
     if "artifact" in parts:
         cost = asyncio.run(artifact.measure(say))
@@ -45,9 +58,13 @@ def main() -> int:
         compared = asyncio.run(local.compare(say, local.REPETITIONS))
         print("\n".join(local.report(compared)))
         figures["local"] = [one.model_dump(mode="json") for one in compared]
+    return _finish(figures, asked.json)
+
+
+def _finish(figures: dict[str, Any], file: Path | None) -> int:
     figures["machine at the end"] = machine()
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=1) + "\n")
     print(figures["machine at the end"])
     return 0
 
