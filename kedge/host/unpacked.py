@@ -210,8 +210,10 @@ class Unpacked:
 
 def target(to: str, name: str) -> str:
     """Where a link leads, as a relative path; ArchiveRefused when it is absolute, or no path."""
-    if not to or any(ord(sign) < 32 or ord(sign) == 127 for sign in to):
-        raise ArchiveRefused("a link to a name with control characters, or to none", name)
+    if not to:
+        raise ArchiveRefused("a link that names nothing", name)
+    if any(ord(sign) < 32 or ord(sign) == 127 for sign in to):
+        raise ArchiveRefused("a link to a name with control characters", name)
     if to.startswith("/"):
         raise ArchiveRefused(f"a link to an absolute name, {to[:200]!r}", name)
     if len(to.encode()) > PATH_MAX:

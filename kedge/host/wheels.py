@@ -80,7 +80,8 @@ def _one(opened: zipfile.ZipFile, member: zipfile.ZipInfo, out: Unpacked) -> Non
             raise ArchiveRefused("a directory with content", name)
         out.admit(name, directory=True)
         return
-    if kind == stat.S_IFLNK:
+    # A link without a target is an empty file, as unzip has it: packers of wheels write what was a link that way.
+    if kind == stat.S_IFLNK and member.file_size:
         if member.file_size > PATH_MAX:
             raise ArchiveRefused("a link to a name that is too long", name)
         with opened.open(member) as content:

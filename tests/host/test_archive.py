@@ -128,7 +128,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a link to nothing": (tarred(member("b"), special("a", tarfile.SYMTYPE, "c")), "not in the archive"),
     "a link through a file": (tarred(member("b"), special("a", tarfile.SYMTYPE, "b/../c"), member("c")), "not in the archive"),
     "a link with a line break": (tarred(member("b"), special("a", tarfile.SYMTYPE, "b\nc")), "control characters"),
-    "a link with an empty name": (tarred(member("b"), special("a", tarfile.SYMTYPE, "")), "control characters, or to none"),
+    "a link with an empty name": (tarred(member("b"), special("a", tarfile.SYMTYPE, "")), "a link that names nothing"),
     "a link with content": (block(b"a", kind=b"2") + BODY + END, "a link with content"),
     "a link named by an extended header": (tarred(member("b"), renamed("a", "b", "/etc"), form=tarfile.PAX_FORMAT), "absolute"),
     "a hard link to an absolute name": (tarred(member("a"), special("l", tarfile.LNKTYPE, "/etc/passwd")), "absolute"),
@@ -372,6 +372,15 @@ def test_a_zip_keeps_its_links_and_finds_its_programs_without_modes(host: Any) -
     assert os.readlink(top / "app") == "bin/app"
     assert os.access(top / "bin/app", os.X_OK)
     assert (top / "conf").stat().st_mode & 0o7777 == 0o444
+
+
+def test_a_link_of_a_zip_that_names_nothing_is_an_empty_file(host: Any) -> None:
+    # As in a wheel of Node.js: what was a link has its mode and no content, and unzip makes an empty file of it.
+    release = host.archive(zipped(("bin/node", b"\x7fELF", 0o100755), ("bin/npm", b"", 0o120777)))
+    host.good(host.stage(release))
+    empty = host.root / "releases" / release.digest / "bin" / "npm"
+    assert not empty.is_symlink()
+    assert empty.read_bytes() == b""
 
 
 def test_a_program_without_an_execute_bit_may_be_executed(host: Any) -> None:
