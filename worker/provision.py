@@ -120,15 +120,18 @@ PINNED = {"server": SERVER, "cli": CLI, "ui": UI}
 _GO_PLACES = ("/usr/local/go/bin",)
 # Run in a process of its own: a download that hangs is given up with it.
 _DOWNLOADER = """
-import sys, urllib.request
+import http.client, sys, urllib.request
 
-with urllib.request.urlopen(sys.argv[1], timeout=20) as answer, open(sys.argv[2], "xb") as file:
-    left = int(sys.argv[3])
-    while part := answer.read(1 << 20):
-        left -= len(part)
-        if left < 0:
-            sys.exit("the archive is larger than it may be")
-        file.write(part)
+try:
+    with urllib.request.urlopen(sys.argv[1], timeout=20) as answer, open(sys.argv[2], "xb") as file:
+        left = int(sys.argv[3])
+        while part := answer.read(1 << 20):
+            left -= len(part)
+            if left < 0:
+                sys.exit("the archive is larger than it may be")
+            file.write(part)
+except (OSError, ValueError, http.client.HTTPException) as error:
+    sys.exit(f"{sys.argv[1]}: {getattr(error, 'reason', None) or error}")
 """
 
 

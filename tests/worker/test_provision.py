@@ -252,6 +252,7 @@ def test_when_the_download_is_refused_it_is_built_and_each_step_down_is_said(
         "building it from its Go module instead",
     ]
     assert "no way out of here" in world.said[2]
+    assert "File " not in world.said[2], "a reason, not a stack trace"
     assert world.provide().source == "cache"
 
 
