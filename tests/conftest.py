@@ -25,6 +25,12 @@ def tell(record_property: Callable[[str, object], None]) -> Tell:
     return lambda sentence: record_property("told", sentence)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: whoever shares the work has none of them left for the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints what the tests told, below the names of their files."""
     told = [
