@@ -11,6 +11,7 @@ from temporalio import activity
 
 from activities.ground import KEPT_WARRANTS, Ground
 from activities.recorded import Pairs, moment
+from activities.records import step_name
 from kedge.model.base import Digest, Json
 from kedge.model.errors import DriverError
 from kedge.model.plan import Plan
@@ -311,8 +312,7 @@ def _answer(refused: Refused) -> FailedBefore | DriverError:
     if node is None or failure is None or failure.get("type") == "Fenced":
         return _refusal(refused)
     error = DriverError(str(failure.get("type")), str(failure.get("message")), retryable=False)
-    step = str(failure.get("key")).rsplit("/", 1)[-1].split("#")[0]
-    return FailedBefore(error, step, node.reported)
+    return FailedBefore(error, step_name(str(failure.get("key"))), node.reported)
 
 
 def _refusal(refused: Refused) -> DriverError:

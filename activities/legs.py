@@ -19,7 +19,7 @@ from activities.ground import Ground, goes_back
 from activities.heartbeats import Pulse, pulse
 from activities.looks import BACK
 from activities.recorded import moment
-from activities.records import journal_of, sent_by, step_of
+from activities.records import journal_of, sent_by, step_name, step_of
 from kedge.drivers.ports import HostEvent, SessionEnd, SessionRequest
 from kedge.model.base import Json, digest_of
 from kedge.model.errors import DriverError
@@ -260,7 +260,7 @@ class LegActivities:
             return await self._unheard(request, admitted, name, unexpected(error, name))
         fault = end.fault(node.name)
         if fault is not None:
-            step = end.failed.key.rsplit("/", 1)[-1].split("#")[0] if end.failed is not None else ""
+            step = step_name(end.failed.key) if end.failed is not None else ""
             if fault.kind == "Fenced":
                 fault = await self._fenced(request, fault)
                 return fault, _failure(fault, request, name, step)

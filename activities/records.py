@@ -35,6 +35,11 @@ _KEPT: dict[str, tuple[str, ...]] = {
 """Of the results of operations, what is evidence. The output of commands is not: it stays in the host's journal."""
 
 
+def step_name(key: str) -> str:
+    """The name of the step that an operation's key is of, without its round."""
+    return key.rsplit("/", 1)[-1].split("#", maxsplit=1)[0]
+
+
 def step_of(event: HostEvent, archives: Mapping[str, Artifact]) -> dict[str, Json]:
     """One step of a leg. ``archives`` are those that were sent, by the key of the step that staged them."""
     step: dict[str, Json] = {
