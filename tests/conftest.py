@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 from temporalio.client import Client
 
+from tests.daemons import end_below, passable
 from worker.client import connect
 from worker.engine import Engine
 from worker.settings import Settings
@@ -86,3 +87,13 @@ async def client(engine: Engine, engine_settings: Settings) -> Client:
     """A client of the shared engine, with kedge's data converter."""
     engine.start()
     return await connect(engine_settings, patience=10)
+
+
+@pytest.fixture
+def own_home(tmp_path: Path) -> Iterator[Path]:
+    """A home of one's own; whatever still runs there at the end is ended."""
+    with passable(tmp_path) as made:
+        try:
+            yield made
+        finally:
+            end_below(made)

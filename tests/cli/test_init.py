@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from kedge.model.errors import DriverError, PlanError
 from kedge.model.policy import Policy
 from kedge.plan.parse import parse
 from tests.agents import ssh_agent
-from tests.daemons import end_below, passable
 from tests.demo.test_walkthrough import CHECKOUT, _cache, typed
 from worker.settings import Settings
 
@@ -331,20 +330,10 @@ def test_a_hardware_key_signs_orders_and_a_key_of_its_own_the_releases(laptop: L
     assert set(states(laptop.init(key=path)).values()) == {"there"}
 
 
-@pytest.fixture
-def cleared(tmp_path: Path) -> Iterator[Path]:
-    """A home of one's own; whatever still runs there at the end is ended."""
-    with passable(tmp_path) as made:
-        try:
-            yield made
-        finally:
-            end_below(made)
-
-
 @pytest.mark.temporal
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(cleared: Path) -> None:
+def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(own_home: Path) -> None:
     script = typed(PAGE.read_text())
     for number, member in enumerate(free_members(3), 1):
         script = script.replace(f"1808{number}", str(member.client_port))
@@ -355,7 +344,7 @@ def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(cleared: Pat
     said = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=CHECKOUT,
-        env={**kept, "HOME": str(cleared), "XDG_CACHE_HOME": _cache()},
+        env={**kept, "HOME": str(own_home), "XDG_CACHE_HOME": _cache()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -366,11 +355,11 @@ def test_from_an_empty_folder_to_a_first_migration_as_it_is_written(cleared: Pat
     assert said.returncode == 0, whole
     versions = re.findall(r'^\{"version": "(.*)"\}$', said.stdout, re.MULTILINE)
     assert versions == ["1.0.0", "1.1.0"], whole
-    file = cleared / "own" / "policy.yaml"
+    file = own_home / "own" / "policy.yaml"
     policy = parse(file.read_bytes(), str(file), Policy).value
     assert [person.name for person in policy.people] == ["ada", "ben"]
     assert (policy.requester_may_approve, policy.separation.author_may_approve) == (False, False)
     assert policy.change is not None
     assert policy.change.threshold == 2
-    pinned = (cleared / "own" / ".kedge" / "policies" / "hello.json").read_text()
+    pinned = (own_home / "own" / ".kedge" / "policies" / "hello.json").read_text()
     assert '"version":2' in pinned

@@ -13,14 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from demo.documents import free_members
-from tests.daemons import end_below, passable
 from tests.demo.test_walkthrough import CHECKOUT, _cache, typed
 from tests.registries import unavailable
 
@@ -65,20 +63,10 @@ class Writer:
         return set(self.acknowledged) - there
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A home of one's own; whatever still runs there at the end is ended."""
-    with passable(tmp_path) as made:
-        try:
-            yield made
-        finally:
-            end_below(made)
-
-
 @pytest.mark.temporal
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_no_acknowledged_commit_is_lost_up_and_back_as_it_is_written(folder: Path) -> None:
+def test_no_acknowledged_commit_is_lost_up_and_back_as_it_is_written(own_home: Path) -> None:
     for program in ("mvn", "psql"):
         if shutil.which(program) is None:
             pytest.skip(f"the page needs {program}, and there is none here")
@@ -99,7 +87,7 @@ def test_no_acknowledged_commit_is_lost_up_and_back_as_it_is_written(folder: Pat
         writers = [Writer(port) for port in ports]
         for writer in writers:
             stack.callback(writer.end)
-        shown = typed_in(moved, CHECKOUT, folder)
+        shown = typed_in(moved, CHECKOUT, own_home)
     rows = [line for line in shown.splitlines() if line.startswith("from ")]
     assert rows == ["from 17.2|17.2", "from 17.5|17.2"], shown
     for writer in writers:
@@ -108,7 +96,7 @@ def test_no_acknowledged_commit_is_lost_up_and_back_as_it_is_written(folder: Pat
         last = writer.acknowledged[max(writer.acknowledged)]
         assert last == 170002, "and on the old one again, after the rollback"
         assert writer.lost() == set()
-    typed_in(down, folder / "postgres", folder)
+    typed_in(down, own_home / "postgres", own_home)
     for port in ports:
         until_nobody_listens(int(port))
 

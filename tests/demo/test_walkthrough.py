@@ -6,13 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.documents import free_members
-from tests.daemons import end_below, passable
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs" / "first-migration.md"
@@ -26,20 +24,10 @@ def typed(page: str) -> str:
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A home of one's own; whatever still runs there at the end is ended."""
-    with passable(tmp_path) as made:
-        try:
-            yield made
-        finally:
-            end_below(made)
-
-
 @pytest.mark.temporal
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_the_first_migration_goes_as_it_is_written(folder: Path) -> None:
+def test_the_first_migration_goes_as_it_is_written(own_home: Path) -> None:
     script = typed(PAGE.read_text())
     for number, member in enumerate(free_members(3), 1):
         script = script.replace(f"1808{number}", str(member.client_port))
@@ -49,7 +37,7 @@ def test_the_first_migration_goes_as_it_is_written(folder: Path) -> None:
     said = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=CHECKOUT,
-        env={**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": _cache()},
+        env={**os.environ, "HOME": str(own_home), "XDG_CACHE_HOME": _cache()},
         capture_output=True,
         text=True,
         timeout=380,

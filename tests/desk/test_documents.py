@@ -12,17 +12,7 @@ from desk.documents import compile_files, lint, read_bytes, read_documents, read
 from kedge.model.errors import DocumentError
 from kedge.plan.digest import plan_digest
 from kedge.trust.policies import policy_text
-from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, text in (
-        ("etcd.yaml", FLEET), ("etcd-3.5.0.yaml", BEFORE), ("etcd-3.5.1.yaml", AFTER), ("policy.yaml", POLICY),
-        ("runbook.yaml", RUNBOOK),
-    ):  # fmt: skip
-        (tmp_path / name).write_text(text)
-    return tmp_path
+from tests.plan.samples import AFTER, FLEET, POLICY, RUNBOOK, replaced
 
 
 def four(folder: Path) -> tuple[Path, Path, Path, Path]:

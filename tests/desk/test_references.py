@@ -11,17 +11,7 @@ from desk.desk import Desk
 from desk.documents import lint
 from kedge.model.errors import DocumentError
 from tests.cli import scene as scenes
-from tests.plan.samples import AFTER, BEFORE, FLEET, POLICY, RUNBOOK, replaced
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, text in (
-        ("etcd.yaml", FLEET), ("etcd-3.5.0.yaml", BEFORE), ("etcd-3.5.1.yaml", AFTER), ("policy.yaml", POLICY),
-        ("runbook.yaml", RUNBOOK),
-    ):  # fmt: skip
-        (tmp_path / name).write_text(text)
-    return tmp_path
+from tests.plan.samples import FLEET, replaced
 
 
 def changed(folder: Path, name: str, old: str, new: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -215,10 +216,13 @@ def write_documents(top: Path, kept: Path, keys: dict[str, str]) -> None:
     for name, document in (("policy", policy), ("fleet", fleet)):
         (top / f"{name}.yaml").write_text(yaml.safe_dump(document))
     (top / "runbook.yaml").write_text(RUNBOOK)
-    for version in ("1.0.0", "1.0.1", "1.0.2"):
-        import hashlib
+    write_releases(top, DAEMON)
 
-        content = archive({"daemon": DAEMON.replace("{version}", version).encode()})
+
+def write_releases(top: Path, daemon: str) -> None:
+    """Three releases of a daemon, each with its archive; ``{version}`` in its text is that of the release."""
+    for version in ("1.0.0", "1.0.1", "1.0.2"):
+        content = archive({"daemon": daemon.replace("{version}", version).encode()})
         (top / f"daemon-{version}.tar").write_bytes(content)
         artifact = {
             "digest": hashlib.sha256(content).hexdigest(), "length": len(content),

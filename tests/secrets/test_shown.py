@@ -25,8 +25,7 @@ from tests.conftest import Tell
 from tests.daemons import AS_US, end_below
 from tests.host.certificates import Authority
 from tests.secrets.conftest import found
-from tests.secrets.test_planted import Sampler, World
-from tests.spine.scene import archive
+from tests.secrets.test_planted import Sampler, World, write_releases
 
 pytestmark = [pytest.mark.temporal, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -144,18 +143,7 @@ def plant(top: Path) -> World:
     }  # fmt: skip
     for name, document in (("policy", policy), ("fleet", fleet)):
         (top / f"{name}.yaml").write_text(yaml.safe_dump(document))
-    for version in ("1.0.0", "1.0.1", "1.0.2"):
-        content = archive({"daemon": DAEMON.replace("{version}", version).encode()})
-        (top / f"daemon-{version}.tar").write_bytes(content)
-        artifact = {
-            "digest": hashlib.sha256(content).hexdigest(), "length": len(content),
-            "source": f"daemon-{version}.tar",
-        }  # fmt: skip
-        release = {
-            "kind": "Release", "component": "daemon", "version": version,
-            "artifacts": {"linux/amd64": artifact}, "upgrade_from": ">=1.0.0", "downgrade_to": ">=1.0.0",
-        }  # fmt: skip
-        (top / f"daemon-{version}.yaml").write_text(json.dumps(release))
+    write_releases(top, DAEMON)
     return World(top, {**os.environ, "COLUMNS": "160"})
 
 
